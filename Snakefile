@@ -1,0 +1,54 @@
+"""The graph: data -> chapters (papermill) -> ledger -> verdict -> site. `make book` runs it."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import latephase
+from latephase.book.claims import load
+from latephase.book.layout import Book
+
+BOOK = Book(Path.cwd(), config.get("profile", "quick"))
+CLAIMS = load(BOOK.claims)
+CHAPTERS = BOOK.chapters()
+LIBRARY = [f for f in sorted(Path(latephase.__file__).parent.rglob("*")) if f.suffix in (".py", ".npz")]
+SCIENCE = [f for f in LIBRARY if f.parent.name != "book"]
+# A chapter runs again when a file that can change its numbers or its gate does.
+WING = [f for f in LIBRARY if f.parent.name == "book" and f.stem in ("claims", "execute", "gate")]
+PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
+         and ".ipynb_checkpoints" not in f.parts]
+EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
+PYTHON = sys.executable
+STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
+
+
+def claims_of(wildcards):
+    """The chapter's rows of the registry: a changed bound runs its own chapter again, no other."""
+    return [str(asdict(claim)) for claim in CLAIMS.values() if claim.chapter == wildcards.chapter]
+
+
+rule site:
+    input: "_build/verdict.ok", "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
+           LIBRARY
+    output: update("_build/html/index.html")
+    params: profile=BOOK.profile
+    shell: STEP
+
+rule verdict:
+    input: "_build/ledger.json"
+    output: "_build/verdict.ok"
+    params: profile=BOOK.profile
+    shell: STEP + " && touch {output}"
+
+rule ledger:
+    input: "book/claims.yml", expand(EXECUTED, chapter=CHAPTERS), [f for f in LIBRARY if f.stem == "ledger"]
+    output: update("_build/ledger.json")
+    params: profile=BOOK.profile
+    shell: STEP
+
+rule chapter:
+    input: "book/{chapter}.ipynb", SCIENCE, WING
+    output: update(EXECUTED)
+    params: claims=claims_of, parameters=lambda wildcards: BOOK.parameters(wildcards.chapter)
+    threads: 1
+    shell: STEP + " --chapter {wildcards.chapter}"

@@ -1,0 +1,150 @@
+"""From executed notebooks and the ledger to `_build/html`: staging, Jupyter Book, a last check.
+
+The site is built from a staged copy of the book in which each notebook is the executed one and
+the pages made from the ledger stand in `book/_generated/`. It is built aside and put in place by
+a rename, so that an earlier site stays whole until a new one has passed its checks.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from latephase.book import BookError, gate, ledger, provenance
+from latephase.book.claims import MIME
+from latephase.book.files import write_whole
+from latephase.book.layout import Book
+from latephase.book.notebooks import Notebook, read
+
+# The combined component, what it loads on demand, and the licence that lets us ship them.
+_MATHJAX = ("es5/tex-mml-chtml.js", "es5/output/chtml", "es5/input/tex", "es5/a11y", "LICENSE")
+
+
+def build(book: Book) -> None:
+    """Build the site of the executed book into `_build/html`; BookError if anything is amiss."""
+    stage, out = book.build / "stage", book.build / "site"
+    for folder in (stage, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    _stage(book, stage)
+    _jupyter_book(stage, out)
+    made = out / "_build" / "html"
+    if wrong := gate.check_site(made):
+        raise BookError("\n".join(wrong))
+    _put_in_place(made, book.html)
+    shutil.rmtree(out)
+
+
+def _stage(book: Book, stage: Path) -> None:
+    shutil.copytree(book.root / "book", stage / "book", ignore=shutil.ignore_patterns(".*"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(book.root / name, stage / name)
+    _mathjax(stage / "mathjax" / "mathjax")
+    notebooks = {chapter: read(book.executed(chapter)) for chapter in book.chapters()}
+    for chapter, notebook in notebooks.items():
+        _dress(notebook, chapter)
+        write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
+    generated = stage / "book" / "_generated"
+    generated.mkdir()
+    entries = ledger.read(book.ledger)
+    (generated / "verdicts.md").write_text(ledger.markdown_table(entries), encoding="utf8")
+    (generated / "report.md").write_text(_report(book, notebooks), encoding="utf8")
+
+
+def _dress(notebook: Notebook, chapter: str) -> None:
+    """Hide the injected parameters and say under each figure which cell, profile and data made it."""
+    made_by, number = notebook.made_by, 0
+    for cell in notebook.cells:
+        number += cell.is_code
+        metadata = cell.content["metadata"]
+        if "injected-parameters" in cell.tags:
+            metadata["tags"] = [*cell.tags, "remove-cell"]
+        for output in cell.outputs:
+            output.get("data", {}).pop(MIME, None)  # Jupyter Book warns of a type it cannot show
+        if figure := metadata.get("mystnb", {}).get("figure"):
+            figure["caption"] = (
+                f"{figure['caption'].rstrip()} *Source: code cell {number} of {chapter}.ipynb, "
+                f"profile {made_by['profile']}, data: {metadata.get('data', 'made in the chapter')}, "
+                f"commit {made_by['commit'][:10]}.*"
+            )
+
+
+def _mathjax(target: Path) -> None:
+    """Copy MathJax from the package that carries it: the site loads nothing from elsewhere."""
+    spec = importlib.util.find_spec("mathjax")
+    folders = (
+        [Path(f) / "static" / "mathjax" for f in spec.submodule_search_locations] if spec else []
+    )
+    source = next((folder for folder in folders if (folder / _MATHJAX[0]).is_file()), None)
+    if source is None:
+        raise BookError("MathJax not found: the package django-static-mathjax is not installed")
+    for part in _MATHJAX:
+        (target / part).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (source / part).is_dir() else shutil.copy
+        copy(source / part, target / part)
+
+
+def _report(book: Book, notebooks: dict) -> str:
+    lines = ["| Chapter | Seconds | Seeds and parameters | Commit |", "|---|---|---|---|"]
+    for chapter, notebook in notebooks.items():
+        made_by = notebook.made_by
+        settings = ", ".join(f"`{k}={v}`" for k, v in made_by["parameters"].items())
+        lines.append(
+            f"| [{chapter}]({chapter}.ipynb) | {made_by['seconds']:.1f} | {settings} "
+            f"| `{made_by['commit'][:10]}` |"
+        )
+    made_by = next(iter(notebooks.values())).made_by["environment"]
+    rows = {
+        "Profile": book.profile,
+        "Python": made_by["python"],
+        "System": made_by["system"],
+        "Cores": made_by["cores"],
+        "Device": made_by["device"],
+        **made_by["versions"],
+        **{f"sha256 of {name}": f"`{sha}`" for name, sha in provenance.data(book.root).items()},
+    }
+    table = [
+        "| What | Value |",
+        "|---|---|",
+        *(f"| {what} | {value} |" for what, value in rows.items()),
+    ]
+    return "\n".join([*lines, "", *table]) + "\n"
+
+
+def _jupyter_book(stage: Path, out: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(stage),
+        "--path-output",
+        str(out),
+        "-W",
+        "-n",
+        "--keep-going",
+        "-q",
+    ]
+    # The theme and its extensions warn of their own deprecations; those are not the book's.
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    log = stage.parent / "site.log"
+    write_whole(log, done.stdout + done.stderr)
+    if done.returncode != 0:
+        lines = [
+            line
+            for line in log.read_text(encoding="utf8").splitlines()
+            if "WARNING" in line or "ERROR" in line or "rror:" in line
+        ]
+        told = "\n".join(dict.fromkeys(line.replace(f"{stage}/", "") for line in lines))
+        raise BookError(f"{told}\njupyter-book refused the site (log: {log})")
+
+
+def _put_in_place(made: Path, html: Path) -> None:
+    old = html.with_name(".html.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if html.exists():
+        html.rename(old)
+    made.rename(html)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""A small book, built by the same Snakefile as the large one, in which faults can be planted."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CLAIM = {
+    "id": "first/small",
+    "chapter": "first",
+    "statement": "The number is small.",
+    "source": "this fixture",
+    "metric": "the number",
+    "relation": "<=",
+    "bound": 1.0,
+    "reason": "one is small",
+    "controls": {"large": "a large number"},
+}
+
+
+def chapter(name: str, *code: str) -> nbformat.NotebookNode:
+    """A chapter with a parameters cell, the given code cells and a last cell that records."""
+    last = f"claims.record('{name}/small', number, control={{'large': 2.0}}, seeds=[0])"
+    return new_notebook(
+        cells=[
+            new_markdown_cell(f"# The {name} chapter\n\nIt measures a number, $x \\le 1$."),
+            new_code_cell("from latephase.book import claims"),
+            new_code_cell("number = 0.5", metadata={"tags": ["parameters"]}),
+            *[new_code_cell(source) for source in code],
+            new_code_cell(last),
+        ],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
+
+
+class FixtureBook:
+    """A two-chapter book in its own folder; `build()` runs the pipeline on it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        (root / "book").mkdir(parents=True)
+        (root / "profiles").mkdir()
+        for name in ("Snakefile", "_config.yml"):
+            shutil.copy(ROOT / name, root / name)
+        (root / "book" / "references.bib").write_text("")
+        index = "# A small book\n\n```{include} _generated/verdicts.md\n```\n"
+        (root / "book" / "index.md").write_text(index)
+        self.write_chapters("first", "second")
+
+    def write_chapters(self, *names: str) -> None:
+        toc = {
+            "format": "jb-book",
+            "root": "book/index",
+            "chapters": [{"file": f"book/{n}"} for n in names],
+        }
+        self.write_yaml("_toc.yml", toc)
+        self.write_yaml(
+            "book/claims.yml", [CLAIM | {"id": f"{n}/small", "chapter": n} for n in names]
+        )
+        for profile in ("quick", "full", "paper"):
+            self.write_yaml(f"profiles/{profile}.yml", {n: {"number": 0.5} for n in names})
+        for name in names:
+            self.write_notebook(name, chapter(name))
+
+    def write_yaml(self, name: str, content) -> None:
+        (self.root / name).write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def read_yaml(self, name: str):
+        return yaml.safe_load((self.root / name).read_text())
+
+    def write_notebook(self, name: str, notebook) -> None:
+        nbformat.write(notebook, self.root / "book" / f"{name}.ipynb")
+
+    def build(self, *options: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "latephase.book", "build", "--cores", "2", *options]
+        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def book(tmp_path) -> FixtureBook:
+    return FixtureBook(tmp_path / "book root")
