@@ -91,7 +91,7 @@ def _papermill(chapter, source, output, parameters):
     except papermill.PapermillExecutionError as error:
         text = str(error.evalue).splitlines() or [""]
         raise BookError(
-            f"{chapter}: cell {error.cell_index + 1} raised {error.ename}: {text[0]} (see {output})"
+            f"{chapter}: code cell {error.exec_count} raised {error.ename}: {text[0]} (see {output})"
         ) from error
     except DeadKernelError as error:
         raise BookError(f"{chapter}: the kernel died (out of memory?); see {output}") from error

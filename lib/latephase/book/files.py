@@ -44,7 +44,7 @@ def read_yaml(path: Path):
     """The content of a YAML file; BookError if it is missing, malformed or has a key twice."""
     try:
         with open(path, encoding="utf8") as file:
-            return yaml.load(file, Loader=_StrictLoader)  # noqa: S506, a SafeLoader
+            return yaml.load(file, Loader=_StrictLoader)
     except OSError as error:
         raise BookError(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -92,7 +92,7 @@ def check_parameters(source: Path, parameters: dict, where: str) -> list[str]:
 
     declared = set(inspect_notebook(str(source)))
     wrong = [
-        f"{where}: {source.name} declares no parameter {name!r} (it has {', '.join(sorted(declared))})"
+        f"{where}: {source.name} declares no parameter {name!r}, only {', '.join(sorted(declared))}"
         for name in sorted(set(parameters) - declared)
     ]
     return wrong + [

@@ -142,9 +142,9 @@ def plain_table(ledger: list[dict]) -> str:
         relation = "≤" if entry["relation"] == "<=" else "≥"
         lines.append(
             f"  {entry['id']:<{width}}  {number(entry['value']):>9} {relation} "
-            f"{number(entry['bound']):<8} {entry['verdict']:<8} controls: {controls}  {mark}".rstrip()
+            f"{number(entry['bound']):<8} {entry['verdict']:<8} controls: {controls}  {mark}"
         )
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown_table(ledger: list[dict]) -> str:

@@ -53,7 +53,7 @@ def _stage(book: Book, stage: Path) -> None:
 
 
 def _dress(notebook: Notebook, chapter: str) -> None:
-    """Hide the injected parameters and say under each figure which cell, profile and data made it."""
+    """Hide the injected parameters; say under each figure which cell, profile and data made it."""
     made_by, number = notebook.made_by, 0
     for cell in notebook.cells:
         number += cell.is_code
@@ -65,7 +65,8 @@ def _dress(notebook: Notebook, chapter: str) -> None:
         if figure := metadata.get("mystnb", {}).get("figure"):
             figure["caption"] = (
                 f"{figure['caption'].rstrip()} *Source: code cell {number} of {chapter}.ipynb, "
-                f"profile {made_by['profile']}, data: {metadata.get('data', 'made in the chapter')}, "
+                f"profile {made_by['profile']}, "
+                f"data: {metadata.get('data', 'made in the chapter')}, "
                 f"commit {made_by['commit'][:10]}.*"
             )
 

@@ -1,0 +1,110 @@
+"""What turns the ledger red: each fault is planted in one entry and must be named there."""
+
+import json
+import math
+
+import pytest
+
+from latephase.book import BookError, ledger
+from latephase.book.claims import Claim
+from tests.conftest import CLAIM
+
+INF, NAN = math.inf, math.nan
+
+
+def entry(value=0.5, control=2.0, times=1, **change):
+    row = CLAIM | {"bound": {"quick": 1.0}} | change
+    payload = {
+        "id": "first/small",
+        "values": [repr(v) for v in (value if isinstance(value, list) else [value])],
+        "controls": {} if control is None else {"large": [repr(control)]},
+        "seeds": [0],
+    }
+    records = {"first": {"seconds": 1.5, "claims": [payload] * times}}
+    return ledger.entries({row["id"]: Claim(**row)}, records, "quick")[0]
+
+
+def test_a_claim_within_its_bound_holds():
+    made = entry()
+    assert (made["value"], made["verdict"], made["problem"]) == (0.5, "holds", None)
+    assert made["seconds"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        (lambda: entry(1.5), "expected 'holds', got 'fails'"),
+        (lambda: entry([0.1, 1.5, 0.2]), "expected 'holds', got 'fails'"),
+        (lambda: entry([0.1, NAN]), "the value is NaN"),
+        (lambda: entry(INF), "expected 'holds', got 'fails'"),
+        (lambda: entry(times=0), "first recorded no value"),
+        (lambda: entry(times=2), "recorded 2 times"),
+        (lambda: entry(control=0.9), "negative control passes: large"),
+        (lambda: entry(control=NAN), "negative control passes: large"),
+        (lambda: entry(control=None), "negative control not recorded: large"),
+        (lambda: entry(0.5, relation=">="), "negative control passes: large"),
+        (lambda: entry(0.5, 0.1, relation=">="), "expected 'holds', got 'fails'"),
+        (lambda: entry(0.5, expect="fails"), "expected 'fails', got 'holds'"),
+    ],
+)
+def test_a_fault_turns_the_entry_red(made, problem):
+    assert made()["problem"] == problem
+
+
+def test_an_honest_failure_is_green_and_printed_as_failing():
+    made = entry(1.5, expect="fails", expect_reason="it is large")
+    assert (made["verdict"], made["problem"]) == ("fails", None)
+    assert "**fails** (it is large)" in ledger.markdown_table([made])
+
+
+def test_what_theory_does_not_cover_gets_no_other_verdict():
+    for value in (0.5, 1.5):
+        made = entry(value, expect="not covered by theory", expect_reason="kinks")
+        assert (made["verdict"], made["problem"]) == ("not covered by theory", None)
+
+
+def test_a_control_is_judged_by_its_most_favourable_seed():
+    row = Claim(**CLAIM | {"bound": {"quick": 1.0}})
+    payload = {"id": row.id, "values": ["0.5"], "controls": {"large": ["5.0", "0.9"]}, "seeds": []}
+    made = ledger.entries({row.id: row}, {"first": {"seconds": 1, "claims": [payload]}}, "quick")
+    assert made[0]["problem"] == "negative control passes: large"
+
+
+def test_a_record_of_another_chapter_is_an_error():
+    row = Claim(**CLAIM | {"bound": {"quick": 1.0}, "chapter": "second"})
+    payload = {"id": row.id, "values": ["0.5"], "controls": {"large": ["5.0"]}, "seeds": []}
+    with pytest.raises(BookError, match="not registered for it"):
+        ledger.entries({row.id: row}, {"first": {"seconds": 1, "claims": [payload]}}, "quick")
+
+
+def test_infinity_survives_in_strict_json(tmp_path):
+    ledger.write(tmp_path / "ledger.json", [entry(INF, INF)])
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (tmp_path / "ledger.json").read_text()
+    read = json.loads(text, parse_constant=refuse)
+    assert read[0]["value"] == INF
+    assert read[0]["controls"]["large"]["value"] == INF
+
+
+def test_a_full_disk_leaves_the_old_ledger(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.json"
+    ledger.write(path, [entry()])
+    before = path.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(BookError, match=r"cannot write .*ledger\.json: No space left on device"):
+        ledger.write(path, [entry(1.5)])
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_broken_ledger_is_named(tmp_path):
+    (tmp_path / "ledger.json").write_text("[{")
+    with pytest.raises(BookError, match="cannot read the ledger"):
+        ledger.read(tmp_path / "ledger.json")

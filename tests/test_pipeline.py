@@ -1,0 +1,185 @@
+"""The whole path on a small book: what a green build leaves, and what turns it red."""
+
+import json
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+from tests.conftest import FixtureBook, chapter
+
+
+@pytest.fixture(scope="module")
+def green(tmp_path_factory) -> FixtureBook:
+    """A two-chapter book after its first build."""
+    book = FixtureBook(tmp_path_factory.mktemp("green") / "book root")
+    book.first = book.build()
+    return book
+
+
+def stamps(book):
+    return {
+        path.stem: path.stat().st_mtime_ns for path in book.root.glob("_build/executed/*/*.ipynb")
+    }
+
+
+def test_a_green_build_leaves_ledger_site_and_table(green):
+    assert green.first.returncode == 0, green.first.stderr
+    assert "first: done in" in green.first.stdout
+    assert "first/small" in green.first.stdout
+    assert "_build/html/book/index.html" in green.first.stdout
+    ledger = json.loads((green.root / "_build/ledger.json").read_text())
+    assert [entry["verdict"] for entry in ledger] == ["holds", "holds"]
+    page = (green.root / "_build/html/book/first.html").read_text()
+    assert "mathjax/es5/tex-mml-chtml.js" in page
+    assert "# Parameters" not in page  # the injected cell's first line
+    assert (green.root / "_build/html/mathjax/es5/tex-mml-chtml.js").is_file()
+
+
+def test_an_unchanged_book_runs_nothing_and_an_edited_chapter_runs_alone(green):
+    before = stamps(green)
+    again = green.build()
+    assert again.returncode == 0, again.stderr
+    assert "done in" not in again.stdout
+    assert stamps(green) == before
+
+    notebook = chapter("second", "note = 'edited'")
+    green.write_notebook("second", notebook)
+    edited = green.build()
+    assert edited.returncode == 0, edited.stderr
+    after = stamps(green)
+    assert after["first"] == before["first"]
+    assert after["second"] > before["second"]
+
+
+def test_a_red_build_leaves_the_earlier_results(green):
+    kept = [green.root / "_build" / name for name in ("ledger.json", "html/index.html")]
+    kept.append(green.root / "_build/executed/quick/second.ipynb")
+    before = [path.read_bytes() for path in kept]
+    green.write_notebook("second", chapter("second", "1 / 0"))
+    red = green.build()
+    assert red.returncode == 1
+    assert "book: second: code cell 4 raised ZeroDivisionError: division by zero" in red.stderr
+    assert [path.read_bytes() for path in kept] == before
+
+
+@pytest.fixture
+def one(book) -> FixtureBook:
+    """A book of one chapter, cheap to break."""
+    book.write_chapters("first")
+    return book
+
+
+def raised(book):
+    book.write_notebook("first", chapter("first", "raise ValueError('planted')"))
+
+
+def raised_and_tolerated(book):
+    notebook = chapter("first", "raise ValueError('planted')")
+    notebook.cells[3].metadata["tags"] = ["raises-exception"]
+    book.write_notebook("first", notebook)
+
+
+def left_early(book):
+    book.write_notebook("first", chapter("first", "import sys\n\nsys.exit(0)", "assert False"))
+
+
+def never_recorded(book):
+    notebook = chapter("first")
+    notebook.cells[-1] = new_code_cell("number")
+    book.write_notebook("first", notebook)
+
+
+def entry_without_file(book):
+    toc = book.read_yaml("_toc.yml")
+    toc["chapters"].append({"file": "book/absent"})
+    book.write_yaml("_toc.yml", toc)
+
+
+def misspelt_key(book):
+    config = book.read_yaml("_config.yml")
+    config["exlude_patterns"] = []
+    book.write_yaml("_config.yml", config)
+
+
+def misspelt_sphinx_key(book):
+    config = book.read_yaml("_config.yml")
+    config["sphinx"]["config"]["mathjaxs_path"] = "x"
+    book.write_yaml("_config.yml", config)
+
+
+def broken_reference(book):
+    notebook = chapter("first")
+    notebook.cells.insert(1, new_markdown_cell("See {ref}`nowhere` and {glue:text}`nothing`."))
+    book.write_notebook("first", notebook)
+
+
+def claim_that_fails(book):
+    book.write_notebook("first", chapter("first", "number = 1.5"))
+
+
+def control_that_passes(book):
+    claims = book.read_yaml("book/claims.yml")
+    claims[0]["bound"] = 3.0
+    book.write_yaml("book/claims.yml", claims)
+
+
+def unknown_parameter(book):
+    book.write_yaml("profiles/quick.yml", {"first": {"number": 0.5, "sed": 1}})
+
+
+def profile_without_the_chapter(book):
+    book.write_yaml("profiles/quick.yml", {"other": {}})
+
+
+def unreadable_notebook(book):
+    (book.root / "book/first.ipynb").write_text('{"cells": [')
+
+
+def claim_of_an_unknown_chapter(book):
+    claims = book.read_yaml("book/claims.yml")
+    claims.append(claims[0] | {"id": "ghost/claim", "chapter": "ghost"})
+    book.write_yaml("book/claims.yml", claims)
+
+
+def picture_without_description(book):
+    source = (
+        "from IPython.display import SVG\n\n"
+        'SVG(\'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>\')'
+    )
+    book.write_notebook("first", chapter("first", source))
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (raised, "first: code cell 4 raised ValueError: planted"),
+        (raised_and_tolerated, "code cell 4 raised ValueError: planted"),
+        (left_early, "not each once and in order"),
+        (never_recorded, "never recorded the claim 'first/small'"),
+        (entry_without_file, "_toc.yml names book/absent, but there is no such page"),
+        (misspelt_key, "_config.yml: unknown key 'exlude_patterns'"),
+        (misspelt_sphinx_key, "unknown config value 'mathjaxs_path'"),
+        (broken_reference, "undefined label: 'nowhere'"),
+        (claim_that_fails, "first/small: expected 'holds', got 'fails'"),
+        (control_that_passes, "negative control passes: large"),
+        (unknown_parameter, "declares no parameter 'sed'"),
+        (profile_without_the_chapter, "no parameters for the chapter 'first'"),
+        (unreadable_notebook, "is not a readable notebook"),
+        (claim_of_an_unknown_chapter, "'ghost/claim' names the chapter 'ghost', not in _toc.yml"),
+        (picture_without_description, "<img> without a description"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_planted_fault_turns_the_build_red(one, plant, message):
+    plant(one)
+    red = one.build()
+    assert red.returncode == 1
+    assert message in red.stderr
+    assert "Traceback" not in red.stderr
+    assert not (one.root / "_build/html").exists()
+
+
+def test_an_unknown_profile_is_one_clear_line(one):
+    red = one.build("--profile", "fast")
+    assert red.returncode == 1
+    assert red.stderr == "book: unknown PROFILE 'fast': expected one of quick, full, paper\n"
