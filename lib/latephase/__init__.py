@@ -6,7 +6,11 @@ wing does not import PyTorch.
 
 from importlib import import_module
 
-_HOME = {}
+_HOME = {
+    "Loss": "losses",
+    "Trajectory": "trajectory",
+    "homogeneity_degree": "homogeneity",
+}
 
 __all__ = sorted(_HOME)
 

@@ -1,0 +1,104 @@
+"""Measures of a late-phase state: margins, alignment, KKT residuals, path length, layers.
+
+All take NumPy arrays. p are margins [n] or pairwise margins [n, k-1] at W, q the dual variables
+∂α/∂p of the same shape, L the degree of homogeneity; lengths and angles are in radians.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """Return v / ‖v‖; raises ValueError for v = 0 or a norm that is not finite."""
+    norm = np.linalg.norm(vector)
+    if not 0.0 < norm < np.inf:
+        raise ValueError(f"expected a vector of positive finite norm, got norm {norm}")
+    return vector / norm
+
+
+def angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the angle between two vectors, accurate for small angles: 2 asin(‖â - b̂‖/2)."""
+    return 2.0 * float(np.arcsin(min(1.0, 0.5 * np.linalg.norm(unit(a) - unit(b)))))
+
+
+def alignment(w: np.ndarray, gradient: np.ndarray) -> float:
+    """Return cos(W, ∇α), equal to cos(W, -∇R)."""
+    return float(unit(w) @ unit(gradient))
+
+
+def normalized_margins(margins: np.ndarray, log_norm: float, degree: float) -> np.ndarray:
+    """Return p_i / ‖W‖^L, of the shape of the margins."""
+    return margins * np.exp(-degree * log_norm)
+
+
+def kkt_stationarity(direction: np.ndarray, gradient: np.ndarray, margin: float, degree: float):
+    """Return ε = ‖W‖ p_min^{-1/L} ‖Ŵ - ĝ‖ of the approximate KKT point W/p_min^{1/L}.
+
+    direction: W up to a factor; gradient: -∇R up to a factor; margin: p_min/‖W‖^L > 0. The
+    difference of unit vectors is taken as it is: 1 - cos would cancel. (Lyu and Li 2019.)
+    """
+    return margin ** (-1.0 / degree) * float(np.linalg.norm(unit(direction) - unit(gradient)))
+
+
+def kkt_complementarity(
+    margins: np.ndarray, dual: np.ndarray, gradient_norm: float, degree: float
+) -> float:
+    """Return δ = max_i λ_i (p_i/p_min - 1), λ_i = p_min^{1-2/L} ‖W‖ |ℓ'(p_i)| / ‖∇R‖.
+
+    margins: p/‖W‖^L; gradient_norm: ‖∇α‖/‖W‖^{L-1}, so that no power of ‖W‖ is formed.
+    """
+    smallest = margins.min()
+    multipliers = smallest ** (1.0 - 2.0 / degree) * dual / gradient_norm
+    return float(np.max(multipliers * (margins / smallest - 1.0)))
+
+
+def kkt_residual(
+    direction: np.ndarray,
+    gradient: np.ndarray,
+    margins: np.ndarray,
+    dual: np.ndarray,
+    degree: float,
+) -> tuple[float, float]:
+    """Return (ε, δ) at the unit vector `direction`, all arguments taken there.
+
+    The pair measures how far W is from a KKT point of min ½‖W‖² subject to p_i ≥ 1. Both are
+    NaN while some margin is not positive, where the definition needs p_min > 0.
+    """
+    smallest = float(margins.min())
+    if smallest <= 0.0:
+        return float("nan"), float("nan")
+    stationarity = kkt_stationarity(direction, gradient, smallest, degree)
+    norm = float(np.linalg.norm(gradient))
+    return stationarity, kkt_complementarity(margins, dual, norm, degree)
+
+
+def path_length(directions: np.ndarray) -> np.ndarray:
+    """Return the length [records] of the polygon through directions [records, P] up to each.
+
+    Each piece is the angle between successive unit vectors, a lower bound on the curve's.
+    """
+    chords = np.linalg.norm(np.diff(directions, axis=0), axis=1)
+    pieces = 2.0 * np.arcsin(np.minimum(1.0, 0.5 * chords))
+    return np.concatenate([[0.0], np.cumsum(pieces)])
+
+
+def spectral_ratio(weight: np.ndarray) -> float:
+    """Return ‖A‖_2 / ‖A‖_F of a layer, 1 exactly when its rank is one; kernels as [out, rest]."""
+    matrix = weight.reshape(len(weight), -1)
+    return float(np.linalg.norm(matrix, 2) / np.linalg.norm(matrix))
+
+
+def neighbor_alignment(lower: np.ndarray, upper: np.ndarray) -> float:
+    """Return |⟨v, u⟩| of the top right singular vector of `upper` and top left of `lower`.
+
+    lower [m, d], upper [h, m]: layers that follow each other; 1 when they are aligned.
+    """
+    left = np.linalg.svd(lower, full_matrices=False)[0][:, 0]
+    right = np.linalg.svd(upper, full_matrices=False)[2][0]
+    return float(abs(right @ left))
+
+
+def balancedness(lower: np.ndarray, upper: np.ndarray) -> float:
+    """Return ‖upperᵀ upper - lower lowerᵀ‖_2, conserved by the flow of a deep linear network."""
+    return float(np.linalg.norm(upper.T @ upper - lower @ lower.T, 2))

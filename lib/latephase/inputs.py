@@ -1,0 +1,107 @@
+"""Checks of a module, inputs and labels, each ending in a ValueError that says what came."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a float64 copy of the module in evaluation mode; ValueError without parameters."""
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("module: expected at least one trainable parameter, got none")
+    return copy.deepcopy(module).double().eval()
+
+
+def parameter_slots(module: torch.nn.Module) -> list[tuple[str, int]]:
+    """Return (name, index) for each place that holds a trainable parameter.
+
+    The index counts `named_parameters()`. A parameter shared by two modules fills two slots; a
+    module registered twice is visited once, because functional_call does not restore a slot that
+    it was handed twice.
+    """
+    order = {id(p): i for i, p in enumerate(q for q in module.parameters() if q.requires_grad)}
+    return [
+        (f"{prefix}.{name}" if prefix else name, order[id(p)])
+        for prefix, part in module.named_modules()
+        for name, p in part.named_parameters(recurse=False, remove_duplicate=False)
+        if id(p) in order
+    ]
+
+
+def call_with(
+    module: torch.nn.Module, slots: list[tuple[str, int]], parameters: list[Tensor], x: Tensor
+) -> Tensor:
+    """Return module(x) with its trainable parameters replaced, the module left as it is."""
+    replaced = {name: parameters[index] for name, index in slots}
+    return torch.func.functional_call(module, replaced, (x,), tie_weights=False)
+
+
+def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
+    """Return x as a tensor, float64 unless of integer type; ValueError if empty or not finite."""
+    x = torch.as_tensor(x).detach()
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"x: expected at least one example, got shape {list(x.shape)}")
+    if not (x.is_floating_point() or x.dtype in (torch.int32, torch.int64)):
+        raise ValueError(f"x: expected a floating or integer dtype, got {x.dtype}")
+    if x.is_floating_point():
+        bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
+        if bad:
+            raise ValueError(f"x: NaN or infinite values in {bad} of {len(x)} examples")
+        x = x.double()
+    return x
+
+
+def checked_labels(
+    y: Tensor | np.ndarray, output: Tensor, n: int, loss_name: str
+) -> tuple[Tensor, int]:
+    """Return (labels, number of classes) for a module with such an output; ValueError if wrong.
+
+    Binary labels come back float64 in {-1, +1}, others int64 in 0..k-1.
+    """
+    y = torch.as_tensor(y).detach()
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y.reshape(-1)
+    if y.shape != (n,):
+        raise ValueError(f"y: expected {n} labels, one for each example, got shape {list(y.shape)}")
+    if y.is_floating_point() and not bool(torch.isfinite(y).all()):
+        raise ValueError("y: NaN or infinite labels")
+    binary = output.ndim == 1 or output.shape[1] == 1
+    found = sorted(set(y.tolist()))
+    if binary:
+        if not set(found) <= {-1, 1}:
+            raise ValueError(f"y: expected labels -1 and +1 for a single output, got {found[:8]}")
+        if loss_name == "cross_entropy":
+            raise ValueError(
+                "loss: cross_entropy expects outputs [n, k] with k >= 2; for a single output and "
+                "labels -1, +1 the same loss is called logistic"
+            )
+        return y.double(), 2
+    classes = output.shape[1]
+    if not all(float(label).is_integer() and 0 <= label < classes for label in found):
+        raise ValueError(
+            f"y: expected integer labels 0..{classes - 1} for {classes} outputs, got {found[:8]}"
+        )
+    if loss_name == "logistic":
+        raise ValueError(
+            "loss: logistic expects a single output; for outputs [n, k] it is called cross_entropy"
+        )
+    return y.long(), classes
+
+
+def raise_on_contradiction(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError if two equal examples carry different labels: no module separates them."""
+    first_with: dict[bytes, int] = {}
+    labels = y.tolist()
+    for i, row in enumerate(x.cpu().reshape(len(x), -1).numpy() + 0.0):
+        j = first_with.setdefault(row.tobytes(), i)
+        if labels[i] != labels[j]:
+            raise ValueError(
+                f"x: examples {j} and {i} are the same point with labels {labels[j]:g} and "
+                f"{labels[i]:g}; no model separates them"
+            )

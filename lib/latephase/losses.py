@@ -1,0 +1,260 @@
+"""Exponential-tailed losses in the log domain.
+
+A classifier's outputs become margins p, [n] or, with k classes, [n, k-1] differences between the
+true logit and each other one. With the soft margin z_i = -ln Σ_j exp(-p_ij) of example i (z = p
+for two classes), a loss ℓ gives
+
+    risk             R = Σ_i ℓ(z_i)
+    smoothed margin  α = ℓ⁻¹(R)
+    dual variables   q_ij = ∂α/∂p_ij = (ℓ'(z_i) / ℓ'(α)) exp(z_i - p_ij)
+
+(Lyu and Li 2019; Ji and Telgarsky 2021.) R underflows float64 at α = 745 while the training that
+matters here goes on to α = 1e300, so nothing below forms ℓ itself: only ln ℓ and its derivatives.
+ln is the natural logarithm throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Beyond this margin ln ℓ(z) + z counts as constant: for the logistic loss it is e^{-z}/2, which
+# falls below the rounding of z itself before z = 40.
+TAIL = 40.0
+# Where the one-term expansion of the logistic loss takes over; its error is e^{-2·18}/5 = 5e-17.
+_EXPANSION = 18.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A decreasing convex loss with an exponential tail, ℓ(z) = exp(-z + constant + o(1)).
+
+    log_value:   z ↦ ln ℓ(z), elementwise on tensors, twice differentiable by autograd.
+    log_inverse: y ↦ the z with ln ℓ(z) = y; found by bisection when it is not given.
+
+    `check_loss` says which conditions a user's own loss must meet.
+    """
+
+    name: str
+    log_value: Callable[[Tensor], Tensor]
+    log_inverse: Callable[[Tensor], Tensor] | None = None
+
+    def log_losses(self, margins: Tensor) -> Tensor:
+        """Return ln ℓ(z_i) [n] of margins [n] or [n, k-1]."""
+        return self.log_value(soft_margins(margins))
+
+    def log_risk(self, margins: Tensor) -> Tensor:
+        """Return ln R = ln Σ_i ℓ(z_i), a scalar."""
+        return log_sum_exp(self.log_losses(margins), 0)
+
+    def smoothed_margin(self, margins: Tensor) -> Tensor:
+        """Return α = ℓ⁻¹(Σ_i ℓ(z_i)), a scalar whose gradient in the margins is q.
+
+        Stable from margins of -1e3 to 1e6 and beyond, in float32 and float64, on any device.
+        """
+        return self.inverse(self.log_risk(margins))
+
+    def inverse(self, log_risk: Tensor) -> Tensor:
+        """Return α with ln ℓ(α) = log_risk."""
+        if self.log_inverse is not None:
+            return self.log_inverse(log_risk)
+        return _inverse_by_bisection(self, log_risk)
+
+    def dual_variables(self, margins: Tensor) -> Tensor:
+        """Return q = ∂α/∂p, of the shape of the margins."""
+        return torch.exp(self.log_dual_variables(margins))
+
+    def log_dual_variables(self, margins: Tensor) -> Tensor:
+        """Return ln q, of the shape of the margins; finite where q itself underflows.
+
+        ℓ'(z_i)/ℓ'(α) = (ℓ(z_i)/R) · (ln ℓ)'(z_i)/(ln ℓ)'(α), where the first factor is a softmax:
+        differences of ln ℓ are resolved even where ln R is rounded by more than one.
+        """
+        z = soft_margins(margins)
+        value = self.log_value(z)
+        log_dual = torch.log_softmax(value, 0) + self._log_rate(z)
+        log_dual = log_dual - self._log_rate(self.inverse(log_sum_exp(value, 0)))
+        if margins.ndim == 1:
+            return log_dual
+        return log_dual[:, None] + torch.log_softmax(-margins, 1)
+
+    def _log_rate(self, z: Tensor) -> Tensor:
+        value, pull_back = torch.func.vjp(self.log_value, z)
+        return torch.log(-pull_back(torch.ones_like(value))[0])
+
+    def log_slope(self, z: Tensor) -> Tensor:
+        """Return ln(-ℓ'(z)), elementwise."""
+        return self.slope_tail(z)[0] - z
+
+    def slope_tail(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return c(z) = ln(-ℓ'(z)) + z and c'(z), elementwise.
+
+        c tends to a constant, so it is the correction that turns the exponential loss into this
+        one; it is evaluated at min(z, TAIL), because ln ℓ(z) + z cancels for large z.
+        """
+        near = torch.clamp(z, max=TAIL)
+
+        def c(v: Tensor) -> Tensor:
+            value, pull_back = torch.func.vjp(self.log_value, v)
+            # -ℓ' = ℓ · (-(ln ℓ)')
+            return value + torch.log(-pull_back(torch.ones_like(v))[0]) + v
+
+        value, pull_back = torch.func.vjp(c, near)
+        (rate,) = pull_back(torch.ones_like(near))
+        return value, torch.where(z < TAIL, rate, torch.zeros_like(rate))
+
+    def tail(self, z: Tensor) -> Tensor:
+        """Return a(z) = ln ℓ(z) + z, elementwise; constant beyond TAIL."""
+        near = torch.clamp(z, max=TAIL)
+        return self.log_value(near) + near
+
+
+def soft_margins(margins: Tensor) -> Tensor:
+    """Return z [n]: the margins themselves [n], or -ln Σ_j exp(-p_ij) of margins [n, k-1]."""
+    return margins if margins.ndim == 1 else -log_sum_exp(-margins, 1)
+
+
+def log_sum_exp(values: Tensor, dim: int) -> Tensor:
+    """Return ln Σ exp(values) along an axis, with a gradient that sums to one at any size.
+
+    torch.logsumexp differentiates to exp(v - result), which is wrong once the result, rounded,
+    no longer resolves ln Σ: at 1e300 it returns n weights of 1.
+    """
+    largest = values.detach().amax(dim, keepdim=True)
+    return torch.log(torch.exp(values - largest).sum(dim)) + largest.squeeze(dim)
+
+
+def pairwise_margins(outputs: Tensor, y: Tensor) -> Tensor:
+    """Return the margins p of a classifier's outputs.
+
+    outputs [n] or [n, 1] with y in {-1, +1}: p_i = y_i f_i, [n].
+    outputs [n, k] with integer y in 0..k-1: p_ij = f_{i,y_i} - f_{i,j} for j ≠ y_i, [n, k-1].
+    """
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return y.to(outputs.dtype) * outputs.reshape(-1)
+    label = y.long()[:, None]
+    return outputs.gather(1, label) - outputs.gather(1, other_classes(y, outputs.shape[1]))
+
+
+def other_classes(y: Tensor, classes: int) -> Tensor:
+    """Return the class indices other than each label, ascending, [n, classes - 1]."""
+    column = torch.arange(classes - 1, device=y.device)[None, :]
+    return column + (column >= y.long()[:, None])
+
+
+def true_margins(margins: Tensor) -> Tensor:
+    """Return the margin of each example [n]: true logit minus the largest other."""
+    return margins if margins.ndim == 1 else margins.amin(1)
+
+
+def smoothed_margin(outputs: Tensor, y: Tensor, loss: str | Loss = "exponential") -> Tensor:
+    """Return α of a classifier's outputs, the quantity that late training ascends.
+
+    Its gradient is bounded where the risk and its gradient underflow: -∇R = exp(ln(-ℓ'(α))) ∇α.
+    """
+    return named_loss(loss).smoothed_margin(pairwise_margins(outputs, y))
+
+
+def _log_logistic(z: Tensor) -> Tensor:
+    # ln ln(1 + e^{-z}) = -z - e^{-z}/2 + O(e^{-2z}). Each branch sees only arguments it can
+    # differentiate, or autograd would multiply a zero by an infinity.
+    expand = z > _EXPANSION
+    near = torch.where(expand, torch.zeros_like(z), z)
+    far = torch.where(expand, z, torch.full_like(z, _EXPANSION))
+    return torch.where(
+        expand,
+        -far - 0.5 * torch.exp(-far),
+        torch.log(-torch.nn.functional.logsigmoid(near)),
+    )
+
+
+def _log_logistic_inverse(log_risk: Tensor) -> Tensor:
+    # -ln(e^R - 1) = -R - ln(1 - e^{-R}) = -ln R - R/2 + O(R²)
+    expand = log_risk < -_EXPANSION
+    small = torch.where(expand, log_risk, torch.full_like(log_risk, -_EXPANSION))
+    risk = torch.exp(torch.where(expand, torch.zeros_like(log_risk), log_risk))
+    return torch.where(
+        expand,
+        -small - 0.5 * torch.exp(small),
+        -risk - torch.log(-torch.expm1(-risk)),
+    )
+
+
+def _inverse_by_bisection(loss: Loss, log_risk: Tensor) -> Tensor:
+    target = log_risk.detach()
+    # ln ℓ(z) + z tends to a constant, so that beyond TAIL the inverse is explicit.
+    z = loss.tail(torch.full_like(target, TAIL)) - target
+    low = torch.clamp(z, max=TAIL) - 1.0
+    for _ in range(1100):
+        if bool((loss.log_value(low) >= target).all()):
+            break
+        low = 2.0 * low - TAIL
+    high = torch.full_like(target, TAIL)
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        above = loss.log_value(middle) > target
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    z = torch.where(z > TAIL, z, 0.5 * (low + high))
+    # One Newton step written so that autograd sees dz/dy = 1/(ln ℓ)'(z).
+    near = torch.clamp(z, max=TAIL)
+    value, pull_back = torch.func.vjp(loss.log_value, near)
+    (rate,) = pull_back(torch.ones_like(near))
+    residual = torch.where(z > TAIL, log_risk - target, log_risk - value.detach())
+    return z + residual / rate.detach()
+
+
+EXPONENTIAL = Loss("exponential", torch.neg, torch.neg)
+LOGISTIC = Loss("logistic", _log_logistic, _log_logistic_inverse)
+# ln(1 + Σ_j e^{-p_ij}) is the logistic loss of the soft margin.
+CROSS_ENTROPY = Loss("cross_entropy", _log_logistic, _log_logistic_inverse)
+
+_NAMED = {loss.name: loss for loss in (EXPONENTIAL, LOGISTIC, CROSS_ENTROPY)}
+
+
+def named_loss(loss: str | Loss) -> Loss:
+    """Return the Loss of that name, or the user's own Loss once `check_loss` accepts it.
+
+    Raises ValueError for an unknown name.
+    """
+    if isinstance(loss, Loss):
+        if loss not in _NAMED.values():
+            check_loss(loss)
+        return loss
+    if not isinstance(loss, str) or loss not in _NAMED:
+        raise ValueError(f"loss: expected one of {sorted(_NAMED)} or a Loss object, got {loss!r}")
+    return _NAMED[loss]
+
+
+def check_loss(loss: Loss) -> None:
+    """Raise ValueError unless ln ℓ is finite, decreasing, convex as ℓ, with tail e^{-z}.
+
+    Each condition is examined on a grid of margins from -50 to 50 and, for the tail, at 1e3 and
+    1e6. Convexity (ln(-ℓ') decreasing) makes the dual variables a decreasing function of the
+    margins and the risk unbounded, so that α exists for every output.
+    """
+    grid = torch.linspace(-50.0, 50.0, 2001, dtype=torch.float64)
+    value = loss.log_value(grid)
+    if value.shape != grid.shape or not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"loss {loss.name!r}: log_value must be finite and elementwise on margins in [-50, 50]"
+        )
+    falls = torch.diff(value)
+    if not bool((falls < 0).all()):
+        where = grid[:-1][falls >= 0][0].item()
+        raise ValueError(f"loss {loss.name!r}: must decrease; it does not at z = {where:.4g}")
+    far = torch.tensor([TAIL, 2 * TAIL, 1e3, 1e6], dtype=torch.float64)
+    drift = loss.log_value(far) + far
+    # 1e-12 of z is what rounding leaves of ln ℓ(z) + z.
+    if not bool(((drift - drift[0]).abs() <= 1e-12 * far).all()):
+        raise ValueError(
+            f"loss {loss.name!r}: must have the tail e^(-z): ln(loss(z)) + z was to be constant "
+            f"from z = {TAIL:g} on, got {[f'{v:.6g}' for v in drift.tolist()]} at {far.tolist()}"
+        )
+    slopes = loss.log_slope(grid)
+    # Linear pieces are allowed: the logistic loss's slope is constant to rounding below z = -37.
+    if not bool((torch.diff(slopes) <= 1e-12).all()):
+        where = grid[:-1][torch.diff(slopes) > 1e-12][0].item()
+        raise ValueError(f"loss {loss.name!r}: must be convex; it is not at z = {where:.4g}")

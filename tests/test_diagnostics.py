@@ -1,0 +1,72 @@
+"""Pure measures against hand-made cases."""
+
+import numpy as np
+import pytest
+
+from latephase import diagnostics as d
+
+
+def test_angle_is_accurate_where_one_minus_cosine_cancels():
+    a, b = np.array([1.0, 0.0]), np.array([1.0, 1e-10])
+    assert d.angle(a, b) == pytest.approx(1e-10, rel=1e-6)  # rounding of b/‖b‖, 1e-16
+    assert d.angle(a, -a) == pytest.approx(np.pi)
+
+
+def test_unit_refuses_zero():
+    with pytest.raises(ValueError, match="positive finite norm"):
+        d.unit(np.zeros(3))
+
+
+def test_kkt_residual_vanishes_at_the_svm_direction():
+    # Two points of the plane; the max-margin direction is their sum's, both on the margin.
+    z = np.array([[0.5, 1.5], [1.5, 0.5]])
+    w = d.unit(np.array([1.0, 1.0]))
+    q = np.array([0.5, 0.5])
+    epsilon, delta = d.kkt_residual(w, z.T @ q, z @ w, q, 1.0)
+    assert epsilon < 1e-15
+    assert delta < 1e-15
+
+
+def test_kkt_residual_in_the_units_of_the_definition():
+    rng = np.random.default_rng(0)
+    degree, norm = 2.0, 3.0
+    w = rng.normal(size=5)
+    w *= norm / np.linalg.norm(w)
+    margins = rng.uniform(1.0, 2.0, size=4)
+    jacobian = rng.normal(size=(4, 5))
+    q = np.exp(-margins) / np.exp(-margins).sum()
+    risk_gradient = -np.exp(-margins) @ jacobian
+    smallest = margins.min()
+    # Lyu and Li: θ = W/p_min^{1/L}, λ_i = p_min^{1-2/L} ‖W‖ e^{-p_i}/‖∇R‖; the distance between
+    # θ and Σ λ_i ∇p_i(θ), ∇p homogeneous of degree L - 1, and max λ_i (p_i(θ) - 1).
+    multipliers = (
+        smallest ** (1 - 2 / degree) * norm * np.exp(-margins) / np.linalg.norm(risk_gradient)
+    )
+    theta = w / smallest ** (1 / degree)
+    gradients = jacobian / smallest ** ((degree - 1) / degree)
+    epsilon = np.linalg.norm(theta - multipliers @ gradients)
+    delta = np.max(multipliers * (margins / smallest - 1))
+    came = d.kkt_residual(
+        w / norm, q @ jacobian / norm ** (degree - 1), margins / norm**degree, q, degree
+    )
+    assert came == pytest.approx((epsilon, delta), rel=1e-12)
+
+
+def test_kkt_residual_is_not_defined_without_separation():
+    came = d.kkt_residual(np.ones(2), np.ones(2), np.array([1.0, -1.0]), np.ones(2), 1.0)
+    assert np.isnan(came).all()
+
+
+def test_path_length_of_a_quarter_circle():
+    angles = np.linspace(0.0, np.pi / 2, 50)
+    lengths = d.path_length(np.stack([np.cos(angles), np.sin(angles)], 1))
+    np.testing.assert_allclose(lengths, angles, atol=1e-14)  # great circle: the arcs are exact
+
+
+def test_layers_of_rank_one_are_aligned():
+    u, v, s = np.array([3.0, 4.0]), np.array([1.0, 2.0, 2.0]), np.array([1.0, 1.0])
+    lower, upper = np.outer(u, v), np.outer(s, u)
+    assert d.spectral_ratio(lower) == pytest.approx(1.0, abs=1e-15)
+    assert d.spectral_ratio(np.eye(4)) == pytest.approx(0.5)
+    assert d.neighbor_alignment(lower, upper) == pytest.approx(1.0, abs=1e-15)
+    assert d.balancedness(lower, upper) == pytest.approx((9 - 2) * 25)

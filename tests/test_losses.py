@@ -1,0 +1,181 @@
+"""Losses: identities in the log domain, extreme margins, and the conditions on a user's loss."""
+
+import mpmath
+import pytest
+import torch
+
+from latephase.losses import (
+    CROSS_ENTROPY,
+    EXPONENTIAL,
+    LOGISTIC,
+    Loss,
+    check_loss,
+    named_loss,
+    pairwise_margins,
+    smoothed_margin,
+    true_margins,
+)
+
+ALL = [EXPONENTIAL, LOGISTIC]
+
+
+def softplus_squared_tail():
+    # ℓ = (ln(1 + e^{-z}) + ln²(1 + e^{-z}))/1: convex, decreasing, tail e^{-z}.
+    def log_value(z):
+        log_s = LOGISTIC.log_value(z)
+        return log_s + torch.log1p(torch.exp(log_s))
+
+    return Loss("softplus and its square", log_value)
+
+
+def exact_alpha(margins, name):
+    """α with 60 digits, from the definition."""
+    with mpmath.workdps(60):
+        p = [mpmath.mpf(v) for v in margins]
+        if name == "exponential":
+            return float(-mpmath.log(mpmath.fsum(mpmath.exp(-v) for v in p)))
+        risk = mpmath.fsum(mpmath.log1p(mpmath.exp(-v)) for v in p)
+        return float(-mpmath.log(mpmath.expm1(risk)))
+
+
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0, 17.9, 18.1, 50.0])
+def test_smoothed_margin_against_sixty_digits(loss, scale):
+    p = torch.tensor([0.9, 1.0, 1.7, -0.3], dtype=torch.float64) * scale
+    expected = exact_alpha(p.tolist(), loss.name)
+    # A few roundings of numbers of the size of p and of ln n.
+    assert loss.smoothed_margin(p).item() == pytest.approx(expected, rel=2e-15, abs=2e-14)
+
+
+@pytest.mark.parametrize("loss", [*ALL, softplus_squared_tail()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("shape", [(7,), (7, 3)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_gradient_of_smoothed_margin_is_the_dual_variables(loss, shape, scale):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+    p.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss.smoothed_margin(p), p)
+    # Two routes to the same number: autograd through ln Σ exp, and ln ℓ' in closed form.
+    torch.testing.assert_close(gradient, loss.dual_variables(p.detach()), rtol=1e-11, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [*ALL, softplus_squared_tail()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("level", [1e6, 40.0, 18.0, 0.0, -30.0, -1e3])
+def test_extreme_margins_give_finite_gradients(loss, dtype, level):
+    p = torch.tensor([0.0, 0.5, 1.0], dtype=dtype) + level
+    p.requires_grad_(True)
+    alpha = loss.smoothed_margin(p)
+    (q,) = torch.autograd.grad(alpha, p)
+    assert alpha.dtype == dtype
+    assert bool(torch.isfinite(alpha))
+    assert bool(torch.isfinite(q).all())
+    assert bool((q > 0).all())
+    if level == 1e6:
+        # In the tail every loss is exponential: q = softmax(-p); float32 resolves 0.06 at 1e6.
+        exact = torch.softmax(-p.detach(), 0)
+        torch.testing.assert_close(q, exact, rtol=1e-5, atol=0.0)
+        assert alpha.item() == pytest.approx(1e6, abs=1.5)
+
+
+def test_risk_far_below_underflow():
+    p = torch.full((4,), 1e300, dtype=torch.float64, requires_grad=True)
+    alpha = EXPONENTIAL.smoothed_margin(p)
+    (q,) = torch.autograd.grad(alpha, p)
+    assert alpha.item() == 1e300
+    assert q.tolist() == [0.25] * 4
+
+
+def test_dual_variables_of_the_exponential_loss_sum_to_one():
+    p = torch.linspace(-3.0, 900.0, 50, dtype=torch.float64)
+    # 50 roundings.
+    assert EXPONENTIAL.dual_variables(p).sum().item() == pytest.approx(1.0, abs=1e-14)
+
+
+def test_log_dual_variables_survive_where_q_underflows():
+    p = torch.tensor([0.0, 5000.0], dtype=torch.float64)
+    # -5000 exactly, up to ln(1 + e^{-5000}) = 0.
+    assert EXPONENTIAL.log_dual_variables(p)[1].item() == -5000.0
+
+
+def test_cross_entropy_of_two_classes_is_logistic():
+    outputs = torch.randn(9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1])
+    two = smoothed_margin(outputs, labels, "cross_entropy")
+    one = smoothed_margin(outputs[:, 1] - outputs[:, 0], 2 * labels - 1, "logistic")
+    assert two.item() == pytest.approx(one.item(), rel=1e-14)
+
+
+def test_cross_entropy_is_torchs():
+    generator = torch.Generator().manual_seed(2)
+    outputs = torch.randn(8, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(5, (8,), generator=generator)
+    risk = torch.nn.functional.cross_entropy(outputs, labels, reduction="sum")
+    margins = pairwise_margins(outputs, labels)
+    torch.testing.assert_close(CROSS_ENTROPY.log_risk(margins), torch.log(risk), rtol=1e-13, atol=0)
+    # α = ℓ⁻¹(R), so ∇R = ℓ'(α) ∇α.
+    alpha = CROSS_ENTROPY.smoothed_margin(margins)
+    (of_alpha,) = torch.autograd.grad(alpha, outputs, retain_graph=True)
+    (of_risk,) = torch.autograd.grad(risk, outputs)
+    slope = -torch.exp(CROSS_ENTROPY.log_slope(alpha.detach()))
+    torch.testing.assert_close(of_risk, slope * of_alpha, rtol=1e-12, atol=1e-15)
+
+
+def test_exponential_loss_of_classes_sums_over_pairs():
+    outputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    labels = torch.tensor([3, 0, 1, 2, 2, 0])
+    pairs = pairwise_margins(outputs, labels)
+    assert pairs.shape == (6, 3)
+    expected = -torch.logsumexp(-pairs.reshape(-1), 0)
+    torch.testing.assert_close(EXPONENTIAL.smoothed_margin(pairs), expected, rtol=1e-14, atol=0)
+
+
+def test_margins_of_labels():
+    outputs = torch.tensor([[1.0, 4.0, 2.0], [0.0, -1.0, 5.0]])
+    margins = pairwise_margins(outputs, torch.tensor([1, 0]))
+    assert margins.tolist() == [[3.0, 2.0], [1.0, -5.0]]
+    assert true_margins(margins).tolist() == [2.0, -5.0]
+    assert pairwise_margins(torch.tensor([[2.0], [3.0]]), torch.tensor([-1, 1])).tolist() == [-2, 3]
+
+
+def test_slope_tail_of_the_logistic_loss():
+    z = torch.tensor([-2.0, 0.0, 1.0, 20.0, 100.0], dtype=torch.float64)
+    c, rate = LOGISTIC.slope_tail(z)
+    # ln σ(-z) + z = ln σ(z), with derivative σ(-z); 1e-14 is the rounding of z near TAIL.
+    torch.testing.assert_close(c, torch.nn.functional.logsigmoid(z), rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(rate, torch.sigmoid(-z), rtol=1e-7, atol=1e-8)
+
+
+def test_bisection_inverts_a_users_loss():
+    loss = softplus_squared_tail()
+    for z in (-30.0, 0.0, 3.0, 39.0, 41.0, 1e6):
+        z = torch.tensor(z, dtype=torch.float64)
+        # The tail is inverted as z ↦ constant - z, its constant known to 1e-14.
+        torch.testing.assert_close(loss.inverse(loss.log_value(z)), z, rtol=1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("log_value", "message"),
+    [
+        (lambda z: -2.0 * z, r"tail e\^\(-z\)"),
+        (lambda z: -torch.log1p(z.square()), "must decrease"),
+        (lambda z: -torch.nn.functional.softplus(z), "must be convex"),
+        (lambda z: torch.log(-z), "finite"),
+        (lambda z: (-z).sum(), "elementwise"),
+    ],
+    ids=["other rate", "not decreasing", "sigmoid", "not finite", "not elementwise"],
+)
+def test_losses_that_break_the_conditions(log_value, message):
+    with pytest.raises(ValueError, match=message):
+        check_loss(Loss("mine", log_value))
+
+
+@pytest.mark.parametrize("name", ["hinge", None, 3])
+def test_unknown_loss(name):
+    with pytest.raises(ValueError, match=r"expected one of \['cross_entropy', 'exponential', 'log"):
+        named_loss(name)
+
+
+def test_a_users_loss_is_accepted():
+    loss = softplus_squared_tail()
+    assert named_loss(loss) is loss

@@ -1,0 +1,253 @@
+"""The problem as functions of one vector: references, identities, and input it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import latephase
+from latephase.homogeneity import checked_degree
+from latephase.problem import Problem
+
+
+def two_layer(width=7, dims=3, outputs=1, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(dims, width, bias=False), nn.ReLU(), nn.Linear(width, outputs, bias=False)
+    )
+
+
+def data(n=9, dims=3, classes=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dims, generator=generator)
+    if classes == 2:
+        return x, torch.where(x[:, 0] > 0, 1, -1)
+    return x, torch.arange(n) % classes
+
+
+class Shared(nn.Module):
+    """A buffer, a frozen parameter, and one weight used twice: degree 2 in what is trainable."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 3, bias=False)
+        self.b = self.a
+        self.frozen = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]), requires_grad=False)
+        self.register_buffer("shift", torch.tensor([0.5, 0.0, -0.5]))
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x + self.shift))) @ self.frozen
+
+
+@pytest.mark.parametrize(
+    ("module", "classes"), [(two_layer(), 2), (two_layer(outputs=4), 4), (Shared(), 2)]
+)
+def test_jacobian_against_finite_differences(module, classes):
+    x, y = data(classes=classes)
+    problem = Problem(module, x, y, "exponential")
+    w = problem.w0 + 0.1 * np.random.default_rng(0).normal(size=problem.w0.size)
+    jacobian = problem.jacobian(w)
+    step = 1e-6
+    columns = [
+        (problem.margins(w + step * e) - problem.margins(w - step * e)).reshape(-1) / (2 * step)
+        for e in np.eye(w.size)
+    ]
+    # Central differences: rounding 1e-16/step, truncation step².
+    np.testing.assert_allclose(jacobian, np.array(columns).T, atol=2e-9)
+
+
+@pytest.mark.parametrize(
+    ("module", "classes", "degree"),
+    [(two_layer(), 2, 2.0), (two_layer(outputs=4), 4, 2.0), (Shared(), 2, None)],
+)
+def test_euler_identity(module, classes, degree):
+    x, y = data(classes=classes)
+    problem = Problem(module, x, y)
+    if degree is None:
+        # The buffer shifts the input of relu(A x): homogeneous of degree 2 in A nevertheless.
+        degree = latephase.homogeneity_degree(module, x)[0]
+        assert degree == 2.0
+    product = problem.jacobian(problem.w0) @ problem.w0
+    expected = degree * problem.margins(problem.w0).reshape(-1)
+    np.testing.assert_allclose(product, expected, rtol=1e-12, atol=1e-13)  # rounding
+
+
+def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples(monkeypatch):
+    x, y = data(n=11, classes=3)
+    problem = Problem(two_layer(outputs=3), x, y, "cross_entropy")
+    weights = np.random.default_rng(1).normal(size=(11, 2))
+    jacobian = problem.jacobian(problem.w0)
+    p, gradient = problem.weighted_gradient(problem.w0, weights)
+    np.testing.assert_allclose(gradient, jacobian.T @ weights.reshape(-1), atol=1e-12)
+    alpha, margins, log_dual, of_alpha = problem.smoothed_margin(problem.w0)
+    np.testing.assert_allclose(of_alpha, jacobian.T @ np.exp(log_dual).reshape(-1), atol=1e-12)
+    np.testing.assert_array_equal(margins, p)
+    monkeypatch.setattr("latephase.problem._BATCH", 4)
+    again = problem.smoothed_margin(problem.w0)
+    assert again[0] == pytest.approx(alpha, rel=1e-14)
+    np.testing.assert_allclose(again[3], of_alpha, atol=1e-13)
+    np.testing.assert_allclose(problem.jacobian(problem.w0), jacobian, atol=1e-13)
+    assert problem.evaluations == {"gradient": 3, "jacobian": 2}
+
+
+def test_jacobian_in_blocks_under_the_bound():
+    x, y = data(n=9)
+    problem = Problem(two_layer(), x, y, jacobian_bytes=4 * 8 * 28 * 2)
+    blocks = list(problem.jacobian_blocks(problem.w0))
+    assert [len(rows) for rows, _ in blocks] == [2, 2, 2, 2, 1]
+    full = Problem(two_layer(), x, y).jacobian(problem.w0)
+    np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), full, atol=1e-14)
+    with pytest.raises(ValueError, match="9 rows and 28 columns needs 2016 bytes, the bound is"):
+        problem.jacobian(problem.w0)
+
+
+def test_curvature_against_differences_of_gradients():
+    x, y = data()
+    module = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 1, bias=False))
+    problem = Problem(module, x, y)
+    rng = np.random.default_rng(0)
+    weights, v = rng.normal(size=9), rng.normal(size=(problem.w0.size, 2))
+    product = problem.curvature(problem.w0, weights, v)
+    step = 1e-6
+    for column, came in zip(v.T, product.T, strict=True):
+        up = problem.weighted_gradient(problem.w0 + step * column, weights)[1]
+        down = problem.weighted_gradient(problem.w0 - step * column, weights)[1]
+        np.testing.assert_allclose(came, (up - down) / (2 * step), atol=1e-8)  # rounding/step
+
+
+def test_the_module_stays_untouched_and_float32_is_upcast():
+    module = two_layer().train()
+    before = [p.detach().clone() for p in module.parameters()]
+    x, y = data()
+    problem = Problem(module, x, y)
+    problem.smoothed_margin(problem.w0 + 1.0)
+    assert problem.w0.dtype == np.float64
+    assert module.training
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert next(module.parameters()).dtype == torch.float32
+
+
+def test_a_module_that_vmap_cannot_trace_gives_the_same_jacobian():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = two_layer()
+
+        def forward(self, x):
+            # Control flow on data, which vmap refuses.
+            return self.inner(x) if x[0, 0].item() > -1e9 else self.inner(-x)
+
+    x, y = data()
+    module = Branching()
+    rows = Problem(module, x, y).jacobian(Problem(module, x, y).w0)
+    direct = Problem(module.inner, x, y)
+    np.testing.assert_allclose(rows, direct.jacobian(direct.w0), atol=1e-14)
+
+
+def test_weights_shared_by_two_modules_are_one_parameter():
+    module = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False))
+    module[2].weight = module[0].weight
+    module.append(nn.Linear(3, 1, bias=False))
+    x, y = data()
+    problem = Problem(module, x, y)
+    assert problem.w0.size == 12
+    assert latephase.homogeneity_degree(module, x)[0] == 3.0
+    before = problem.margins(problem.w0)
+    # Every place of the weight follows w, and the next call starts from w again.
+    np.testing.assert_allclose(problem.margins(2 * problem.w0), 8 * before, rtol=1e-13)
+    np.testing.assert_array_equal(problem.margins(problem.w0), before)
+
+
+X, Y = data()
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "y", "loss", "message"),
+    [
+        (two_layer(), X.clone().fill_(float("nan")), Y, "exponential", "NaN or infinite values in"),
+        (two_layer(), X * float("inf"), Y, "exponential", "NaN or infinite values in 9 of 9"),
+        (two_layer(), X, Y[:-1], "exponential", "expected 9 labels"),
+        (two_layer(), X[:0], Y[:0], "exponential", "at least one example"),
+        (two_layer(), X, (Y + 1) // 2, "exponential", r"labels -1 and \+1 for a single output"),
+        (two_layer(outputs=4), X, Y, "cross_entropy", r"integer labels 0..3 for 4 outputs, got"),
+        (two_layer(outputs=4), X, Y * 0 + 4, "cross_entropy", r"0..3 for 4 outputs, got \[4\]"),
+        (two_layer(), X, Y, "cross_entropy", "called logistic"),
+        (two_layer(outputs=2), X, (Y + 1) // 2, "logistic", "called cross_entropy"),
+        (two_layer(), X, Y, "hinge", "expected one of"),
+        (two_layer(), X[:, :2], Y, "exponential", "does not accept inputs of shape"),
+        (nn.ReLU(), X, Y, "exponential", "at least one trainable parameter"),
+        ("net", X, Y, "exponential", "expected a torch.nn.Module, got str"),
+        (two_layer(), X, Y * float("nan"), "exponential", "NaN or infinite labels"),
+        (
+            two_layer(),
+            torch.cat([X, X[4:5]]),
+            torch.cat([Y, -Y[4:5]]),
+            "exponential",
+            "examples 4 and 9 are the same point with labels",
+        ),
+        (nn.Linear(3, 1, bias=False).double(), X.bool(), Y, "exponential", "dtype"),
+        (nn.Unflatten(1, (3, 1)), X, Y, "exponential", "trainable"),
+        (nn.Conv1d(3, 2, 1), X[:, :, None], Y, "exponential", r"expected outputs of shape \[n\]"),
+    ],
+)
+def test_bad_input(module, x, y, loss, message):
+    with pytest.raises(ValueError, match=message):
+        Problem(module, x, y, loss)
+
+
+def test_examples_that_depend_on_the_batch_are_refused():
+    class Centered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1, bias=False)
+
+        def forward(self, x):
+            return self.linear(x - x.mean(0))
+
+    with pytest.raises(ValueError, match="depends on the other examples of the batch"):
+        Problem(Centered(), X, Y)
+
+
+def test_parameters_that_are_not_finite():
+    module = two_layer()
+    with torch.no_grad():
+        module[0].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="parameters contain NaN"):
+        Problem(module, X, Y)
+
+
+@pytest.mark.parametrize(
+    ("module", "degree"),
+    [
+        (nn.Linear(3, 1, bias=False), 1.0),
+        (two_layer(), 2.0),
+        (nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(), nn.Linear(4, 1, bias=False)), 2.0),
+    ],
+    ids=["linear", "two-layer", "first-layer bias"],
+)
+def test_degree_of_homogeneous_modules(module, degree):
+    measured, defect = latephase.homogeneity_degree(module, X)
+    assert measured == degree
+    assert defect < 1e-13  # rounding
+
+
+def test_zero_initialized_biases_are_found_and_named():
+    module = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 1))
+    with torch.no_grad():
+        module[2].bias.zero_()
+        module[3].bias.zero_()
+    assert latephase.homogeneity_degree(module, X)[0] is None
+    with pytest.raises(ValueError, match=r"without 2\.bias, 3\.bias it would be homogeneous"):
+        checked_degree(module, X, None)
+    one = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"without 2\.bias it would be"):
+        checked_degree(one, X, None)
+    tanh = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 1, bias=False))
+    with pytest.raises(ValueError, match="an activation such as tanh may"):
+        checked_degree(tanh, X, None)
+
+
+def test_wrong_degree():
+    with pytest.raises(ValueError, match="degree: got 3, but the module's measured degree is 2"):
+        checked_degree(two_layer(), X, 3.0)
+    assert checked_degree(two_layer(), X, 2) == 2.0
