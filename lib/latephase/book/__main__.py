@@ -26,6 +26,8 @@ def main(words: list[str] | None = None) -> int:
         return _STEPS[options.step](book, options) or 0
     except BookError as error:
         print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    except OSError as error:
+        print(f"book: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("book: interrupted; `make book` goes on from here", file=sys.stderr)
     return 1

@@ -1,0 +1,53 @@
+"""The floors of the library: imports run strictly downward, and the two wings do not meet."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+LIBRARY = ROOT / "lib" / "latephase"
+FLOORS = {
+    "losses": 0, "trajectory": 0, "networks": 0, "data": 0, "datafiles": 0,
+    "kinks": 0, "inputs": 0,
+    "problem": 1, "homogeneity": 1, "figures": 1, "images": 1,
+    "diagnostics": 2, "convergence": 2,
+    "descent": 3,
+}  # fmt: skip
+MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
+
+
+def imported(path) -> set[str]:
+    """The modules of latephase that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("latephase.")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_strictly_downward(module):
+    assert module in FLOORS, f"{module}.py has no floor: say on which it stands"
+    for below in imported(LIBRARY / f"{module}.py") & set(MODULES):
+        assert FLOORS[below] < FLOORS[module], f"{module} imports {below}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_science_knows_nothing_of_the_book(module):
+    assert "book" not in imported(LIBRARY / f"{module}.py")
+
+
+def test_the_book_knows_nothing_of_the_science():
+    for path in (LIBRARY / "book").glob("*.py"):
+        assert imported(path) <= {"book"}, path.name
+
+
+def test_importing_the_package_or_the_wing_imports_no_torch():
+    code = "import sys, latephase, latephase.book.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

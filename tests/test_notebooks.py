@@ -1,0 +1,63 @@
+"""The stored chapters: clean, parameterized, described, and at one with the quick profile."""
+
+import ast
+
+import pytest
+from papermill import inspect_notebook
+
+from latephase.book import gate
+from latephase.book.claims import PROFILES, load
+from latephase.book.layout import Book
+from latephase.book.notebooks import read
+from tests.conftest import ROOT
+
+BOOK = Book(ROOT, "quick")
+CHAPTERS = BOOK.chapters()
+
+
+def test_every_notebook_of_the_book_is_in_its_contents():
+    assert sorted(CHAPTERS) == sorted(path.stem for path in (ROOT / "book").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_is_stored_clean_with_one_parameters_cell(chapter):
+    assert gate.check_source(BOOK.source(chapter)) == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_sets_the_parameters_a_chapter_declares(chapter, profile):
+    parameters = Book(ROOT, profile).parameters(chapter)
+    assert gate.check_parameters(BOOK.source(chapter), parameters, profile) == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_defaults_of_a_chapter_are_the_quick_profile(chapter):
+    declared = inspect_notebook(str(BOOK.source(chapter)))
+    defaults = {name: ast.literal_eval(spec["default"]) for name, spec in declared.items()}
+    assert defaults == BOOK.parameters(chapter)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_defines_no_function_and_keeps_its_cells_short(chapter):
+    for cell in read(BOOK.source(chapter)).cells:
+        if cell.is_code:
+            tree = ast.parse(cell.source)
+            assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(tree))
+            assert len(cell.source.splitlines()) <= 20, cell.source
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_figure_has_a_name_a_caption_and_a_description(chapter):
+    shown = [cell for cell in read(BOOK.source(chapter)).cells if "subplots(" in cell.source]
+    assert shown
+    for cell in shown:
+        mystnb = cell.content["metadata"].get("mystnb", {})
+        assert mystnb["figure"]["name"].startswith("fig-")
+        assert len(mystnb["figure"]["caption"]) > 40
+        assert len(mystnb["image"]["alt"]) > 40
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_has_claims(chapter):
+    assert any(claim.chapter == chapter for claim in load(BOOK.claims).values())
