@@ -1,0 +1,475 @@
+"""Image sets and their files: the bundle, the full sets, Keras's layout, and what goes wrong."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import re
+import runpy
+import shutil
+import socket
+import tarfile
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from latephase import datafiles, images
+from latephase.datafiles import DataError
+
+HASH = "0" * 64
+SCRIPT = images.BUNDLE.with_name("make_fashion_mnist_3k.py")
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+needs_debian = pytest.mark.skipif(
+    not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch):
+    """No test reaches the network; the list tells which hosts one asked for."""
+    asked = []
+
+    def refuse(host, *rest, **settings):
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache folder that LATEPHASE_DATA names."""
+    monkeypatch.setenv("LATEPHASE_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def debian_root(tmp_path_factory):
+    """A cache folder with the Debian package's files, decompressed as torchvision wants them."""
+    root = tmp_path_factory.mktemp("debian")
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for packed in DEBIAN.glob("*.gz"):
+        with gzip.open(packed) as source, open(raw / packed.stem, "wb") as target:
+            shutil.copyfileobj(source, target)
+    return root
+
+
+# ---------------------------------------------------------------- the bundled images
+
+
+def test_the_bundle_is_balanced_and_scaled():
+    for split, per_class in (("train", 200), ("test", 100)):
+        task = images.bundled_fashion_mnist(split=split)
+        assert task.x.shape == (10 * per_class, 1, 28, 28)
+        assert task.x.dtype == torch.float32
+        assert torch.bincount(task.y).tolist() == [per_class] * 10
+        assert (task.x.min(), task.x.max()) == (0, 1)
+        symmetric = images.bundled_fashion_mnist(split=split, pixels="symmetric").x
+        assert torch.equal(symmetric, 2 * task.x - 1)
+    assert task.sha256 == hashlib.sha256(images.BUNDLE.read_bytes()).hexdigest()
+    assert len(images.FASHION_MNIST_CLASSES) == 10
+
+
+def test_the_bundle_has_no_image_twice():
+    both = [images.bundled_fashion_mnist(split=split).x.flatten(1) for split in ("train", "test")]
+    assert len(torch.unique(torch.cat(both), dim=0)) == 3000
+
+
+def test_two_classes_are_signed_in_the_order_given():
+    everything = images.bundled_fashion_mnist()
+    pair = images.bundled_fashion_mnist(np.array([8, 3]), 50)
+    first = torch.sort(torch.cat([torch.nonzero(everything.y == c)[:50, 0] for c in (3, 8)])).values
+    assert torch.equal(pair.x, everything.x[first])
+    assert torch.equal(pair.y, torch.where(everything.y[first] == 8, -1, 1))
+    assert pair.signed
+    three = images.bundled_fashion_mnist([7, 0, 5], 20)
+    expected = images.bundled_fashion_mnist([5, 7], 20)
+    assert torch.equal(three.x[three.y != 1], expected.x)
+    assert torch.equal(three.y[three.y != 1], torch.where(expected.y == -1, 2, 0))
+    assert pair.name == "fashion_mnist_3k/train (classes=[8, 3], per_class=50, pixels=unit)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": [3]}, r"classes: expected two or more different ones of \[0, 1, .* got \[3\]"),
+        ({"classes": [3, 3]}, "classes: expected two or more different"),
+        ({"classes": [3, 10]}, r"got \[3, 10\]"),
+        ({"per_class": 0}, "per_class: expected 1 to 200 for fashion_mnist_3k, got 0"),
+        ({"per_class": 101, "split": "test"}, "per_class: expected 1 to 100 .* got 101"),
+        ({"split": "validation"}, "split: expected 'train' or 'test', got 'validation'"),
+        ({"pixels": "raw"}, "pixels: expected 'unit' or 'symmetric', got 'raw'"),
+    ],
+)
+def test_bad_choices_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        images.bundled_fashion_mnist(**settings)
+
+
+@pytest.fixture
+def bundle_copy(tmp_path, monkeypatch):
+    copy = tmp_path / images.BUNDLE.name
+    for suffix in ("", ".sha256"):
+        shutil.copy(f"{images.BUNDLE}{suffix}", f"{copy}{suffix}")
+    monkeypatch.setattr(images, "BUNDLE", copy)
+    return copy
+
+
+def test_a_damaged_bundle_is_named(bundle_copy):
+    expected = Path(f"{bundle_copy}.sha256").read_text().split()[0]
+    content = bytearray(bundle_copy.read_bytes())
+    content[100_000] ^= 1
+    bundle_copy.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    message = (
+        f"{bundle_copy}: damaged .* expected sha256 {expected}, got {found}. Install latephase"
+    )
+    with pytest.raises(DataError, match=message):
+        images.bundled_fashion_mnist()
+    bundle_copy.unlink()
+    with pytest.raises(DataError, match=f"{bundle_copy}: no such file; expected sha256 {expected}"):
+        images.bundled_fashion_mnist()
+
+
+@pytest.mark.parametrize("record", [None, b"", b"\xff\xfe"])
+def test_a_bundle_without_its_hash_is_refused(bundle_copy, record):
+    path = Path(f"{bundle_copy}.sha256")
+    path.unlink() if record is None else path.write_bytes(record)
+    with pytest.raises(DataError, match=f"{path}: expected the bundle's sha256"):
+        images.bundled_fashion_mnist()
+
+
+@needs_debian
+def test_the_bundle_is_made_again_byte_for_byte(tmp_path):
+    make = runpy.run_path(str(SCRIPT))["make"]
+    digest = make(DEBIAN, tmp_path)
+    for suffix in ("", ".sha256"):
+        again = tmp_path / f"{images.BUNDLE.name}{suffix}"
+        assert again.read_bytes() == Path(f"{images.BUNDLE}{suffix}").read_bytes()
+    assert digest == images.bundled_fashion_mnist().sha256
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_script_refuses_another_source(tmp_path):
+    make = runpy.run_path(str(SCRIPT))["make"]
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    with pytest.raises(DataError, match=f"{path}: .*No such file.*dataset-fashion-mnist"):
+        make(tmp_path, tmp_path)
+    path.write_bytes(gzip.compress(b"another file"))
+    with pytest.raises(DataError, match=f"{path}: expected sha256 c59f468a.* got "):
+        make(tmp_path, tmp_path)
+    path.write_bytes(gzip.compress(b"cut short")[:-9])
+    with pytest.raises(DataError, match=f"{path}: .*expected sha256 c59f468a"):
+        make(tmp_path, tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- the full sets
+
+
+def test_the_cache_folder_is_the_users_choice(monkeypatch):
+    monkeypatch.setenv("LATEPHASE_DATA", "~/sets")
+    assert datafiles.data_home() == Path.home() / "sets"
+    monkeypatch.delenv("LATEPHASE_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert datafiles.data_home() == Path("/somewhere/latephase")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert datafiles.data_home() == Path.home() / ".cache" / "latephase"
+
+
+@needs_debian
+def test_torchvision_reads_the_debian_files(debian_root, monkeypatch, network):
+    from torchvision.datasets import FashionMNIST
+
+    monkeypatch.setenv("LATEPHASE_DATA", str(debian_root))
+    with np.load(images.BUNDLE) as bundle:
+        index = {split: bundle[f"index_{split}"] for split in ("train", "test")}
+    for split, n in (("train", 60_000), ("test", 10_000)):
+        torchvisions = FashionMNIST(debian_root, train=split == "train", download=True)
+        ours = images.fashion_mnist(split=split)
+        assert torch.equal(ours.x[:, 0], torchvisions.data.float() / 255)
+        assert torch.equal(ours.y, torchvisions.targets)
+        assert len(ours) == n
+        bundled = images.bundled_fashion_mnist(split=split)
+        assert torch.equal(ours.x[index[split]], bundled.x)
+        assert torch.equal(ours.y[index[split]], bundled.y)
+    listing = "".join(
+        f"{images.FASHION_MNIST_SHA256[name]}  {name}\n"
+        for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    )
+    assert ours.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+    assert not network  # nothing was missing, so nothing was asked for
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "first_file", "digest"),
+    [
+        (
+            images.fashion_mnist,
+            "fashion_mnist",
+            "FashionMNIST/raw/train-images-idx3-ubyte",
+            "sha256 c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        (
+            images.cifar10,
+            "cifar10",
+            "cifar-10-batches-py/data_batch_1",
+            "md5 c99cafc152244af753f735de768cd75f",
+        ),
+    ],
+)
+class TestAbsentSets:
+    def test_without_leave_nothing_is_fetched(self, home, network, load, name, first_file, digest):
+        message = f"{home / first_file}: no such file; expected {digest}. To fetch it: .*{name}"
+        with pytest.raises(DataError, match=message):
+            load()
+        assert not network
+        assert not home.exists()
+
+    def test_no_network(self, home, network, load, name, first_file, digest):
+        with pytest.raises(DataError) as caught:
+            load(download=True)
+        message = str(caught.value)
+        assert f"{home / first_file}: no such file; expected {digest}." in message
+        assert "The download failed" in message
+        assert "no network in this test" in message
+        assert f"{name}(download=True)" in message
+        assert "The quick book needs no download." in message
+        assert network
+        assert list(home.iterdir()) == []
+
+    def test_a_folder_that_cannot_be(self, home, load, name, first_file, digest):
+        home.write_text("a file where the folder should be")
+        with pytest.raises(DataError, match=r"The download failed .*(File exists|Not a directory)"):
+            load(download=True)
+
+
+class Served:
+    """What urlopen returns: the content in two pieces, or what `then` raises after the first."""
+
+    def __init__(self, url, content, then=None):
+        self.url, self.length, self.then = url, len(content), then
+        half = len(content) // 2
+        self.pieces = [content[:half], content[half:]]
+
+    def read(self, size):
+        if self.then and len(self.pieces) == 1:
+            raise self.then
+        return self.pieces.pop(0) if self.pieces else b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return False
+
+
+def serve(monkeypatch, content, then=None):
+    def urlopen(request, *rest, **settings):
+        return Served(request.full_url, content, then)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+
+
+@pytest.mark.parametrize("load", [images.fashion_mnist, images.cifar10])
+def test_a_truncated_download_leaves_nothing(home, monkeypatch, load):
+    serve(monkeypatch, b"not what the publisher sent")
+    with pytest.raises(DataError, match=r"no such file; expected .* The download failed"):
+        load(download=True)
+    assert list(home.iterdir()) == []
+    serve(monkeypatch, b"interrupted", then=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        load(download=True)
+    assert list(home.iterdir()) == []
+    with pytest.raises(DataError, match="no such file"):
+        load()
+
+
+def test_half_written_files_are_not_taken_for_done(home):
+    """torchvision itself only looks whether the decompressed Fashion-MNIST files exist."""
+    raw = home / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in images.FASHION_MNIST_SHA256:
+        (raw / name).write_bytes(b"\x00\x00\x08\x03")
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: damaged .* c59f468a.*, got "):
+        images.fashion_mnist()
+
+
+def cifar_archive(per_batch=20):
+    """A CIFAR-10 archive of random images: its bytes, md5s by file name, images and labels."""
+    rng = np.random.default_rng(0)
+    buffer, md5, kept = io.BytesIO(), {}, {}
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+            pixels = rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
+            labels = [i % 10 for i in range(per_batch)]
+            kept[name] = pixels
+            entry = {"data": pixels, "labels": labels, "label_names": list(images.CIFAR10_CLASSES)}
+            content = pickle.dumps(entry)
+            md5[name] = hashlib.md5(content).hexdigest()
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue(), md5, kept
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """A small archive in the place of the publisher's."""
+    from torchvision.datasets import CIFAR10
+
+    content, md5, kept = cifar_archive()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(CIFAR10, "train_list", [[n, md5[n]] for n in md5 if n.startswith("data")])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
+    serve(monkeypatch, content)
+    return kept
+
+
+def test_cifar10_is_fetched_whole_and_kept(home, published, network, monkeypatch):
+    task = images.cifar10(download=True)
+    assert task.x.shape == (100, 3, 32, 32)
+    expected = published["data_batch_1"][0].reshape(3, 32, 32) / np.float32(255)
+    np.testing.assert_array_equal(task.x[0].numpy(), expected)
+    assert os.listdir(home) == ["cifar-10-batches-py"]
+    listing = ""
+    for name in (f"data_batch_{i}" for i in range(1, 6)):
+        content = (home / "cifar-10-batches-py" / name).read_bytes()
+        listing += f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+    assert task.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+    # A second call finds the files, and a damaged one is fetched again only with leave.
+    monkeypatch.setattr(urllib.request, "urlopen", None)
+    assert images.cifar10(download=True).sha256 == task.sha256
+    assert len(images.cifar10(split="test", classes=[2, 4], per_class=2)) == 4
+    assert not network
+
+
+def test_a_damaged_cifar_file_is_fetched_again_with_leave(home, published):
+    before = images.cifar10(download=True)
+    batch = home / "cifar-10-batches-py" / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"{batch}: damaged or another version; expected md5"):
+        images.cifar10()
+    assert images.cifar10(download=True).sha256 == before.sha256
+
+
+class Trap:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_no_pickle_is_loaded_before_its_hash_fits(home, published, tmp_path):
+    images.cifar10(download=True)
+    for name in ("data_batch_1", "batches.meta"):
+        file = home / "cifar-10-batches-py" / name
+        good = file.read_bytes()
+        file.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+        with pytest.raises(DataError, match=f"{file}: damaged"):
+            images.cifar10()
+        file.write_bytes(good)
+    assert not (tmp_path / "sprung").exists()
+
+
+# ---------------------------------------------------------------- Keras-layout files
+
+
+def keras_arrays(shape=(8, 8), n=12):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "test"):
+        arrays[f"x_{split}"] = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+        arrays[f"y_{split}"] = np.arange(n) % 3
+    return arrays
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 1), (8, 6, 3)])
+def test_keras_layouts_become_channels_first(tmp_path, shape):
+    arrays = keras_arrays(shape)
+    arrays["y_test"] = arrays["y_test"].astype(np.uint8)[:, None]  # as Keras stores CIFAR-10
+    path = tmp_path / "small.npz"
+    np.savez_compressed(path, **arrays)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    task = images.keras_npz(path, split="test", sha256=digest.upper())
+    assert task.x.shape == (12, shape[2] if len(shape) == 3 else 1, 8, 6)
+    pixels = arrays["x_test"].reshape(12, 8, 6, -1).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(task.x.numpy(), pixels / np.float32(255))
+    assert task.y.tolist() == arrays["y_test"].ravel().tolist()
+    assert (task.sha256, task.name.split("/")[0]) == (digest, "small")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": None}, "expected arrays x_train, .* got x_test, y_test, y_train, without x_t"),
+        ({"x_train": np.zeros((12, 8, 8))}, r"expected x_train uint8 .* got float64 \[12, 8, 8\]"),
+        ({"x_train": np.zeros((12, 3, 8, 8), np.uint8)}, r"got uint8 \[12, 3, 8, 8\]"),
+        ({"x_train": np.zeros((12, 64), np.uint8)}, r"got uint8 \[12, 64\]"),
+        ({"x_train": np.zeros((11, 8, 8), np.uint8)}, "got 11 images and 12 labels in the train"),
+        ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.arange(0)}, "got 0 images"),
+        ({"y_train": np.arange(12) / 3}, r"expected integer labels .* got float64 \[12\]"),
+        ({"y_train": np.zeros((12, 2), int)}, r"expected integer labels .* got int64 \[12, 2\]"),
+        ({"y_train": np.array(3)}, r"expected integer labels .* got int64 \[\]"),
+        ({"y_train": np.arange(12) % 3 + 1}, r"expected labels 0..k-1.* got \[1, 2, 3\] in y_tr"),
+        ({"y_train": np.arange(12) % 3 - 1}, r"got \[-1, 0, 1\] in y_train"),
+        ({"y_train": np.array([{}] * 12)}, "expected a readable .npz file; .*allow_pickle=False"),
+    ],
+)
+def test_other_contents_are_refused(tmp_path, change, message):
+    arrays = {k: v for k, v in (keras_arrays() | change).items() if v is not None}
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=f"{re.escape(str(path))}: .*{message}"):
+        images.keras_npz(path)
+
+
+def test_test_labels_must_occur_in_training(tmp_path):
+    np.savez(tmp_path / "bad.npz", **keras_arrays() | {"y_test": np.full(12, 3)})
+    with pytest.raises(DataError, match=r"got \[0, 1, 2\] in y_train and \[3\] in y_test"):
+        images.keras_npz(tmp_path / "bad.npz", split="test")
+
+
+def test_damaged_keras_files_are_named(tmp_path):
+    path = tmp_path / "set.npz"
+    with pytest.raises(DataError, match=f"{path}: no such file; expected sha256 {HASH}"):
+        images.keras_npz(path, sha256=HASH)
+    path.mkdir()
+    with pytest.raises(DataError, match=f"{path}: Is a directory; expected a readable file"):
+        images.keras_npz(path)
+    path.rmdir()
+    np.savez_compressed(path, **keras_arrays())
+    whole = path.read_bytes()
+    with pytest.raises(DataError, match=f"{path}: damaged or another version; expected sha256 000"):
+        images.keras_npz(path, sha256=HASH)
+    middle = bytearray(whole)
+    middle[300] ^= 0xFF  # inside the compressed pixels, where only the checksum tells
+    for content in (b"", b"no zip", whole[: len(whole) // 2], bytes(middle), pickle.dumps([1])):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"{path}: expected a readable .npz file"):
+            images.keras_npz(path)
+
+
+@pytest.mark.skipif(
+    "LATEPHASE_CIFAR10_NPZ" not in os.environ,
+    reason="LATEPHASE_CIFAR10_NPZ does not name CIFAR-10 in an .npz of Keras's layout",
+)
+def test_cifar10_from_a_keras_file():
+    path = Path(os.environ["LATEPHASE_CIFAR10_NPZ"])
+    for split in ("train", "test"):
+        task = images.keras_npz(path, split=split)
+        assert task.x.shape[1:] == (3, 32, 32)
+        assert task.class_count == 10
+        pair = images.keras_npz(path, classes=[3, 5], per_class=20, split=split, pixels="symmetric")
+        assert torch.bincount(pair.y + 1).tolist() == [20, 0, 20]
+        assert -1 <= pair.x.min() < 0 < pair.x.max() <= 1
