@@ -1,0 +1,90 @@
+"""Whether a recorded direction settles: measures of the late phase, small when it does.
+
+ln α is the late phase's natural clock, so states are compared at checkpoints that divide ln α
+evenly, from α = `start` on. A run that offers nothing to compare, in particular one that never
+separates its examples, gives no checkpoints and +inf: what was not seen to converge must not pass
+for convergence.
+"""
+
+import numpy as np
+
+
+def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:
+    """Return the largest relative drop max_k (γ̃_k - γ̃_{k+1})/|γ̃_k|, 0 if γ̃ never falls.
+
+    Along the flow of a homogeneous network γ̃ = α/‖W‖^L never falls once α > 0 (Lyu and Li 2019).
+    The series [steps] is read from its first positive value on; a fall below zero is a drop of
+    more than 1. +inf if fewer than two values are left.
+    """
+    series = np.asarray(normalized_smoothed_margin, dtype=float)
+    late = series[_first(series > 0) :]
+    if len(late) < 2:
+        return float("inf")
+    return max(0.0, float(np.max((late[:-1] - late[1:]) / np.abs(late[:-1]))))
+
+
+def checkpoints(smoothed_margin: np.ndarray, start: float, ratio: float = np.e) -> np.ndarray:
+    """Return the index of the first record with α ≥ start · ratio^j, for each j = 0, 1, ... reached.
+
+    A checkpoint every e-fold of α by default; empty if α [records] never reaches `start`. Nothing
+    is interpolated, so the records should lie closer together than the checkpoints. Raises
+    ValueError unless start > 0 and ratio > 1.
+    """
+    if not (start > 0 and ratio > 1):
+        raise ValueError(f"expected start > 0 and ratio > 1, got {start:g} and {ratio:g}")
+    alpha = np.asarray(smoothed_margin, dtype=float)
+    indices, level = [], start
+    # A run that aims at start · ratio^j must not miss it by the rounding of that power.
+    while (index := _first(alpha >= level * (1 - 1e-9))) < len(alpha):
+        indices.append(index)
+        level *= ratio
+    return np.array(indices, dtype=int)
+
+
+def stretches(
+    path_length: np.ndarray, smoothed_margin: np.ndarray, start: float, ratio: float = np.e
+) -> np.ndarray:
+    """Return the length that the direction travels between successive checkpoints, in radians.
+
+    path_length: of W/‖W‖ since some state, [records]. The theorem promises a finite sum of all
+    stretches, not that each is shorter than the one before.
+    """
+    return np.diff(np.asarray(path_length)[checkpoints(smoothed_margin, start, ratio)])
+
+
+def distribution_distances(
+    margins: np.ndarray, smoothed_margin: np.ndarray, start: float, ratio: float = np.e
+) -> np.ndarray:
+    """Return the distance between the margin distributions of successive checkpoints.
+
+    margins: p_i/‖W‖^L, [records, n]. The distance is Wasserstein-1, for n equal masses the mean
+    absolute difference of the sorted values, in units of the later checkpoint's mean |p_i|/‖W‖^L.
+    """
+    ordered = np.sort(np.asarray(margins)[checkpoints(smoothed_margin, start, ratio)], axis=1)
+    return np.abs(np.diff(ordered, axis=0)).mean(axis=1) / np.abs(ordered[1:]).mean(axis=1)
+
+
+def last_to_first(series: np.ndarray) -> float:
+    """Return s_last/s_first of a positive series; +inf with fewer than two terms."""
+    series = np.asarray(series, dtype=float)
+    return float(series[-1] / series[0]) if len(series) > 1 else float("inf")
+
+
+def leading_plane(direction: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return (coordinates [records, 2], share) of directions in their two principal components.
+
+    direction: [records, P], two records or more. Coordinates are relative to the last record, so
+    that a path which settles ends at the origin; share is the part of the squared deviations from
+    the mean that the plane holds.
+    """
+    direction = np.asarray(direction, dtype=float)
+    _, singular_values, components = np.linalg.svd(
+        direction - direction.mean(axis=0), full_matrices=False
+    )
+    share = np.sum(singular_values[:2] ** 2) / np.sum(singular_values**2)
+    return (direction - direction[-1]) @ components[:2].T, float(share)
+
+
+def _first(holds: np.ndarray) -> int:
+    """Return the index of the first True, or the length if there is none."""
+    return int(np.argmax(holds)) if np.any(holds) else len(holds)

@@ -1,0 +1,129 @@
+"""Figures in one style: every function draws what it is given on the axes it is given.
+
+Nothing is computed here beyond what drawing needs; units and definitions are those of
+`latephase.trajectory`.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+# One file serves the light and the dark page: the background is transparent, and of all greys
+# this one keeps the same contrast, 4.2, to white and to the dark theme's #14181e. Text is large.
+GREY = "#7b7b7b"
+BLUE, ORANGE, GREEN, VERMILION, PINK = sns.color_palette("colorblind").as_hex()[:5]
+# From blue (early) to orange (late) at middling lightness: told apart in every common form of
+# colour blindness, and neither end vanishes on a light or a dark page.
+LATE = LinearSegmentedColormap.from_list("late", ["#2f7fbf", "#8d79a8", "#e0861a"])
+# Classes and predictions: blue negative, orange positive, nothing in between.
+SIGN = LinearSegmentedColormap.from_list("sign", ["#2f7fbf", "#2f7fbf00", "#e0861a00", "#e0861a"])
+
+
+def style() -> None:
+    """Set the style of all figures of the book; called once, in a chapter's first cell."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            **dict.fromkeys(
+                ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor",
+                 "xtick.color", "ytick.color"), GREY),
+            **dict.fromkeys(
+                ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"),
+                "none"),
+            "font.size": 12,
+            "axes.titlesize": 12,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "figure.constrained_layout.use": True,
+            "legend.frameon": False,
+            # Text stays text in SVG: smaller, searchable, and read aloud.
+            "svg.fonttype": "none",
+        },
+    )  # fmt: skip
+
+
+def prediction_surface(
+    axes: Axes,
+    grid: tuple[np.ndarray, np.ndarray],
+    outputs: np.ndarray,
+    points: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    """Draw a network's outputs over the plane, its decision boundary, and the labelled points.
+
+    grid: coordinates a, b of a mesh, each [h, w]; outputs [h, w], drawn relative to their largest
+    absolute value; points [n, 2]; labels [n] in {-1, +1}.
+    """
+    scaled = outputs / np.abs(outputs).max()
+    axes.contourf(*grid, scaled, levels=np.linspace(-1, 1, 21), cmap=SIGN, alpha=0.8)
+    axes.contour(*grid, scaled, levels=[0.0], colors=GREY, linewidths=2)
+    for sign, marker, colour in ((-1, "o", BLUE), (1, "^", ORANGE)):
+        axes.scatter(*points[labels == sign].T, marker=marker, color=colour, edgecolor=GREY, s=36)
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=axes, left=True, bottom=True)
+
+
+def direction_path(axes: Axes, plane: np.ndarray, smoothed_margin: np.ndarray) -> mpl.colorbar.Colorbar:
+    """Draw the path [records, 2] of the direction in a plane, coloured by α; return its colour bar.
+
+    Records with α < 1 are grey: they come before the late phase or at its very beginning.
+    """
+    segments = np.stack([plane[:-1], plane[1:]], axis=1)
+    late = smoothed_margin[1:] >= 1
+    axes.add_collection(LineCollection(segments[~late], colors=GREY, linewidths=1.5))
+    norm = LogNorm(1, smoothed_margin.max())
+    path = LineCollection(segments[late], cmap=LATE, norm=norm, linewidths=2.5)
+    path.set_array(smoothed_margin[1:][late])
+    axes.add_collection(path)
+    axes.scatter(*plane[0], color=GREY, marker="o", zorder=3, label="start")
+    axes.scatter(*plane[-1], color=ORANGE, marker="*", s=140, zorder=3, label="last record")
+    axes.set(xlabel="first principal component of W/‖W‖", ylabel="second principal component")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend()
+    return axes.figure.colorbar(path, ax=axes, label="smoothed margin α")
+
+
+def margin_distributions(axes: Axes, margins: np.ndarray, smoothed_margin: np.ndarray) -> None:
+    """Draw the distribution of normalized margins [records, n] at each record, coloured by α."""
+    norm = LogNorm(smoothed_margin.min(), smoothed_margin.max())
+    share = (np.arange(margins.shape[1]) + 1) / margins.shape[1]
+    for row, alpha in zip(np.sort(margins, axis=1), smoothed_margin, strict=True):
+        axes.step(row, share, where="post", color=LATE(norm(alpha)), label=f"α = {alpha:.3g}")
+    axes.set(xlabel="normalized margin p/‖W‖$^L$", ylabel="share of examples below")
+    axes.legend()
+
+
+def normalized_smoothed_margin(
+    axes: Axes, smoothed_margin: np.ndarray, normalized: np.ndarray, label: str | None = None, **line
+) -> None:
+    """Draw γ̃ = α/‖W‖^L against α, from α > 0 on, both logarithmic."""
+    late = smoothed_margin > 0
+    axes.plot(smoothed_margin[late], normalized[late], label=label, **line)
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="smoothed margin α", ylabel="normalized smoothed margin γ̃")
+
+
+def stretch_lengths(
+    axes: Axes, levels: np.ndarray, lengths: Sequence[np.ndarray], label: str, **line
+) -> None:
+    """Draw the length of the direction's path in each e-fold of α, one line for each run.
+
+    levels [k + 1]: the α between which the lengths [k] of a run were measured.
+    """
+    middles = np.sqrt(levels[:-1] * levels[1:])
+    for i, run in enumerate(lengths):
+        axes.plot(middles, run, label=label if i == 0 else None, **line)
+    axes.set(xscale="log", yscale="log", xlabel="smoothed margin α")
+    axes.set(ylabel="length per e-fold of α (radians)")
+
+
+def rate_line(axes: Axes, levels: np.ndarray, first: float, power: float, label: str) -> None:
+    """Draw first · (α/α_0)^power over the levels, a rate to compare slopes with."""
+    axes.plot(levels, first * (levels / levels[0]) ** power, color=GREY, linestyle=":", label=label)
