@@ -1,4 +1,7 @@
-"""The whole path on a small book: what a green build leaves, and what turns it red."""
+"""The whole path on a small book: what a green build leaves, and what turns it red.
+
+The faults marked slow have their guard tested alone in test_gate and test_ledger as well.
+"""
 
 import json
 
@@ -158,15 +161,21 @@ def picture_without_description(book):
         (never_recorded, "never recorded the claim 'first/small'"),
         (entry_without_file, "_toc.yml names book/absent, but there is no such page"),
         (misspelt_key, "_config.yml: unknown key 'exlude_patterns'"),
-        (misspelt_sphinx_key, "unknown config value 'mathjaxs_path'"),
+        pytest.param(
+            misspelt_sphinx_key, "unknown config value 'mathjaxs_path'", marks=pytest.mark.slow
+        ),
         (broken_reference, "undefined label: 'nowhere'"),
-        (claim_that_fails, "first/small: expected 'holds', got 'fails'"),
-        (control_that_passes, "negative control passes: large"),
-        (unknown_parameter, "declares no parameter 'sed'"),
+        pytest.param(
+            claim_that_fails, "first/small: expected 'holds', got 'fails'", marks=pytest.mark.slow
+        ),
+        pytest.param(control_that_passes, "negative control passes: large", marks=pytest.mark.slow),
+        pytest.param(unknown_parameter, "declares no parameter 'sed'", marks=pytest.mark.slow),
         (profile_without_the_chapter, "no parameters for the chapter 'first'"),
         (unreadable_notebook, "is not a readable notebook"),
         (claim_of_an_unknown_chapter, "'ghost/claim' names the chapter 'ghost', not in _toc.yml"),
-        (picture_without_description, "<img> without a description"),
+        pytest.param(
+            picture_without_description, "<img> without a description", marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -1,0 +1,68 @@
+# Everything runs through environment.sh, which makes the Python environment when it is missing.
+# Needs GNU Make 3.81 (macOS has it), a POSIX shell and Python 3.11 to 3.13.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help book test test-slow lab environment lint lock clean profile cores
+
+PROFILE ?= quick
+# GNU nproc counts the cores this process may use, but takes OpenMP's settings for a limit.
+CORES ?= $(shell unset OMP_NUM_THREADS OMP_THREAD_LIMIT; nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+PROFILES = $(sort $(basename $(notdir $(wildcard profiles/*.yml))))
+IN_ENVIRONMENT = @sh ./environment.sh
+# Each test process holds its own PyTorch, in one thread.
+PYTEST = OMP_NUM_THREADS=1 sh ./environment.sh -m pytest -n $$(($(CORES) < 8 ? $(CORES) : 8))
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'PROFILE=quick|full|paper  how much the chapters compute (quick)'
+	@echo 'CORES=N                   cores to use (all)'
+	@echo 'VENV=DIR                  where the environment is made (.venv)'
+	@echo 'PYTHON=COMMAND            the Python it is made with, 3.11 to 3.13 (python3)'
+	@echo 'TORCH_INDEX=ADDRESS       another index for torch and torchvision, see README.md'
+	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
+
+book: profile cores ## run every chapter, check every claim, build the site in _build/html
+	$(IN_ENVIRONMENT) -m latephase.book build --profile '$(PROFILE)' --cores $(CORES)
+
+test: cores ## run the tests that take minutes
+	@$(PYTEST) -m 'not slow'
+
+test-slow: cores ## run the kills, the sabotage and the whole builds
+	@$(PYTEST) -m slow
+
+lab: ## open JupyterLab on the chapters
+	$(IN_ENVIRONMENT) -m jupyterlab book
+
+environment: ## make the environment and nothing else
+	$(IN_ENVIRONMENT) -c ''
+
+lint: ## check the style of library, tests and notebooks
+	$(IN_ENVIRONMENT) -m ruff check .
+	$(IN_ENVIRONMENT) -m ruff format --check .
+
+lock: ## renew requirements.lock and environment.yml from pyproject.toml
+	@mkdir -p _build/lock && cp requirements.lock _build/lock
+	$(IN_ENVIRONMENT) -m uv pip compile pyproject.toml --extra book --extra dev --universal \
+	    --python-version 3.11 --generate-hashes --no-header --quiet $(if $(UPGRADE),--upgrade) \
+	    --output-file _build/lock/requirements.lock
+	@{ printf '%s\n' '# Made by `make lock` from requirements.lock: the same versions for conda.' \
+	    'name: latephase' 'channels: [conda-forge]' \
+	    'dependencies:' '  - python >=3.11,<3.14' '  - pip' '  - pip:'; \
+	    sed -n 's/^\([a-z0-9].*\) \\$$/      - "\1"/p' _build/lock/requirements.lock; \
+	    echo '      - "-e ."'; } > _build/lock/environment.yml
+	@mv _build/lock/requirements.lock _build/lock/environment.yml .
+
+clean: ## remove what was built, keep the environment and recorded results
+	rm -rf _build .snakemake build .pytest_cache .ruff_cache
+
+profile:
+	@for known in $(PROFILES); do [ "$$known" != '$(PROFILE)' ] || exit 0; done; \
+	echo 'latephase: unknown PROFILE=$(PROFILE); known: $(PROFILES)' >&2; exit 2
+
+cores:
+	@case '$(CORES)' in \
+	''|0*|*[!0-9]*) echo 'latephase: CORES=$(CORES) is not a positive number' >&2; exit 2 ;; \
+	esac
