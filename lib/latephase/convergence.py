@@ -24,11 +24,11 @@ def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:
 
 
 def checkpoints(smoothed_margin: np.ndarray, start: float, ratio: float = np.e) -> np.ndarray:
-    """Return the index of the first record with α ≥ start · ratio^j, for each j = 0, 1, ... reached.
+    """Return the indices of the first records with α ≥ start · ratio^j, j = 0, 1, ...
 
-    A checkpoint every e-fold of α by default; empty if α [records] never reaches `start`. Nothing
-    is interpolated, so the records should lie closer together than the checkpoints. Raises
-    ValueError unless start > 0 and ratio > 1.
+    A checkpoint every e-fold of α by default, up to the last level that α [records] reaches; none
+    if it never reaches `start`. Nothing is interpolated, so the records should lie closer together
+    than the checkpoints. Raises ValueError unless start > 0 and ratio > 1.
     """
     if not (start > 0 and ratio > 1):
         raise ValueError(f"expected start > 0 and ratio > 1, got {start:g} and {ratio:g}")

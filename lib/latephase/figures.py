@@ -70,8 +70,10 @@ def prediction_surface(
     sns.despine(ax=axes, left=True, bottom=True)
 
 
-def direction_path(axes: Axes, plane: np.ndarray, smoothed_margin: np.ndarray) -> mpl.colorbar.Colorbar:
-    """Draw the path [records, 2] of the direction in a plane, coloured by α; return its colour bar.
+def direction_path(
+    axes: Axes, plane: np.ndarray, smoothed_margin: np.ndarray
+) -> mpl.colorbar.Colorbar:
+    """Draw the path [records, 2] of the direction in a plane, coloured by α; return the bar.
 
     Records with α < 1 are grey: they come before the late phase or at its very beginning.
     """
@@ -101,7 +103,11 @@ def margin_distributions(axes: Axes, margins: np.ndarray, smoothed_margin: np.nd
 
 
 def normalized_smoothed_margin(
-    axes: Axes, smoothed_margin: np.ndarray, normalized: np.ndarray, label: str | None = None, **line
+    axes: Axes,
+    smoothed_margin: np.ndarray,
+    normalized: np.ndarray,
+    label: str | None = None,
+    **line,
 ) -> None:
     """Draw γ̃ = α/‖W‖^L against α, from α > 0 on, both logarithmic."""
     late = smoothed_margin > 0

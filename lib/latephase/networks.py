@@ -7,6 +7,7 @@ the caller passes, which must sit on the CPU; they are float64 unless `dtype` sa
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
@@ -102,7 +103,7 @@ def mlp(
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths: expected two or more positive integers, got {list(widths)}")
     layers = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         layers += [_activation(activation), nn.Linear(fan_in, fan_out, bias=False)]
     return _initialized(nn.Sequential(*layers[1:]), generator, scale, dtype)
 

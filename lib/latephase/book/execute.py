@@ -89,9 +89,9 @@ def _papermill(chapter, source, output, parameters):
             progress_bar=False,
         )
     except papermill.PapermillExecutionError as error:
-        text = str(error.evalue).splitlines() or [""]
+        what = f"{error.ename}: {str(error.evalue).partition(chr(10))[0]}"
         raise BookError(
-            f"{chapter}: code cell {error.exec_count} raised {error.ename}: {text[0]} (see {output})"
+            f"{chapter}: code cell {error.exec_count} raised {what} (see {output})"
         ) from error
     except DeadKernelError as error:
         raise BookError(f"{chapter}: the kernel died (out of memory?); see {output}") from error

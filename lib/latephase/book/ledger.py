@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 from latephase.book import BookError
@@ -129,7 +130,9 @@ def number(value: float | None) -> str:
     """A value for a table: three digits, ∞ for a run that had nothing to measure."""
     if value is None or math.isnan(value):
         return "—"
-    return ("−" if value < 0 else "") + "∞" if math.isinf(value) else f"{value:.3g}"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return re.sub(r"e([+-])0*", r"e\1", f"{value:.3g}").replace("e+", "e").replace("-", "−")
 
 
 def plain_table(ledger: list[dict]) -> str:
@@ -150,6 +153,8 @@ def plain_table(ledger: list[dict]) -> str:
 def markdown_table(ledger: list[dict]) -> str:
     """The verdicts as a MyST table, each row linked to its chapter."""
     lines = [
+        ":::{div} verdicts",
+        "",
         "| Claim | Measured (worst) | Bound | Verdict | Negative controls (must violate) |",
         "|---|---|---|---|---|",
     ]
@@ -163,4 +168,4 @@ def markdown_table(ledger: list[dict]) -> str:
             f"| [{entry['statement']}]({entry['chapter']}.ipynb) | {number(entry['value'])} "
             f"| {relation} {number(entry['bound'])} | **{entry['verdict']}**{reason} | {controls} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", ":::"]) + "\n"

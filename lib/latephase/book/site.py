@@ -7,9 +7,11 @@ a rename, so that an earlier site stays whole until a new one has passed its che
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from latephase.book import BookError, gate, ledger, provenance
@@ -40,6 +42,8 @@ def _stage(book: Book, stage: Path) -> None:
     shutil.copytree(book.root / "book", stage / "book", ignore=shutil.ignore_patterns(".*"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(book.root / name, stage / name)
+    if (style := stage / "book" / "_static").is_dir():
+        style.rename(stage / "_static")  # where Jupyter Book looks for style sheets
     _mathjax(stage / "mathjax" / "mathjax")
     notebooks = {chapter: read(book.executed(chapter)) for chapter in book.chapters()}
     for chapter, notebook in notebooks.items():
@@ -49,6 +53,9 @@ def _stage(book: Book, stage: Path) -> None:
     generated.mkdir()
     entries = ledger.read(book.ledger)
     (generated / "verdicts.md").write_text(ledger.markdown_table(entries), encoding="utf8")
+    for notebook in notebooks.values():
+        for name, picture in _glued_pictures(notebook):
+            (generated / f"{name}.svg").write_text(picture, encoding="utf8")
     (generated / "report.md").write_text(_report(book, notebooks), encoding="utf8")
 
 
@@ -69,6 +76,15 @@ def _dress(notebook: Notebook, chapter: str) -> None:
                 f"data: {metadata.get('data', 'made in the chapter')}, "
                 f"commit {made_by['commit'][:10]}.*"
             )
+
+
+def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
+    """The figures a chapter hands to other pages with `glue("name", figure, display=False)`."""
+    for output in (output for cell in notebook.cells for output in cell.outputs):
+        picture = output.get("data", {}).get("application/papermill.record/image/svg+xml")
+        if picture:
+            name = output["metadata"]["scrapbook"]["name"]
+            yield name, picture if isinstance(picture, str) else "".join(picture)
 
 
 def _mathjax(target: Path) -> None:
@@ -128,7 +144,7 @@ def _jupyter_book(stage: Path, out: Path) -> None:
         "-q",
     ]
     # The theme and its extensions warn of their own deprecations; those are not the book's.
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     log = stage.parent / "site.log"
     write_whole(log, done.stdout + done.stderr)
@@ -138,7 +154,8 @@ def _jupyter_book(stage: Path, out: Path) -> None:
             for line in log.read_text(encoding="utf8").splitlines()
             if "WARNING" in line or "ERROR" in line or "rror:" in line
         ]
-        told = "\n".join(dict.fromkeys(line.replace(f"{stage}/", "") for line in lines))
+        plain = (re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{stage}/", "") for line in lines)
+        told = "\n".join(dict.fromkeys(plain))
         raise BookError(f"{told}\njupyter-book refused the site (log: {log})")
 
 
