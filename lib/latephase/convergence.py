@@ -70,6 +70,15 @@ def last_to_first(series: np.ndarray) -> float:
     return float(series[-1] / series[0]) if len(series) > 1 else float("inf")
 
 
+def largest_growth(series: np.ndarray) -> float:
+    """Return max_j s_{j+1}/s_j of a positive series, below 1 where each term is the smaller.
+
+    +inf with fewer than two terms.
+    """
+    series = np.asarray(series, dtype=float)
+    return float(np.max(series[1:] / series[:-1])) if len(series) > 1 else float("inf")
+
+
 def leading_plane(direction: np.ndarray) -> tuple[np.ndarray, float]:
     """Return (coordinates [records, 2], share) of directions in their two principal components.
 
