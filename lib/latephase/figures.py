@@ -62,7 +62,9 @@ def prediction_surface(
     absolute value; points [n, 2]; labels [n] in {-1, +1}.
     """
     scaled = outputs / np.abs(outputs).max()
-    axes.contourf(*grid, scaled, levels=np.linspace(-1, 1, 21), cmap=SIGN, alpha=0.8)
+    extent = (grid[0].min(), grid[0].max(), grid[1].min(), grid[1].max())
+    look = {"cmap": SIGN, "vmin": -1, "vmax": 1, "alpha": 0.8, "interpolation": "bilinear"}
+    axes.imshow(scaled, origin="lower", extent=extent, **look)
     axes.contour(*grid, scaled, levels=[0.0], colors=GREY, linewidths=2)
     for sign, marker, colour in ((-1, "o", BLUE), (1, "^", ORANGE)):
         axes.scatter(*points[labels == sign].T, marker=marker, color=colour, edgecolor=GREY, s=36)
