@@ -108,3 +108,20 @@ def test_a_broken_ledger_is_named(tmp_path):
     (tmp_path / "ledger.json").write_text("[{")
     with pytest.raises(BookError, match="cannot read the ledger"):
         ledger.read(tmp_path / "ledger.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "text"),
+    [
+        (0.12345, 1.0, "0.123"),
+        (1.0007, 1.0, "1.001"),
+        (1.0, 1.0, "1"),
+        (1e-6, 1.0, "1e−6"),
+        (-2.5e30, 1.0, "−2.5e30"),
+        (INF, 1.0, "∞"),
+        (-INF, 1.0, "−∞"),
+        (None, 1.0, "—"),
+    ],
+)
+def test_a_number_is_told_from_its_bound(value, bound, text):
+    assert ledger.number(value, bound) == text

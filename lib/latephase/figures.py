@@ -59,11 +59,11 @@ def prediction_surface(
     """Draw a network's outputs over the plane, its decision boundary, and the labelled points.
 
     grid: coordinates a, b of a mesh, each [h, w]; outputs [h, w], drawn relative to their largest
-    absolute value; points [n, 2]; labels [n] in {-1, +1}.
+    absolute value, full colour from 0.4 of it on; points [n, 2]; labels [n] in {-1, +1}.
     """
     scaled = outputs / np.abs(outputs).max()
     extent = (grid[0].min(), grid[0].max(), grid[1].min(), grid[1].max())
-    look = {"cmap": SIGN, "vmin": -1, "vmax": 1, "alpha": 0.8, "interpolation": "bilinear"}
+    look = {"cmap": SIGN, "vmin": -0.4, "vmax": 0.4, "alpha": 0.8, "interpolation": "bilinear"}
     axes.imshow(scaled, origin="lower", extent=extent, **look)
     axes.contour(*grid, scaled, levels=[0.0], colors=GREY, linewidths=2)
     for sign, marker, colour in ((-1, "o", BLUE), (1, "^", ORANGE)):

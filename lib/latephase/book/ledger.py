@@ -126,13 +126,17 @@ def problems(ledger: list[dict]) -> list[str]:
     return [f"{entry['id']}: {entry['problem']}" for entry in ledger if entry["problem"]]
 
 
-def number(value: float | None) -> str:
-    """A value for a table: three digits, ∞ for a run that had nothing to measure."""
+def number(value: float | None, bound: float = math.nan) -> str:
+    """A value for a table: three digits, or as many as tell it from the bound; ∞ for infinity."""
     if value is None or math.isnan(value):
         return "—"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return re.sub(r"e([+-])0*", r"e\1", f"{value:.3g}").replace("e+", "e").replace("-", "−")
+    digits = 3
+    while f"{value:.{digits}g}" == f"{bound:.{digits}g}" and value != bound and digits < 17:
+        digits += 1
+    text = f"{value:.{digits}g}"
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "−")
 
 
 def plain_table(ledger: list[dict]) -> str:
@@ -144,7 +148,7 @@ def plain_table(ledger: list[dict]) -> str:
         mark = "RED  " + entry["problem"] if entry["problem"] else ""
         relation = "≤" if entry["relation"] == "<=" else "≥"
         lines.append(
-            f"  {entry['id']:<{width}}  {number(entry['value']):>9} {relation} "
+            f"  {entry['id']:<{width}}  {number(entry['value'], entry['bound']):>9} {relation} "
             f"{number(entry['bound']):<8} {entry['verdict']:<8} controls: {controls}  {mark}"
         )
     return "\n".join(line.rstrip() for line in lines)
@@ -164,8 +168,9 @@ def markdown_table(ledger: list[dict]) -> str:
             f"{name}: {number(c['value'])}" for name, c in entry["controls"].items()
         )
         reason = f" ({entry['expect_reason']})" if entry["expect_reason"] else ""
+        measured = number(entry["value"], entry["bound"])
         lines.append(
-            f"| [{entry['statement']}]({entry['chapter']}.ipynb) | {number(entry['value'])} "
+            f"| [{entry['statement']}]({entry['chapter']}.ipynb) | {measured} "
             f"| {relation} {number(entry['bound'])} | **{entry['verdict']}**{reason} | {controls} |"
         )
     return "\n".join([*lines, "", ":::"]) + "\n"
