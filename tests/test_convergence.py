@@ -1,0 +1,79 @@
+"""The measures of settling: known series, and what must not pass for convergence."""
+
+import numpy as np
+import pytest
+
+from latephase import convergence
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("series", "drop"),
+    [
+        ([0.1, 0.2, 0.3], 0.0),
+        ([0.1, 0.4, 0.3, 0.35], 0.25),
+        ([-1.0, -2.0, 0.1, 0.2], 0.0),  # what precedes the first positive value does not count
+        ([0.2, -0.1], 1.5),  # a fall below zero is a drop of more than one
+        ([-1.0, -0.5, -0.1], INF),  # never separated: nothing to measure
+        ([-1.0, 0.5], INF),
+    ],
+)
+def test_largest_drop(series, drop):
+    assert convergence.largest_drop(np.array(series)) == pytest.approx(drop, rel=1e-15)
+
+
+def test_checkpoints_are_the_first_records_at_even_steps_of_ln_alpha():
+    alpha = np.array([-1.0, 5.0, 9.0, 11.0, 19.0, 21.0, 39.0, 45.0])
+    np.testing.assert_array_equal(convergence.checkpoints(alpha, 10.0, ratio=2.0), [3, 5, 7])
+    assert len(convergence.checkpoints(-alpha, 10.0)) == 0
+
+
+@pytest.mark.parametrize(("start", "ratio"), [(0.0, 2.0), (1.0, 1.0), (-1.0, 2.0)])
+def test_checkpoints_refuse_a_grid_that_does_not_advance(start, ratio):
+    with pytest.raises(ValueError, match="expected start > 0 and ratio > 1"):
+        convergence.checkpoints(np.array([1.0]), start, ratio)
+
+
+def test_stretches_of_a_pace_like_one_over_alpha_shrink_by_the_ratio():
+    alpha = 10.0 * 2.0 ** np.arange(5)
+    stretches = convergence.stretches(1.0 - 10.0 / alpha, alpha, 10.0, ratio=2.0)
+    np.testing.assert_allclose(stretches, [0.5, 0.25, 0.125, 0.0625], rtol=1e-12)
+    assert convergence.last_to_first(stretches) == pytest.approx(0.125)
+    assert convergence.largest_growth(stretches) == pytest.approx(0.5)
+
+
+def test_distance_of_margin_distributions_is_wassersteins():
+    # Sorted: (1, 3) and (2, 4), each value one apart; the later mean is 3.
+    margins = np.array([[3.0, 1.0], [2.0, 4.0]])
+    distances = convergence.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0)
+    np.testing.assert_allclose(distances, [1 / 3], rtol=1e-15)
+
+
+def test_distance_does_not_see_which_example_has_which_margin():
+    margins = np.array([[3.0, 1.0], [1.0, 3.0]])
+    assert convergence.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0) == [0.0]
+
+
+@pytest.mark.parametrize("measure", [convergence.last_to_first, convergence.largest_growth])
+@pytest.mark.parametrize("series", [[], [1.0]])
+def test_nothing_to_compare_is_infinite(measure, series):
+    assert measure(np.array(series)) == INF
+
+
+def test_growth_sees_one_rise_among_falls():
+    assert convergence.largest_growth(np.array([4.0, 2.0, 3.0, 1.0])) == 1.5
+
+
+def test_the_leading_plane_of_a_plane_curve_holds_it():
+    angle = np.linspace(0.0, 1.0, 9)
+    curve = np.stack([np.cos(angle), np.zeros(9), np.sin(angle)], axis=1)
+    plane, share = convergence.leading_plane(curve)
+    assert share == pytest.approx(1.0)
+    np.testing.assert_allclose(plane[-1], [0.0, 0.0], atol=1e-15)
+    # A projection on the plane of the curve keeps its distances.
+    np.testing.assert_allclose(
+        np.linalg.norm(np.diff(plane, axis=0), axis=1),
+        np.linalg.norm(np.diff(curve, axis=0), axis=1),
+        rtol=1e-12,
+    )
