@@ -111,6 +111,34 @@ class Loss:
         near = torch.clamp(z, max=TAIL)
         return self.log_value(near) + near
 
+    def from_multipliers(
+        self, margins: Tensor, log_multipliers: Tensor, scale: float
+    ) -> tuple[float, float, Tensor]:
+        """Return (α/S, α, ln q) of margins S p whose multipliers λ ∝ q are known apart.
+
+        margins: p, log_multipliers: ln λ, both [n] or [n, k-1]; scale: S. With the weights
+        w ∝ λ exp((a - c)(z)) of the examples in the risk,
+
+            -ln R = S Σ w p + Σ w (ln w - a(z)),
+
+        which is exact for w = ℓ(z)/R and above it by the divergence KL(w ‖ ℓ(z)/R) otherwise:
+        the multipliers enter α to second order only. Then α = -ln R + a(α).
+        """
+        z = soft_margins(scale * margins)
+        # c - a = ln(-(ln ℓ)').
+        log_rate = self._log_rate(torch.clamp(z, max=TAIL))
+        shape = (slice(None),) + (None,) * (margins.ndim - 1)
+        log_weights = log_multipliers - log_rate[shape]
+        log_weights = log_weights - log_sum_exp(log_weights.reshape(-1), 0)
+        weights = torch.exp(log_weights)
+        # 0 ln 0 = 0.
+        entropic = torch.where(weights > 0, weights * (log_weights - self.tail(z)[shape]), weights)
+        normalized = (weights * margins).sum() + entropic.sum() / scale
+        alpha = self.inverse(-scale * normalized)
+        normalized = normalized + self.tail(alpha) / scale
+        log_dual = log_weights + log_rate[shape] - self._log_rate(torch.clamp(alpha, max=TAIL))
+        return float(normalized), float(alpha), log_dual
+
 
 def soft_margins(margins: Tensor) -> Tensor:
     """Return z [n]: the margins themselves [n], or -ln Σ_j exp(-p_ij) of margins [n, k-1]."""
