@@ -15,6 +15,7 @@ ln is the natural logarithm throughout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -112,18 +113,20 @@ class Loss:
         return self.log_value(near) + near
 
     def from_multipliers(
-        self, margins: Tensor, log_multipliers: Tensor, scale: float
+        self, margins: Tensor, log_multipliers: Tensor, log_scale: float
     ) -> tuple[float, float, Tensor]:
-        """Return (α/S, α, ln q) of margins S p whose multipliers λ ∝ q are known apart.
+        """Return (α/S, KL/S, ln q) of margins S p whose multipliers λ ∝ q are known apart.
 
-        margins: p, log_multipliers: ln λ, both [n] or [n, k-1]; scale: S. With the weights
-        w ∝ λ exp((a - c)(z)) of the examples in the risk,
+        margins: p, log_multipliers: ln λ, both [n] or [n, k-1]; log_scale: ln S. With weights
+        w ∝ λ exp((a - c)(z)), the shares of the pairs in the risk,
 
             -ln R = S Σ w p + Σ w (ln w - a(z)),
 
-        which is exact for w = ℓ(z)/R and above it by the divergence KL(w ‖ ℓ(z)/R) otherwise:
-        the multipliers enter α to second order only. Then α = -ln R + a(α).
+        exact for the true shares and above it by their divergence KL otherwise: errors of the
+        multipliers enter α to second order only. Then α = -ln R + a(α).
         """
+        scale = math.exp(min(log_scale, 700.0))
+        smallest = margins.min()
         z = soft_margins(scale * margins)
         # c - a = ln(-(ln ℓ)').
         log_rate = self._log_rate(torch.clamp(z, max=TAIL))
@@ -131,13 +134,16 @@ class Loss:
         log_weights = log_multipliers - log_rate[shape]
         log_weights = log_weights - log_sum_exp(log_weights.reshape(-1), 0)
         weights = torch.exp(log_weights)
+        tail = self.tail(z)[shape]
         # 0 ln 0 = 0.
-        entropic = torch.where(weights > 0, weights * (log_weights - self.tail(z)[shape]), weights)
-        normalized = (weights * margins).sum() + entropic.sum() / scale
-        alpha = self.inverse(-scale * normalized)
-        normalized = normalized + self.tail(alpha) / scale
+        entropic = torch.where(weights > 0, weights * (log_weights - tail), weights).sum()
+        carried = (weights * margins).sum() + entropic / scale
+        relative = tail - scale * (margins - smallest)
+        computed = smallest - log_sum_exp(relative.reshape(-1), 0) / scale
+        alpha = self.inverse(-scale * carried)
+        rise = self.tail(alpha) / scale
         log_dual = log_weights + log_rate[shape] - self._log_rate(torch.clamp(alpha, max=TAIL))
-        return float(normalized), float(alpha), log_dual
+        return float(carried + rise), float(carried - computed), log_dual
 
 
 def soft_margins(margins: Tensor) -> Tensor:

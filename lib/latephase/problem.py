@@ -201,11 +201,20 @@ class Problem:
             self.module(self.x[:1])
         return census
 
-    def smoothed(self, epsilon: float) -> Problem:
-        """Return the same problem with ReLU kinks smoothed, counting its own evaluations."""
-        other = copy.copy(self)
+    def smoothed(self, epsilon: float | None) -> Problem:
+        """Return the same problem with ReLU kinks smoothed, or as they are for None.
+
+        It counts its own evaluations.
+        """
+        other = self.recounted()
         other.kink_smoothing = epsilon
-        other.evaluations = {"gradient": 0, "jacobian": 0, "curvature": 0}
+        other.evaluations = dict.fromkeys(self.evaluations, 0)
+        return other
+
+    def recounted(self) -> Problem:
+        """Return the same problem whose further evaluations are counted apart from this one's."""
+        other = copy.copy(self)
+        other.evaluations = dict(self.evaluations)
         return other
 
     def _tensor(self, array: np.ndarray) -> Tensor:
