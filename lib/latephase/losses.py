@@ -35,6 +35,7 @@ class Loss:
 
     log_value:   z ↦ ln ℓ(z), elementwise on tensors, twice differentiable by autograd.
     log_inverse: y ↦ the z with ln ℓ(z) = y; found by bisection when it is not given.
+    log_rate:    z ↦ ln(-(ln ℓ)'(z)), elementwise; taken by autograd when it is not given.
 
     `check_loss` says which conditions a user's own loss must meet.
     """
@@ -42,6 +43,7 @@ class Loss:
     name: str
     log_value: Callable[[Tensor], Tensor]
     log_inverse: Callable[[Tensor], Tensor] | None = None
+    log_rate: Callable[[Tensor], Tensor] | None = None
 
     def log_losses(self, margins: Tensor) -> Tensor:
         """Return ln ℓ(z_i) [n] of margins [n] or [n, k-1]."""
@@ -83,6 +85,8 @@ class Loss:
         return log_dual[:, None] + torch.log_softmax(-margins, 1)
 
     def _log_rate(self, z: Tensor) -> Tensor:
+        if self.log_rate is not None:
+            return self.log_rate(z)
         value, pull_back = torch.func.vjp(self.log_value, z)
         return torch.log(-pull_back(torch.ones_like(value))[0])
 
@@ -99,9 +103,8 @@ class Loss:
         near = torch.clamp(z, max=TAIL)
 
         def c(v: Tensor) -> Tensor:
-            value, pull_back = torch.func.vjp(self.log_value, v)
             # -ℓ' = ℓ · (-(ln ℓ)')
-            return value + torch.log(-pull_back(torch.ones_like(v))[0]) + v
+            return self.log_value(v) + self._log_rate(v) + v
 
         value, pull_back = torch.func.vjp(c, near)
         (rate,) = pull_back(torch.ones_like(near))
@@ -205,6 +208,16 @@ def _log_logistic(z: Tensor) -> Tensor:
     )
 
 
+def _log_logistic_rate(z: Tensor) -> Tensor:
+    # ln(σ(-z) / ln(1 + e^{-z})) = -e^{-z}/2 + O(e^{-2z})
+    expand = z > _EXPANSION
+    near = torch.where(expand, torch.zeros_like(z), z)
+    far = torch.where(expand, z, torch.full_like(z, _EXPANSION))
+    logsigmoid = torch.nn.functional.logsigmoid
+    exact = logsigmoid(-near) - torch.log(-logsigmoid(near))
+    return torch.where(expand, -0.5 * torch.exp(-far), exact)
+
+
 def _log_logistic_inverse(log_risk: Tensor) -> Tensor:
     # -ln(e^R - 1) = -R - ln(1 - e^{-R}) = -ln R - R/2 + O(R²)
     expand = log_risk < -_EXPANSION
@@ -240,10 +253,10 @@ def _inverse_by_bisection(loss: Loss, log_risk: Tensor) -> Tensor:
     return z + residual / rate.detach()
 
 
-EXPONENTIAL = Loss("exponential", torch.neg, torch.neg)
-LOGISTIC = Loss("logistic", _log_logistic, _log_logistic_inverse)
+EXPONENTIAL = Loss("exponential", torch.neg, torch.neg, torch.zeros_like)
+LOGISTIC = Loss("logistic", _log_logistic, _log_logistic_inverse, _log_logistic_rate)
 # ln(1 + Σ_j e^{-p_ij}) is the logistic loss of the soft margin.
-CROSS_ENTROPY = Loss("cross_entropy", _log_logistic, _log_logistic_inverse)
+CROSS_ENTROPY = Loss("cross_entropy", _log_logistic, _log_logistic_inverse, _log_logistic_rate)
 
 _NAMED = {loss.name: loss for loss in (EXPONENTIAL, LOGISTIC, CROSS_ENTROPY)}
 
