@@ -1,16 +1,14 @@
 """Gradient flow on an exponential-tailed risk, followed to smoothed margins of 1e300.
 
-After the explicit early phase, when every margin is positive and α ≥ 2, the direction is followed
-in ρ = ln‖W‖: dθ/dρ = ∇α/(L Σ q p) - θ at scale S = e^{Lρ}, by a two-stage singly diagonally implicit
-Runge–Kutta method of order 2 (γ = 1 - 1/√2, L-stable, stiffly accurate). One step may multiply α
-by any factor, so the cost grows with ln α.
+An explicit method in relative arc length brings any start to separation; from there the implicit
+late phase multiplies α by a factor a step, so that the cost grows with ln α.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,13 @@ from latephase import diagnostics
 from latephase.clock import LogClock
 from latephase.early import STEP_BUDGET, EarlyState, early_phase
 from latephase.homogeneity import checked_degree
-from latephase.linearization import Linearization
-from latephase.losses import Loss
+from latephase.late import LateStepper
+from latephase.losses import EXPONENTIAL, Loss
 from latephase.problem import Problem
 from latephase.recorder import offered, thinned
-from latephase.stage import Stage, solve_stage
+from latephase.state import State
 from latephase.trajectory import Trajectory
 
-GAMMA = 1.0 - 1.0 / math.sqrt(2.0)
 # The late phase starts here: below, the explicit method is cheap and needs no positive margins.
 HANDOVER = 2.0
 LANDING = 1e-3
@@ -35,6 +32,7 @@ DEFAULT_SMOOTHING = 1e-3
 _LATE_STEP_BUDGET = 20_000
 _LONGEST_STEP = 3.0
 _SMALLEST_STEP = 1e-9
+# Error of the stages' solution as a part of tol.
 _NEWTON = 0.02
 # Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
 _MONOTONE = 2e-13
@@ -43,17 +41,16 @@ _MONOTONE = 2e-13
 class NotSeparated(RuntimeError):
     """The risk cannot reach the smoothed margin asked for.
 
-    best_smoothed_margin: the largest α seen; trajectory: the records so far, or None.
+    best_smoothed_margin: the largest α seen; trajectory: the records so far, None without any.
     """
 
     def __init__(self, message: str, best: float, trajectory: Trajectory | None) -> None:
         super().__init__(message)
-        self.best_smoothed_margin = best
-        self.trajectory = trajectory
+        self.best_smoothed_margin, self.trajectory = best, trajectory
 
 
 class StepCollapse(RuntimeError):
-    """The step fell to nothing at a kink that cannot be smoothed; `trajectory` is what stands."""
+    """The step fell to nothing, at a kink that cannot be smoothed; `trajectory` is what stands."""
 
     def __init__(self, message: str, trajectory: Trajectory | None) -> None:
         super().__init__(message)
@@ -102,8 +99,7 @@ def gradient_flow(
     try:
         return _Flow(problem, degree, settings).run(until)
     except StepCollapse as collapse:
-        kinks = problem.kinks()
-        if kink_smoothing is not None or not kinks.smoothable:
+        if kink_smoothing is not None or not problem.kinks().smoothable:
             raise
         settings |= {"kink_smoothing": DEFAULT_SMOOTHING, "smoothed_because": str(collapse)}
     return _Flow(problem.smoothed(DEFAULT_SMOOTHING), degree, settings).run(until)
@@ -114,240 +110,152 @@ def _check_settings(until: float, tol: float, records: int, kink_smoothing: floa
         raise ValueError(f"until: expected a smoothed margin in (0, 1e300], got {until!r}")
     if not 0.0 < tol < 1.0:
         raise ValueError(f"tol: expected an error in (0, 1), got {tol!r}")
-    if records != int(records) or records < 1:
+    if isinstance(records, bool) or records != int(records) or records < 1:
         raise ValueError(f"records: expected a positive integer, got {records!r}")
     if kink_smoothing is not None and not 0.0 < kink_smoothing < 1.0:
         raise ValueError(f"kink_smoothing: expected ε in (0, 1) or None, got {kink_smoothing!r}")
 
 
-@dataclass(frozen=True)
-class State:
-    """A state of the flow: W = e^{log_norm} direction, and what belongs to it.
-
-    p [n, ·] and gradient [P] are margins and ∇α of the unit direction with the dual variables q,
-    that is p/‖W‖^L and ∇α/‖W‖^{L-1}.
-    """
-
-    direction: np.ndarray
-    log_norm: float
-    p: np.ndarray
-    log_dual: np.ndarray
-    gradient: np.ndarray
-    normalized_smoothed_margin: float
-    smoothed_margin: float
-    dual_gap: float
-    log_time: float
-    path_length: float
-
-    def mean_margin(self) -> float:
-        """Return Σ q p at the unit direction."""
-        return float(np.vdot(np.exp(self.log_dual), self.p))
-
-
 class _Flow:
-    """The flow of one problem: its state, its clock and what it has recorded."""
+    """The flow of one problem: where it is, its clock, and what it has recorded."""
 
     def __init__(self, problem: Problem, degree: float, settings: dict[str, Any]) -> None:
         self.problem, self.degree, self.settings = problem, degree, settings
+        self.tol = settings["tol"]
         self.clock = LogClock(problem.loss)
-        self.steps, self.best = 0, -math.inf
-        self.path_length, self.last_direction = 0.0, None
-        self.w, self.state = problem.w0, None
+        # With kinks smoothed the early phase is stiff, and left as soon as the late one can step.
+        self.stiff = problem.kink_smoothing is not None
+        self.stepper = LateStepper(problem, degree, curved=self.stiff)
+        self.next_step = self.longest = 0.01
+        self.steps, self.best, self.path_length = 0, -math.inf, 0.0
+        self.state: State | None = None
         self.entries: list[tuple[float, State]] = []
-        self.linearization: Linearization | None = None
-        self.step = 1e-2
 
     def run(self, until: float) -> Trajectory:
         """Return the trajectory up to α = until."""
-        if self.state is None or not self._ready():
-            self._early(until)
-        if self.state.smoothed_margin < until:
-            self._late(until)
+        while self.state is None or self.state.smoothed_margin < until:
+            if self.state is not None and self._separated():
+                self._late(until)
+            else:
+                self._early(until)
         return self.trajectory()
 
-    def _ready(self) -> bool:
-        return self.state.smoothed_margin >= HANDOVER and self.state.p.min() > 0.0
+    def _separated(self) -> bool:
+        """Return whether the late phase can step from here.
+
+        It needs ‖W‖ to grow, that is Σ q p > 0, and, unless the loss is exponential, margins
+        where ln(-ℓ') is not flat.
+        """
+        state = self.state
+        if state.smoothed_margin >= HANDOVER and state.p.min() > 0.0:
+            return True
+        smallest = state.p.min() * math.exp(self.degree * state.log_norm)
+        steep = self.problem.loss is EXPONENTIAL or smallest > 0.0
+        return self.stiff and steep and state.alignment() > 0.1
 
     def _early(self, until: float) -> None:
-        tol = 0.1 * self.settings["tol"]
-        recent, kinks = [], None
-        states = early_phase(self.problem, self.w, tol, until)
+        start = self.problem.w0 if self.state is None else self.state.w()
+        states = early_phase(self.problem, start, 0.1 * self.tol, until)
+        advances: list[float] = []
         while True:
             try:
                 early = next(states)
             except FloatingPointError as error:
                 raise self._collapse(str(error)) from error
             self._arrive_early(early)
-            if self.state is not None and (early.alpha >= until or self._ready()):
+            if self.state is not None and (early.alpha >= until or self._separated()):
                 return
             if early.stationary() or self.steps > STEP_BUDGET:
                 raise self._not_separated(early, until)
-            # 200 steps that together advance less than 200·tol: chatter along kinks.
-            recent = [*recent[-199:], early.advance]
-            if len(recent) == 200 and sum(recent) < 200 * self.settings["tol"]:
-                kinks = kinks or self.problem.kinks()
-                if self.problem.kink_smoothing is None and (kinks.smoothable or kinks.other):
-                    raise self._collapse("the early phase chatters along a kink")
+            advances = [*advances[-199:], early.advance]
+            if self._chatters(advances):
+                raise self._collapse("the explicit step chatters along a kink")
+
+    def _chatters(self, advances: list[float]) -> bool:
+        # A smooth flow allows the method of order 5 steps near tol^{1/5}; a jump of the gradient
+        # that the flow keeps crossing allows steps near tol.
+        if self.stiff or len(advances) < 200 or sum(advances) > 200 * 10 * self.tol:
+            return False
+        kinks = self.problem.kinks()
+        return bool(kinks.smoothable or kinks.other)
 
     def _arrive_early(self, early: EarlyState) -> None:
-        self.w, self.best = early.w, max(self.best, early.alpha)
-        self.steps += early.advance > 0
-        gradient_norm = float(np.linalg.norm(early.gradient))
-        log_time = self.clock.advance(early.alpha, math.log(max(gradient_norm, 1e-300)))
+        self.best = max(self.best, early.alpha)
+        self.steps += early.advance > 0.0
         norm = float(np.linalg.norm(early.w))
+        length = float(np.linalg.norm(early.gradient))
+        if self.state is None or early.advance > 0.0:
+            self.clock.advance(early.alpha, math.log(max(length, 1e-300)))
         if norm == 0.0:
             return
-        direction, log_norm = early.w / norm, math.log(norm)
-        self._lengthen(direction)
+        log_norm = math.log(norm)
         shrink = math.exp(-self.degree * log_norm)
-        self.state = State(
-            direction,
-            log_norm,
-            early.p * shrink,
-            early.log_dual,
-            early.gradient * norm ** (1.0 - self.degree),
-            early.alpha * shrink,
-            early.alpha,
-            0.0,
-            log_time,
-            self.path_length,
+        self._move(
+            State(
+                early.w / norm,
+                log_norm,
+                early.p * shrink,
+                early.log_dual,
+                early.gradient * norm ** (1.0 - self.degree),
+                early.alpha * shrink,
+                early.alpha,
+            )
         )
-        if early.alpha > 0.0:
-            self._record()
 
     def _late(self, until: float) -> None:
-        tol, cap, started = self.settings["tol"], _LONGEST_STEP, self.steps
-        newton = _NEWTON * tol
+        newton, budget = _NEWTON * self.tol, self.steps + _LATE_STEP_BUDGET
+        self.longest = _LONGEST_STEP
         while self.state.smoothed_margin < until:
             state = self.state
-            slope = np.vdot(state.gradient, state.gradient) / (
-                self.degree * state.mean_margin() * state.normalized_smoothed_margin
-            )
-            left = math.log(until / state.smoothed_margin) + 0.4 * LANDING
-            step = min(self.step, cap, left / slope)
+            step = min(self.next_step, self.longest, _left(state, self.degree, until))
+            if step < _SMALLEST_STEP and state.smoothed_margin < HANDOVER:
+                self.stiff = False
+                return
             if step < _SMALLEST_STEP:
-                raise self._collapse(f"the late phase's step fell to {step:.1e}")
-            if self.steps - started > _LATE_STEP_BUDGET:
+                raise self._collapse(f"the implicit step fell to {step:.1e}")
+            if self.steps > budget:
                 raise NotSeparated(
                     f"the budget of {_LATE_STEP_BUDGET} late steps is spent at smoothed margin "
                     f"{state.smoothed_margin:.6g}, short of {until:.6g}",
                     self.best,
                     self.trajectory(),
                 )
-            solved = self._implicit_step(state, step, newton)
-            if solved is None:
-                self.step, cap = 0.5 * step, 0.5 * step
+            stepped = self.stepper.step(state, step, newton)
+            if stepped is None:
+                self.next_step = self.longest = 0.5 * step
                 continue
-            stage, error = solved
-            factor = 0.9 * max(error / tol, 1e-9) ** -0.5
-            if error > tol:
-                self.step = step * max(0.2, factor)
-                continue
-            arrived = self._arrived(stage, state.log_norm + step)
-            growth = math.log(arrived.smoothed_margin / state.smoothed_margin)
-            if arrived.smoothed_margin > until * (1.0 + LANDING):
-                self.step = step * left / growth
-                continue
-            drop = state.normalized_smoothed_margin - arrived.normalized_smoothed_margin
-            if drop > _MONOTONE * state.normalized_smoothed_margin and newton > 1e-13:
+            arrived, error = stepped
+            factor = 0.9 * max(error / self.tol, 1e-9) ** -0.5
+            if error > self.tol:
+                self.next_step = step * max(0.2, factor)
+            elif arrived.smoothed_margin > until * (1.0 + LANDING):
+                self.next_step = step * _fraction(state, arrived, until)
+            elif _falls(state, arrived) and newton > 1e-13:
                 newton *= 0.01
-                continue
-            newton = _NEWTON * tol
-            # A step cut short by the landing says nothing about the next one's length.
-            if step == self.step or error > 0.25 * tol:
-                self.step = step * min(4.0, factor)
-            cap = min(1.1 * cap, _LONGEST_STEP)
-            self._accept(arrived)
+            else:
+                newton = _NEWTON * self.tol
+                self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
+                self.longest = min(1.25 * self.longest, _LONGEST_STEP)
+                self._accept_late(arrived)
 
-    def _implicit_step(
-        self, state: State, step: float, newton: float
-    ) -> tuple[Stage, float] | None:
-        """Return (second stage, error estimate), or None where Newton does not converge."""
-        degree, theta = self.degree, state.direction
-        kappa = GAMMA * step
-        if self.linearization is None:
-            self.linearization = self._linearize(theta, state.log_dual.reshape(-1))
-        mean = state.mean_margin()
-        rate = state.gradient / (degree * mean) - theta
-        u = state.log_dual.reshape(-1) + math.log(kappa / (degree * mean))
-        log_scale = degree * (state.log_norm + kappa)
-        first = self._solve((theta + kappa * rate, u), theta, kappa, log_scale, newton)
-        if not first.converged:
-            return None
-        slope = (first.theta - theta) / kappa
-        center = theta + step * (1.0 - GAMMA) * slope
-        guess = (center + kappa * slope, first.log_multiplier)
-        second = self._solve(guess, center, kappa, degree * (state.log_norm + step), newton)
-        if not second.converged:
-            return None
-        # The embedded method is implicit Euler's first stage carried over the step.
-        change = (second.theta - center) / kappa - slope
-        return second, float(step * GAMMA * np.linalg.norm(change))
-
-    def _solve(self, guess, center, kappa: float, log_scale: float, tol: float) -> Stage:
-        stage = solve_stage(
-            self.problem,
-            self._linearize,
-            self.linearization,
-            guess,
-            center,
-            kappa,
-            log_scale,
-            self.degree,
-            tol,
-        )
-        self.linearization = stage.linearization
-        return stage
-
-    def _linearize(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Linearization:
-        curved = self.problem.kink_smoothing is not None
-        return Linearization(self.problem, theta, log_multiplier, curved)
-
-    def _arrived(self, stage: Stage, rho: float) -> State:
-        norm = float(np.linalg.norm(stage.theta))
-        direction, log_norm = stage.theta / norm, rho + math.log(norm)
-        u = self.problem.shaped(stage.log_multiplier)
-        p, pulled = self.problem.weighted_gradient(direction, np.exp(u - u.max()))
-        log_scale = self.degree * log_norm
-        normalized, gap, log_dual = self.problem.loss.from_multipliers(
-            torch.from_numpy(p), torch.from_numpy(u), log_scale
-        )
-        log_dual = log_dual.numpy()
-        gradient = pulled * math.exp(log_dual.max())
-        return State(
-            direction,
-            log_norm,
-            p,
-            log_dual,
-            gradient,
-            normalized,
-            _exp_times(log_scale, normalized),
-            _exp_times(log_scale, gap),
-            math.nan,
-            math.nan,
-        )
-
-    def _accept(self, arrived: State) -> None:
-        self._lengthen(arrived.direction)
+    def _accept_late(self, arrived: State) -> None:
         log_gradient = math.log(np.linalg.norm(arrived.gradient))
         log_gradient += (self.degree - 1.0) * arrived.log_norm
-        log_time = self.clock.advance(arrived.smoothed_margin, log_gradient)
-        self.state = State(
-            **{**vars(arrived), "log_time": log_time, "path_length": self.path_length}
-        )
+        self.clock.advance(arrived.smoothed_margin, log_gradient)
         self.best = max(self.best, arrived.smoothed_margin)
         self.steps += 1
-        self._record()
+        self._move(arrived)
 
-    def _lengthen(self, direction: np.ndarray) -> None:
-        if self.last_direction is not None:
-            self.path_length += diagnostics.angle(self.last_direction, direction)
-        self.last_direction = direction
-
-    def _record(self) -> None:
-        records, until = self.settings["records"], self.settings["until"]
+    def _move(self, state: State) -> None:
+        if self.state is not None:
+            self.path_length += diagnostics.angle(self.state.direction, state.direction)
+        self.state = dataclasses.replace(
+            state, log_time=self.clock.log_time, path_length=self.path_length
+        )
         alpha = self.state.smoothed_margin
-        self.entries = offered(self.entries, alpha, self.state, records, until)
+        if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
+            records, until = self.settings["records"], self.settings["until"]
+            self.entries = offered(self.entries, alpha, self.state, records, until)
 
     def trajectory(self) -> Trajectory | None:
         """Return what has been recorded, or None before the first state with α > 0."""
@@ -376,21 +284,20 @@ class _Flow:
         # A flow of its own, so that the same trajectory can be extended again.
         flow = copy.copy(self)
         flow.problem, flow.clock = self.problem.recounted(), copy.copy(self.clock)
+        flow.stepper = LateStepper(flow.problem, self.degree, self.stepper.curved)
         flow.settings = self.settings | {"until": float(until)}
-        flow.linearization = None
         return flow.run(until)
 
     def _collapse(self, what: str) -> StepCollapse:
         kinks = self.problem.kinks()
-        named = ", ".join(sorted(kinks.other))
         if self.problem.kink_smoothing is not None:
             why = "its ReLU kinks are smoothed already"
         elif kinks.smoothable:
             why = "it calls ReLU"
         else:
             why = "it calls no ReLU that could be smoothed"
-        if named:
-            why += f"; kinks that cannot be smoothed: {named}"
+        if kinks.other:
+            why += f"; kinks that cannot be smoothed: {', '.join(sorted(kinks.other))}"
         return StepCollapse(
             f"{what} at smoothed margin {self.best:.6g}: the module is not smooth there ({why})",
             self.trajectory(),
@@ -411,11 +318,28 @@ class _Flow:
         )
 
 
-def _exp_times(log_scale: float, value: float) -> float:
-    """Return e^{log_scale} value without overflow on the way."""
-    if log_scale < 600.0 or value == 0.0:
-        return math.exp(min(log_scale, 700.0)) * value
-    return math.copysign(math.exp(log_scale + math.log(abs(value))), value)
+def _left(state: State, degree: float, until: float) -> float:
+    """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
+    if state.smoothed_margin <= 0.0:
+        return math.inf
+    growth = np.vdot(state.gradient, state.gradient) / (
+        degree * state.mean_margin() * state.normalized_smoothed_margin
+    )
+    return (math.log(until / state.smoothed_margin) + 0.4 * LANDING) / growth
+
+
+def _fraction(state: State, arrived: State, until: float) -> float:
+    """Return the part of a step past `until` that would have landed."""
+    if state.smoothed_margin <= 0.0:
+        return 0.5
+    wanted = math.log(until / state.smoothed_margin) + 0.4 * LANDING
+    return min(0.9, wanted / math.log(arrived.smoothed_margin / state.smoothed_margin))
+
+
+def _falls(state: State, arrived: State) -> bool:
+    """Return whether α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
+    before = state.normalized_smoothed_margin
+    return before > 0.0 and arrived.normalized_smoothed_margin < before * (1.0 - _MONOTONE)
 
 
 def _measured(problem: Problem, degree: float, state: State) -> dict[str, Any]:
