@@ -17,9 +17,9 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 class LogClock:
     """ln t since the start, advanced from state to state by quadrature in α.
 
-    2 ln‖∇α‖ varies slowly, like (2 - 2/L) ln α: it is interpolated between states, by a quadratic
-    in asinh α (linear near 0, logarithmic beyond). The growth of 1/|ℓ'| is integrated exactly by
-    taking v = e^{α - α_1} as the variable within a step that ends at α_1:
+    2 ln‖∇α‖ varies slowly, like (2 - 2/L) ln α: it is interpolated through the last four states by
+    a cubic in ln α, below α = 1 in α. The growth of 1/|ℓ'| is integrated exactly by taking
+    v = e^{α - α_1} as the variable within a step that ends at α_1:
     ∫ e^{α - c(α)} ‖∇α‖^{-2} dα = e^{α_1} ∫ e^{-c} ‖∇α‖^{-2} dv.
     """
 
@@ -30,8 +30,10 @@ class LogClock:
 
     def advance(self, alpha: float, log_gradient_norm: float) -> float:
         """Move to the state with that α and ln‖∇α‖, and return ln t there."""
-        self._points = [*self._points[-2:], (np.arcsinh(alpha), alpha, 2.0 * log_gradient_norm)]
-        if len(self._points) > 1 and alpha > self._points[-2][1]:
+        if self._points and alpha <= self._points[-1][1]:
+            return self.log_time
+        self._points = [*self._points[-3:], (_slow(alpha), alpha, 2.0 * log_gradient_norm)]
+        if len(self._points) > 1:
             self.log_time = float(np.logaddexp(self.log_time, self._log_interval()))
         return self.log_time
 
@@ -41,17 +43,24 @@ class LogClock:
         v = smallest + 0.5 * (1.0 - smallest) * (_NODES + 1.0)
         alpha = end + np.log(v)
         correction = self.loss.slope_tail(torch.from_numpy(alpha))[0].numpy()
-        exponent = -correction - self._interpolated(np.arcsinh(alpha))
+        exponent = -correction - self._interpolated(_slow(alpha))
         largest = exponent.max()
         total = 0.5 * (1.0 - smallest) * (_WEIGHTS @ np.exp(exponent - largest))
         return end + largest + np.log(total)
 
     def _interpolated(self, x: np.ndarray) -> np.ndarray:
-        (x1, _, f1), (x2, _, f2) = self._points[-2:]
-        slope = (f2 - f1) / (x2 - x1)
-        value = f2 + slope * (x - x2)
-        if len(self._points) == 3 and self._points[0][0] < x1:
-            x0, _, f0 = self._points[0]
-            bend = (slope - (f1 - f0) / (x1 - x0)) / (x2 - x0)
-            value += bend * (x - x1) * (x - x2)
+        # Newton's form, the newest point first.
+        nodes = np.array([point[0] for point in self._points[::-1]])
+        divided = np.array([point[2] for point in self._points[::-1]])
+        for order in range(1, len(nodes)):
+            rises = divided[order:] - divided[order - 1 : -1]
+            divided[order:] = rises / (nodes[order:] - nodes[:-order])
+        value = np.full_like(x, divided[-1])
+        for node, coefficient in zip(nodes[-2::-1], divided[-2::-1], strict=True):
+            value = coefficient + (x - node) * value
         return value
+
+
+def _slow(alpha):
+    """Return ln α, continued by α - 1 below 1: the variable in which ln‖∇α‖ is nearly linear."""
+    return np.where(alpha > 1.0, np.log(np.maximum(alpha, 1.0)), np.minimum(alpha, 1.0) - 1.0)

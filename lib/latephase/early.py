@@ -14,9 +14,12 @@ import numpy as np
 
 from latephase.problem import Problem
 
-STEP_BUDGET = 5000
+STEP_BUDGET = 3000
 # A state with α ≤ 0 and ‖W‖‖∇α‖ below this is a stationary point of the risk.
 STATIONARY = 1e-8
+# A direction that does not turn would allow steps over which α grows by many e-folds, too far for
+# the clock.
+LONGEST_STEP = 0.05
 _SETTLING = 1e-6
 _SMALLEST_STEP = 1e-12
 # Dormand and Prince's fifth-order pair (1980); the last stage is the next step's first.
@@ -33,19 +36,23 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 
 @dataclass(frozen=True)
 class EarlyState:
-    """W [P] with α, p [n, ·], ln q, ∇α there; `advance` is the σ that the step covered."""
+    """W [P] with α, p [n, ·], ln q, ∇α there, r, and the σ that the step there covered."""
 
     w: np.ndarray
     alpha: float
     p: np.ndarray
     log_dual: np.ndarray
     gradient: np.ndarray
+    radius: float
     advance: float
+
+    def slope(self) -> float:
+        """Return r‖∇α‖, that is ‖W‖‖∇α‖ away from zero."""
+        return self.radius * float(np.linalg.norm(self.gradient))
 
     def stationary(self) -> bool:
         """Return whether W is a stationary point that does not separate the examples."""
-        product = np.linalg.norm(self.w) * np.linalg.norm(self.gradient)
-        return self.alpha <= 0.0 and product < STATIONARY
+        return self.alpha <= 0.0 and self.slope() < STATIONARY
 
 
 def early_phase(
@@ -57,30 +64,33 @@ def early_phase(
     until it lands between. Raises ValueError where ∇α = 0 at W = 0, FloatingPointError where the
     step falls below 1e-12.
     """
-    state = EarlyState(w, *problem.smoothed_margin(w), advance=0.0)
-    length = np.linalg.norm(state.gradient)
+    alpha, p, log_dual, gradient = problem.smoothed_margin(w)
+    length = float(np.linalg.norm(gradient))
     if not np.any(w) and length == 0.0:
         raise ValueError(
             "module: its parameters are all zero and the gradient of the risk vanishes there; "
             "the flow never leaves such a start"
         )
-    smallest = 1e-3 * np.linalg.norm(w) if np.any(w) else 1e-2 / length
-    yield state
+    smallest = 1e-3 * float(np.linalg.norm(w)) if np.any(w) else 1e-2 / length
+
+    def at(point: np.ndarray, advance: float) -> EarlyState:
+        radius = max(float(np.linalg.norm(point)), smallest)
+        return EarlyState(point, *problem.smoothed_margin(point), radius, advance)
 
     def velocity(s: EarlyState) -> np.ndarray:
-        radius = max(float(np.linalg.norm(s.w)), smallest)
-        return radius * s.gradient / np.hypot(np.linalg.norm(s.gradient), _SETTLING / radius)
+        return s.radius * s.gradient / np.hypot(np.linalg.norm(s.gradient), _SETTLING / s.radius)
 
+    state = EarlyState(w, alpha, p, log_dual, gradient, max(smallest, np.linalg.norm(w)), 0.0)
+    yield state
     step, first = 1e-2, velocity(state)
     while True:
         slopes, point, end = [first], state.w, state
         for row in _STAGES:
             point = state.w + step * sum(a * k for a, k in zip(row, slopes, strict=True) if a)
-            end = EarlyState(point, *problem.smoothed_margin(point), advance=step)
+            end = at(point, step)
             slopes.append(velocity(end))
         error = step * sum(e * k for e, k in zip(_ERROR, slopes, strict=True) if e)
-        scale = max(float(np.linalg.norm(state.w)), smallest)
-        ratio = float(np.linalg.norm(error)) / (tol * scale)
+        ratio = float(np.linalg.norm(error)) / (tol * state.radius)
         if not np.isfinite(ratio):
             ratio = 1e9
         factor = min(5.0, max(0.2, 0.9 * max(ratio, 1e-10) ** -0.2))
@@ -90,6 +100,6 @@ def early_phase(
         elif ratio <= 1.0:
             state, first = end, slopes[-1]
             yield state
-        step *= factor
+        step = min(step * factor, LONGEST_STEP)
         if step < _SMALLEST_STEP:
             raise FloatingPointError(f"step of the early phase fell to {step:.1e}")

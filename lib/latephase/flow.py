@@ -304,15 +304,16 @@ class _Flow:
         )
 
     def _not_separated(self, early: EarlyState, until: float) -> NotSeparated:
-        product = np.linalg.norm(early.w) * np.linalg.norm(early.gradient)
         if early.stationary():
-            why = f"the risk is stationary (‖W‖‖∇α‖ = {product:.1e})"
+            why = "the risk is stationary"
         else:
-            why = f"the budget of {STEP_BUDGET} early steps is spent (‖W‖‖∇α‖ = {product:.1e})"
+            why = (
+                f"the budget of {STEP_BUDGET} early steps is spent (‖W‖‖∇α‖ = {early.slope():.1e})"
+            )
         wrong = int((self.problem.true_margins(early.p) <= 0).sum())
         return NotSeparated(
-            f"{why} at smoothed margin {early.alpha:.6g}, short of {until:.6g}, with {wrong} of "
-            f"{self.problem.n} examples on the wrong side",
+            f"{why} (‖W‖‖∇α‖ = {early.slope():.1e}) at smoothed margin {early.alpha:.6g}, short of "
+            f"{until:.6g}, with {wrong} of {self.problem.n} examples on the wrong side",
             self.best,
             self.trajectory(),
         )

@@ -34,7 +34,7 @@ class Loss:
     """A decreasing convex loss with an exponential tail, ℓ(z) = exp(-z + constant + o(1)).
 
     log_value:   z ↦ ln ℓ(z), elementwise on tensors, twice differentiable by autograd.
-    log_inverse: y ↦ the z with ln ℓ(z) = y; found by bisection when it is not given.
+    log_inverse: y ↦ the z with ln ℓ(z) = y; found by Newton's method when it is not given.
     log_rate:    z ↦ ln(-(ln ℓ)'(z)), elementwise; taken by autograd when it is not given.
 
     `check_loss` says which conditions a user's own loss must meet.
@@ -64,7 +64,7 @@ class Loss:
         """Return α with ln ℓ(α) = log_risk."""
         if self.log_inverse is not None:
             return self.log_inverse(log_risk)
-        return _inverse_by_bisection(self, log_risk)
+        return _inverse_by_newton(self, log_risk)
 
     def dual_variables(self, margins: Tensor) -> Tensor:
         """Return q = ∂α/∂p, of the shape of the margins."""
@@ -230,27 +230,28 @@ def _log_logistic_inverse(log_risk: Tensor) -> Tensor:
     )
 
 
-def _inverse_by_bisection(loss: Loss, log_risk: Tensor) -> Tensor:
+def _inverse_by_newton(loss: Loss, log_risk: Tensor) -> Tensor:
+    """Return the scalar z with ln ℓ(z) = log_risk, by Newton's method kept within a bracket."""
+    constant = loss.tail(torch.full_like(log_risk, TAIL))
+    if bool(constant - log_risk >= TAIL):
+        return constant - log_risk
     target = log_risk.detach()
-    # ln ℓ(z) + z tends to a constant, so that beyond TAIL the inverse is explicit.
-    z = loss.tail(torch.full_like(target, TAIL)) - target
-    low = torch.clamp(z, max=TAIL) - 1.0
-    for _ in range(1100):
-        if bool((loss.log_value(low) >= target).all()):
-            break
-        low = 2.0 * low - TAIL
-    high = torch.full_like(target, TAIL)
+    low, high = -torch.ones_like(target), torch.full_like(target, TAIL)
+    while bool(loss.log_value(low) < target):
+        low = 2.0 * low
+    z = torch.clamp((constant - log_risk).detach(), min=low, max=high)
     for _ in range(200):
-        middle = 0.5 * (low + high)
-        above = loss.log_value(middle) > target
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    z = torch.where(z > TAIL, z, 0.5 * (low + high))
-    # One Newton step written so that autograd sees dz/dy = 1/(ln ℓ)'(z).
-    near = torch.clamp(z, max=TAIL)
-    value, pull_back = torch.func.vjp(loss.log_value, near)
-    (rate,) = pull_back(torch.ones_like(near))
-    residual = torch.where(z > TAIL, log_risk - target, log_risk - value.detach())
-    return z + residual / rate.detach()
+        value, pull_back = torch.func.vjp(loss.log_value, z)
+        (rate,) = pull_back(torch.ones_like(z))
+        low, high = (z, high) if bool(value > target) else (low, z)
+        step = z + (target - value) / rate
+        newton = bool((step > low) & (step < high))
+        previous, z = z, step if newton else 0.5 * (low + high)
+        # Converging quadratically, a step of √ε leaves an error of ε.
+        if bool((z - previous).abs() <= torch.finfo(z.dtype).eps ** 0.5 * (1.0 + z.abs())):
+            break
+    # Zero in value; autograd sees dz/dy = 1/(ln ℓ)'(z).
+    return z + (log_risk - target) / rate
 
 
 EXPONENTIAL = Loss("exponential", torch.neg, torch.neg, torch.zeros_like)
