@@ -11,7 +11,7 @@ _HOME = {
     "NotSeparated": "flow",
     "StepCollapse": "flow",
     "Trajectory": "trajectory",
-    "diagnose": "diagnose",
+    "diagnose": "diagnosis",
     "gradient_flow": "flow",
     "hard_margin": "reference",
     "homogeneity_degree": "homogeneity",

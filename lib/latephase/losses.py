@@ -245,12 +245,14 @@ def _inverse_by_newton(loss: Loss, log_risk: Tensor) -> Tensor:
         (rate,) = pull_back(torch.ones_like(z))
         low, high = (z, high) if bool(value > target) else (low, z)
         step = z + (target - value) / rate
-        newton = bool((step > low) & (step < high))
+        newton = bool((step >= low) & (step <= high))
         previous, z = z, step if newton else 0.5 * (low + high)
         # Converging quadratically, a step of √ε leaves an error of ε.
-        if bool((z - previous).abs() <= torch.finfo(z.dtype).eps ** 0.5 * (1.0 + z.abs())):
+        small = torch.finfo(z.dtype).eps ** 0.5 * (1.0 + z.abs())
+        if newton and bool((z - previous).abs() <= small):
             break
     # Zero in value; autograd sees dz/dy = 1/(ln ℓ)'(z).
+    (rate,) = torch.func.vjp(loss.log_value, z)[1](torch.ones_like(z))
     return z + (log_risk - target) / rate
 
 
