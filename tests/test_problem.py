@@ -87,7 +87,7 @@ def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples(monkeypat
     assert again[0] == pytest.approx(alpha, rel=1e-14)
     np.testing.assert_allclose(again[3], of_alpha, atol=1e-13)
     np.testing.assert_allclose(problem.jacobian(problem.w0), jacobian, atol=1e-13)
-    assert problem.evaluations == {"gradient": 3, "jacobian": 2}
+    assert problem.evaluations == {"gradient": 3, "jacobian": 2, "curvature": 0}
 
 
 def test_jacobian_in_blocks_under_the_bound():

@@ -8,7 +8,12 @@ from importlib import import_module
 
 _HOME = {
     "Loss": "losses",
+    "NotSeparated": "flow",
+    "StepCollapse": "flow",
     "Trajectory": "trajectory",
+    "diagnose": "diagnosis",
+    "gradient_flow": "flow",
+    "hard_margin": "reference",
     "homogeneity_degree": "homogeneity",
 }
 

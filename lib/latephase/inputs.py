@@ -60,7 +60,7 @@ def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
 def checked_labels(
     y: Tensor | np.ndarray, output: Tensor, n: int, loss_name: str
 ) -> tuple[Tensor, int]:
-    """Return (labels, number of classes) for a module with such an output; ValueError if wrong.
+    """Return (labels, number of outputs) for a module with such an output; ValueError if wrong.
 
     Binary labels come back float64 in {-1, +1}, others int64 in 0..k-1.
     """
@@ -81,7 +81,7 @@ def checked_labels(
                 "loss: cross_entropy expects outputs [n, k] with k >= 2; for a single output and "
                 "labels -1, +1 the same loss is called logistic"
             )
-        return y.double(), 2
+        return y.double(), 1
     classes = output.shape[1]
     if not all(float(label).is_integer() and 0 <= label < classes for label in found):
         raise ValueError(

@@ -15,6 +15,7 @@ ln is the natural logarithm throughout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +34,8 @@ class Loss:
     """A decreasing convex loss with an exponential tail, ℓ(z) = exp(-z + constant + o(1)).
 
     log_value:   z ↦ ln ℓ(z), elementwise on tensors, twice differentiable by autograd.
-    log_inverse: y ↦ the z with ln ℓ(z) = y; found by bisection when it is not given.
+    log_inverse: y ↦ the z with ln ℓ(z) = y; found by Newton's method when it is not given.
+    log_rate:    z ↦ ln(-(ln ℓ)'(z)), elementwise; taken by autograd when it is not given.
 
     `check_loss` says which conditions a user's own loss must meet.
     """
@@ -41,6 +43,7 @@ class Loss:
     name: str
     log_value: Callable[[Tensor], Tensor]
     log_inverse: Callable[[Tensor], Tensor] | None = None
+    log_rate: Callable[[Tensor], Tensor] | None = None
 
     def log_losses(self, margins: Tensor) -> Tensor:
         """Return ln ℓ(z_i) [n] of margins [n] or [n, k-1]."""
@@ -61,7 +64,7 @@ class Loss:
         """Return α with ln ℓ(α) = log_risk."""
         if self.log_inverse is not None:
             return self.log_inverse(log_risk)
-        return _inverse_by_bisection(self, log_risk)
+        return _inverse_by_newton(self, log_risk)
 
     def dual_variables(self, margins: Tensor) -> Tensor:
         """Return q = ∂α/∂p, of the shape of the margins."""
@@ -82,6 +85,8 @@ class Loss:
         return log_dual[:, None] + torch.log_softmax(-margins, 1)
 
     def _log_rate(self, z: Tensor) -> Tensor:
+        if self.log_rate is not None:
+            return self.log_rate(z)
         value, pull_back = torch.func.vjp(self.log_value, z)
         return torch.log(-pull_back(torch.ones_like(value))[0])
 
@@ -98,9 +103,8 @@ class Loss:
         near = torch.clamp(z, max=TAIL)
 
         def c(v: Tensor) -> Tensor:
-            value, pull_back = torch.func.vjp(self.log_value, v)
             # -ℓ' = ℓ · (-(ln ℓ)')
-            return value + torch.log(-pull_back(torch.ones_like(v))[0]) + v
+            return self.log_value(v) + self._log_rate(v) + v
 
         value, pull_back = torch.func.vjp(c, near)
         (rate,) = pull_back(torch.ones_like(near))
@@ -110,6 +114,39 @@ class Loss:
         """Return a(z) = ln ℓ(z) + z, elementwise; constant beyond TAIL."""
         near = torch.clamp(z, max=TAIL)
         return self.log_value(near) + near
+
+    def from_multipliers(
+        self, margins: Tensor, log_multipliers: Tensor, log_scale: float
+    ) -> tuple[float, float, Tensor]:
+        """Return (α/S, KL/S, ln q) of margins S p whose multipliers λ ∝ q are known apart.
+
+        margins: p, log_multipliers: ln λ, both [n] or [n, k-1]; log_scale: ln S. With weights
+        w ∝ λ exp((a - c)(z)), the shares of the pairs in the risk,
+
+            -ln R = S Σ w p + Σ w (ln w - a(z)),
+
+        exact for the true shares and above it by their divergence KL otherwise: errors of the
+        multipliers enter α to second order only. Then α = -ln R + a(α).
+        """
+        scale = math.exp(min(log_scale, 700.0))
+        smallest = margins.min()
+        z = soft_margins(scale * margins)
+        # c - a = ln(-(ln ℓ)').
+        log_rate = self._log_rate(torch.clamp(z, max=TAIL))
+        shape = (slice(None),) + (None,) * (margins.ndim - 1)
+        log_weights = log_multipliers - log_rate[shape]
+        log_weights = log_weights - log_sum_exp(log_weights.reshape(-1), 0)
+        weights = torch.exp(log_weights)
+        tail = self.tail(z)[shape]
+        # 0 ln 0 = 0.
+        entropic = torch.where(weights > 0, weights * (log_weights - tail), weights).sum()
+        carried = (weights * margins).sum() + entropic / scale
+        relative = tail - scale * (margins - smallest)
+        computed = smallest - log_sum_exp(relative.reshape(-1), 0) / scale
+        alpha = self.inverse(-scale * carried)
+        rise = self.tail(alpha) / scale
+        log_dual = log_weights + log_rate[shape] - self._log_rate(torch.clamp(alpha, max=TAIL))
+        return float(carried + rise), float(carried - computed), log_dual
 
 
 def soft_margins(margins: Tensor) -> Tensor:
@@ -171,6 +208,16 @@ def _log_logistic(z: Tensor) -> Tensor:
     )
 
 
+def _log_logistic_rate(z: Tensor) -> Tensor:
+    # ln(σ(-z) / ln(1 + e^{-z})) = -e^{-z}/2 + O(e^{-2z})
+    expand = z > _EXPANSION
+    near = torch.where(expand, torch.zeros_like(z), z)
+    far = torch.where(expand, z, torch.full_like(z, _EXPANSION))
+    logsigmoid = torch.nn.functional.logsigmoid
+    exact = logsigmoid(-near) - torch.log(-logsigmoid(near))
+    return torch.where(expand, -0.5 * torch.exp(-far), exact)
+
+
 def _log_logistic_inverse(log_risk: Tensor) -> Tensor:
     # -ln(e^R - 1) = -R - ln(1 - e^{-R}) = -ln R - R/2 + O(R²)
     expand = log_risk < -_EXPANSION
@@ -183,33 +230,36 @@ def _log_logistic_inverse(log_risk: Tensor) -> Tensor:
     )
 
 
-def _inverse_by_bisection(loss: Loss, log_risk: Tensor) -> Tensor:
+def _inverse_by_newton(loss: Loss, log_risk: Tensor) -> Tensor:
+    """Return the scalar z with ln ℓ(z) = log_risk, by Newton's method kept within a bracket."""
+    constant = loss.tail(torch.full_like(log_risk, TAIL))
+    if bool(constant - log_risk >= TAIL):
+        return constant - log_risk
     target = log_risk.detach()
-    # ln ℓ(z) + z tends to a constant, so that beyond TAIL the inverse is explicit.
-    z = loss.tail(torch.full_like(target, TAIL)) - target
-    low = torch.clamp(z, max=TAIL) - 1.0
-    for _ in range(1100):
-        if bool((loss.log_value(low) >= target).all()):
-            break
-        low = 2.0 * low - TAIL
-    high = torch.full_like(target, TAIL)
+    low, high = -torch.ones_like(target), torch.full_like(target, TAIL)
+    while bool(loss.log_value(low) < target):
+        low = 2.0 * low
+    z = torch.clamp((constant - log_risk).detach(), min=low, max=high)
     for _ in range(200):
-        middle = 0.5 * (low + high)
-        above = loss.log_value(middle) > target
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    z = torch.where(z > TAIL, z, 0.5 * (low + high))
-    # One Newton step written so that autograd sees dz/dy = 1/(ln ℓ)'(z).
-    near = torch.clamp(z, max=TAIL)
-    value, pull_back = torch.func.vjp(loss.log_value, near)
-    (rate,) = pull_back(torch.ones_like(near))
-    residual = torch.where(z > TAIL, log_risk - target, log_risk - value.detach())
-    return z + residual / rate.detach()
+        value, pull_back = torch.func.vjp(loss.log_value, z)
+        (rate,) = pull_back(torch.ones_like(z))
+        low, high = (z, high) if bool(value > target) else (low, z)
+        step = z + (target - value) / rate
+        newton = bool((step >= low) & (step <= high))
+        previous, z = z, step if newton else 0.5 * (low + high)
+        # Converging quadratically, a step of √ε leaves an error of ε.
+        small = torch.finfo(z.dtype).eps ** 0.5 * (1.0 + z.abs())
+        if newton and bool((z - previous).abs() <= small):
+            break
+    # Zero in value; autograd sees dz/dy = 1/(ln ℓ)'(z).
+    (rate,) = torch.func.vjp(loss.log_value, z)[1](torch.ones_like(z))
+    return z + (log_risk - target) / rate
 
 
-EXPONENTIAL = Loss("exponential", torch.neg, torch.neg)
-LOGISTIC = Loss("logistic", _log_logistic, _log_logistic_inverse)
+EXPONENTIAL = Loss("exponential", torch.neg, torch.neg, torch.zeros_like)
+LOGISTIC = Loss("logistic", _log_logistic, _log_logistic_inverse, _log_logistic_rate)
 # ln(1 + Σ_j e^{-p_ij}) is the logistic loss of the soft margin.
-CROSS_ENTROPY = Loss("cross_entropy", _log_logistic, _log_logistic_inverse)
+CROSS_ENTROPY = Loss("cross_entropy", _log_logistic, _log_logistic_inverse, _log_logistic_rate)
 
 _NAMED = {loss.name: loss for loss in (EXPONENTIAL, LOGISTIC, CROSS_ENTROPY)}
 

@@ -34,7 +34,7 @@ class Problem:
     """Margins, their Jacobian and the smoothed margin's gradient as functions of w [P].
 
     Arguments and results of the methods are float64 NumPy arrays. Margins have shape [n] for two
-    classes and [n, k-1] (pairwise) for k, as in `latephase.losses`; below, [n, ·].
+    classes and [n, k-1] (pairwise) for k > 2, as in `latephase.losses`; below, [n, ·].
     Raises ValueError on input it cannot use, saying what was expected and what came.
     """
 
@@ -63,8 +63,8 @@ class Problem:
         self.y, self.classes = checked_labels(y, self._one_output(), len(self.x), self.loss.name)
         self.y = self.y.to(self.device)
         raise_on_contradiction(self.x, self.y)
-        self._others = None if self.classes == 2 else other_classes(self.y, self.classes)
-        self.evaluations = {"gradient": 0, "jacobian": 0}
+        self._others = None if self.classes == 1 else other_classes(self.y, self.classes)
+        self.evaluations = {"gradient": 0, "jacobian": 0, "curvature": 0}
         self._vectorized = self._check_examples_are_independent()
 
     @property
@@ -75,7 +75,11 @@ class Problem:
     @property
     def pairs(self) -> int:
         """Margins per example: 1, or k - 1 for k > 2 classes."""
-        return 1 if self._others is None else self.classes - 1
+        return max(1, self.classes - 1)
+
+    def shaped(self, pairs: np.ndarray) -> np.ndarray:
+        """Return a flat array over the margins in their shape [n, ·]."""
+        return pairs if self.pairs == 1 else pairs.reshape(self.n, self.pairs)
 
     def margins(self, w: np.ndarray) -> np.ndarray:
         """Return p(w) [n, ·]."""
@@ -160,6 +164,36 @@ class Problem:
         product = torch.func.vmap(torch.func.grad(directional), in_dims=(None, 1), out_dims=1)
         return _numpy(product(self._tensor(w), self._tensor(v)))
 
+    def hessian(self, w: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return Σ weights_i ∇²p_i(w) [P, P], by blocks of columns within `jacobian_bytes`."""
+        size = self.w0.size
+        if 8 * size * size > self.jacobian_bytes:
+            raise ValueError(
+                f"jacobian_bytes: the curvature of {size} parameters needs {8 * size * size} "
+                f"bytes, the bound is {self.jacobian_bytes}"
+            )
+        self.evaluations["curvature"] += 1
+        columns = max(1, min(256, self.jacobian_bytes // (32 * size * self.n)))
+        identity = np.eye(size)
+        blocks = [
+            self.curvature(w, weights, identity[:, start : start + columns])
+            for start in range(0, size, columns)
+        ]
+        hessian = np.concatenate(blocks, axis=1)
+        return 0.5 * (hessian + hessian.T)
+
+    def jacobian_times(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return J v [n, ·] without forming J: the transpose of the map weights ↦ Jᵀ weights."""
+        self.evaluations["gradient"] += 2
+        point, direction = self._tensor(w), self._tensor(v)
+
+        def product(rows: slice) -> Tensor:
+            p, pull_back = torch.func.vjp(lambda u: self._batch_margins(u, rows), point)
+            _, transpose = torch.func.vjp(lambda weights: pull_back(weights)[0], p)
+            return transpose(direction)[0]
+
+        return _numpy(torch.cat([product(rows) for rows in self._rows()]))
+
     def kinks(self) -> KinkCensus:
         """Return the calls with kinks that the module makes on its first example."""
         census = KinkCensus()
@@ -167,11 +201,20 @@ class Problem:
             self.module(self.x[:1])
         return census
 
-    def smoothed(self, epsilon: float) -> Problem:
-        """Return the same problem with ReLU kinks smoothed, counting its own evaluations."""
-        other = copy.copy(self)
+    def smoothed(self, epsilon: float | None) -> Problem:
+        """Return the same problem with ReLU kinks smoothed, or as they are for None.
+
+        It counts its own evaluations.
+        """
+        other = self.recounted()
         other.kink_smoothing = epsilon
-        other.evaluations = {"gradient": 0, "jacobian": 0}
+        other.evaluations = dict.fromkeys(self.evaluations, 0)
+        return other
+
+    def recounted(self) -> Problem:
+        """Return the same problem whose further evaluations are counted apart from this one's."""
+        other = copy.copy(self)
+        other.evaluations = dict(self.evaluations)
         return other
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -188,7 +231,8 @@ class Problem:
             return call_with(self.module, self.slots, parameters, x)
 
     def _batch_margins(self, w: Tensor, rows: slice | Tensor) -> Tensor:
-        return pairwise_margins(self._outputs(w, self.x[rows]), self.y[rows])
+        p = pairwise_margins(self._outputs(w, self.x[rows]), self.y[rows])
+        return p.reshape(-1) if self.pairs == 1 else p
 
     def _example_jacobians(self, w: Tensor, rows: Tensor) -> np.ndarray:
         x, y = self.x[rows], self.y[rows]

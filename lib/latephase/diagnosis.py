@@ -1,0 +1,224 @@
+"""`diagnose`: every late-phase measure of a network trained anywhere, at its present parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from latephase import diagnostics
+from latephase.homogeneity import homogeneity_degree
+from latephase.inputs import checked_inputs, checked_labels, raise_on_contradiction
+from latephase.losses import Loss, named_loss, pairwise_margins, true_margins
+
+# Dual variables are exp(-p) up to a factor: rounding of p by more than this leaves no digit.
+_RESOLVED = 0.01
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The scalars of a `Trajectory` at one state; None where the theory has no such quantity.
+
+    None without a degree of homogeneity: normalized_margin, normalized_smoothed_margin and the
+    KKT residuals. None where the dtype does not resolve the dual variables, ε·max|p| > 0.01:
+    alignment, dual and the KKT residuals. margins [n] are those of W itself; `layers` has a row
+    for each weight of two or more axes. alignment is cos(W, -∇R) over the whole data.
+    """
+
+    smoothed_margin: float
+    log_norm: float
+    normalized_margin: float | None
+    normalized_smoothed_margin: float | None
+    alignment: float | None
+    kkt_stationarity: float | None
+    kkt_complementarity: float | None
+    margins: np.ndarray
+    dual: np.ndarray | None
+    degree: float | None
+    homogeneity_defect: float
+    training_error: float
+    layers: pd.DataFrame
+
+
+def diagnose(
+    module: torch.nn.Module,
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray,
+    loss: str | Loss = "exponential",
+    degree: float | None = None,
+    batch_size: int = 256,
+    progress: bool | None = None,
+) -> Diagnosis:
+    """Return the `Diagnosis` of a module on data, on the module's own device and dtype.
+
+    Evaluates in evaluation mode and restores the mode. degree None measures it on a float64 copy.
+    The gradient takes a second pass over the batches, whose weights are the dual variables of the
+    first, so that it is that of the whole data set. progress None shows a bar on a terminal when
+    there are more than 20 batches. Raises ValueError as `gradient_flow` does, except that a
+    module need not be homogeneous.
+    """
+    loss = named_loss(loss)
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("module: expected at least one trainable parameter, got none")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
+    x = checked_inputs(x)
+    measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
+    with _evaluating(module):
+        batches = _Batches(module, parameters[0], x, batch_size, progress)
+        y, outputs = checked_labels(y, batches.outputs(slice(0, 2)), len(x), loss.name)
+        raise_on_contradiction(x, y)
+        p = batches.margins(y)
+        if p.ndim == 2 and outputs == 2:
+            p = p.reshape(-1)
+        return _diagnosis(module, parameters, batches, p, y, loss, measured, defect)
+
+
+def _diagnosis(module, parameters, batches, p, y, loss, degree, defect) -> Diagnosis:
+    margins = true_margins(p)
+    # In float64: the sums over examples are not to add rounding to what the network's dtype has.
+    wide = p.double()
+    alpha = float(loss.smoothed_margin(wide))
+    direction = torch.cat([w.detach().double().reshape(-1) for w in parameters]).cpu().numpy()
+    norm = float(np.linalg.norm(direction))
+    if not np.isfinite(norm) or norm == 0.0:
+        raise ValueError(f"module: expected parameters of positive finite norm, got {norm}")
+    resolved = torch.finfo(p.dtype).eps * float(p.abs().max()) <= _RESOLVED
+    dual = gradient = None
+    if resolved:
+        q = loss.dual_variables(wide)
+        dual = q.cpu().numpy()
+        gradient = batches.weighted_gradient(parameters, y, q.to(p.dtype)).double().cpu().numpy()
+    shrink = None if degree is None else math.exp(-degree * math.log(norm))
+    stationarity = complementarity = None
+    if shrink is not None and resolved and np.any(gradient):
+        stationarity, complementarity = diagnostics.kkt_residual(
+            direction / norm,
+            gradient * norm ** (1.0 - degree),
+            wide.cpu().numpy() * shrink,
+            dual,
+            degree,
+        )
+    return Diagnosis(
+        smoothed_margin=alpha,
+        log_norm=math.log(norm),
+        normalized_margin=None if shrink is None else float(margins.min()) * shrink,
+        normalized_smoothed_margin=None if shrink is None else alpha * shrink,
+        alignment=(
+            diagnostics.alignment(direction, gradient) if resolved and np.any(gradient) else None
+        ),
+        kkt_stationarity=stationarity,
+        kkt_complementarity=complementarity,
+        margins=margins.double().cpu().numpy(),
+        dual=dual,
+        degree=degree,
+        homogeneity_defect=defect,
+        training_error=float((margins <= 0).double().mean()),
+        layers=_layers(module),
+    )
+
+
+class _Batches:
+    """A module on data, batch by batch, on its own device and in its own dtype."""
+
+    def __init__(self, module, like: Tensor, x: Tensor, size: int, progress: bool | None) -> None:
+        self.module, self.like, self.x = module, like, x
+        self.slices = [slice(i, i + size) for i in range(0, len(x), size)]
+        # tqdm's own None: a bar on a terminal only.
+        self.hidden = True if len(self.slices) <= 20 else None
+        if progress is not None:
+            self.hidden = not progress
+
+    def outputs(self, rows: slice) -> Tensor:
+        x = self.x[rows].to(self.like.device)
+        x = x.to(self.like.dtype) if x.is_floating_point() else x
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            out = self.module(x)
+        if not isinstance(out, Tensor) or out.ndim not in (1, 2):
+            shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"module: expected outputs [n], [n, 1] or [n, k], got {shape}")
+        if not bool(torch.isfinite(out).all()):
+            raise ValueError("module: its outputs contain NaN or infinite values")
+        return out
+
+    def margins(self, y: Tensor) -> Tensor:
+        """Return p of the whole data."""
+        with torch.no_grad():
+            parts = [
+                pairwise_margins(self.outputs(rows), y[rows].to(self.like.device))
+                for rows in tqdm(self.slices, desc="margins", disable=self.hidden)
+            ]
+        return torch.cat(parts)
+
+    def weighted_gradient(self, parameters: list[Tensor], y: Tensor, weights: Tensor) -> Tensor:
+        """Return Σ weights_i ∇p_i [P]."""
+        total = torch.zeros(sum(p.numel() for p in parameters), device=self.like.device)
+        total = total.double() if self.like.device.type != "mps" else total
+        with torch.enable_grad():
+            for rows in tqdm(self.slices, desc="gradient", disable=self.hidden):
+                p = pairwise_margins(self.outputs(rows), y[rows].to(self.like.device))
+                parts = torch.autograd.grad(
+                    p.reshape(-1),
+                    parameters,
+                    weights[rows].reshape(-1),
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                total += torch.cat([part.reshape(-1) for part in parts]).to(total.dtype)
+        return total
+
+
+def _layers(module: torch.nn.Module) -> pd.DataFrame:
+    """Return the table of weights: norms, ratio of norms, alignment and balance with the next.
+
+    alignment_with_next and imbalance_with_next are NaN where the shapes do not compose. The
+    imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F².
+    """
+    weights = {
+        name: w.detach().double().cpu().numpy()
+        for name, w in module.named_parameters()
+        if w.ndim >= 2 and w.requires_grad
+    }
+    rows = []
+    following = [*list(weights.values())[1:], None]
+    for (name, weight), upper in zip(weights.items(), following, strict=True):
+        composes = upper is not None and weight.ndim == upper.ndim == 2
+        composes = composes and upper.shape[1] == weight.shape[0]
+        norm = float(np.linalg.norm(weight))
+        rows.append(
+            {
+                "layer": name,
+                "shape": tuple(weight.shape),
+                "frobenius_norm": norm,
+                "spectral_norm": norm * diagnostics.spectral_ratio(weight),
+                "spectral_ratio": diagnostics.spectral_ratio(weight),
+                "alignment_with_next": (
+                    diagnostics.neighbor_alignment(weight, upper) if composes else math.nan
+                ),
+                "imbalance_with_next": (
+                    diagnostics.balancedness(weight, upper) / norm**2 if composes else math.nan
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,371 @@
+"""Gradient flow on an exponential-tailed risk, followed to smoothed margins of 1e300.
+
+An explicit method in relative arc length brings any start to separation; from there the implicit
+late phase multiplies α by a factor a step, so that the cost grows with ln α.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from latephase import diagnostics
+from latephase.clock import LogClock
+from latephase.early import STEP_BUDGET, EarlyState, early_phase
+from latephase.homogeneity import checked_degree
+from latephase.late import LateStepper
+from latephase.losses import EXPONENTIAL, Loss
+from latephase.problem import Problem
+from latephase.recorder import offered, thinned
+from latephase.state import State
+from latephase.trajectory import Trajectory
+
+# The late phase starts here: below, the explicit method is cheap and needs no positive margins.
+HANDOVER = 2.0
+LANDING = 1e-3
+DEFAULT_SMOOTHING = 1e-3
+_LATE_STEP_BUDGET = 20_000
+_LONGEST_STEP = 3.0
+_SMALLEST_STEP = 1e-9
+# Error of the stages' solution as a part of tol.
+_NEWTON = 0.02
+# Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
+_MONOTONE = 2e-13
+
+
+class NotSeparated(RuntimeError):
+    """The risk cannot reach the smoothed margin asked for.
+
+    best_smoothed_margin: the largest α seen; trajectory: the records so far, None without any.
+    """
+
+    def __init__(self, message: str, best: float, trajectory: Trajectory | None) -> None:
+        super().__init__(message)
+        self.best_smoothed_margin, self.trajectory = best, trajectory
+
+
+class StepCollapse(RuntimeError):
+    """The step fell to nothing, at a kink that cannot be smoothed; `trajectory` is what stands."""
+
+    def __init__(self, message: str, trajectory: Trajectory | None) -> None:
+        super().__init__(message)
+        self.trajectory = trajectory
+
+
+def gradient_flow(
+    module: torch.nn.Module,
+    x: torch.Tensor | np.ndarray,
+    y: torch.Tensor | np.ndarray,
+    loss: str | Loss = "exponential",
+    until: float = 1e6,
+    tol: float = 1e-4,
+    records: int = 64,
+    degree: float | None = None,
+    kink_smoothing: float | None = None,
+    jacobian_bytes: int = 2**30,
+) -> Trajectory:
+    """Return the trajectory of dW/dt = -∇R(W) from the module's parameters to α = `until`.
+
+    module, x, y, loss: as in `latephase.problem.Problem`; the risk R is the sum over examples.
+    until: smoothed margin α = ℓ⁻¹(R) to reach, up to 1e300; the last record has
+        until ≤ α ≤ until·(1 + 1e-3).
+    tol: error per step of the direction W/‖W‖.
+    records: at most so many accepted steps are kept, the nearest to an even grid in ln α.
+    degree: homogeneity degree, measured when None and checked when given.
+    kink_smoothing: ε of the smoothing of ReLU kinks (`latephase.kinks`). None follows the module
+        as it is and smooths with ε = 1e-3, from the start, only if the step collapses at a kink.
+    jacobian_bytes: bound on a stored Jacobian; beyond, it is recomputed in blocks.
+
+    Raises ValueError for input it cannot use; NotSeparated where the risk stays large;
+    StepCollapse at a kink that is not a ReLU's.
+    """
+    _check_settings(until, tol, records, kink_smoothing)
+    problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
+    degree = checked_degree(problem.module, problem.x, degree)
+    settings = {
+        "loss": problem.loss.name,
+        "until": float(until),
+        "tol": float(tol),
+        "records": int(records),
+        "kink_smoothing": kink_smoothing,
+        "smoothed_because": None if kink_smoothing is None else "asked for",
+        "jacobian_bytes": int(jacobian_bytes),
+    }
+    try:
+        return _Flow(problem, degree, settings).run(until)
+    except StepCollapse as collapse:
+        if kink_smoothing is not None or not problem.kinks().smoothable:
+            raise
+        settings |= {"kink_smoothing": DEFAULT_SMOOTHING, "smoothed_because": str(collapse)}
+    return _Flow(problem.smoothed(DEFAULT_SMOOTHING), degree, settings).run(until)
+
+
+def _check_settings(until: float, tol: float, records: int, kink_smoothing: float | None) -> None:
+    if not 0.0 < until <= 1e300:
+        raise ValueError(f"until: expected a smoothed margin in (0, 1e300], got {until!r}")
+    if not 0.0 < tol < 1.0:
+        raise ValueError(f"tol: expected an error in (0, 1), got {tol!r}")
+    if isinstance(records, bool) or records != int(records) or records < 1:
+        raise ValueError(f"records: expected a positive integer, got {records!r}")
+    if kink_smoothing is not None and not 0.0 < kink_smoothing < 1.0:
+        raise ValueError(f"kink_smoothing: expected ε in (0, 1) or None, got {kink_smoothing!r}")
+
+
+class _Flow:
+    """The flow of one problem: where it is, its clock, and what it has recorded."""
+
+    def __init__(self, problem: Problem, degree: float, settings: dict[str, Any]) -> None:
+        self.problem, self.degree, self.settings = problem, degree, settings
+        self.tol = settings["tol"]
+        self.clock = LogClock(problem.loss)
+        # With kinks smoothed the early phase is stiff, and left as soon as the late one can step.
+        self.stiff = problem.kink_smoothing is not None
+        self.stepper = LateStepper(problem, degree, curved=self.stiff)
+        self.next_step = self.longest = 0.01
+        self.steps, self.best, self.path_length = 0, -math.inf, 0.0
+        self.state: State | None = None
+        self.entries: list[tuple[float, State]] = []
+
+    def run(self, until: float) -> Trajectory:
+        """Return the trajectory up to α = until."""
+        while self.state is None or self.state.smoothed_margin < until:
+            if self.state is not None and self._separated():
+                self._late(until)
+            else:
+                self._early(until)
+        return self.trajectory()
+
+    def _separated(self) -> bool:
+        """Return whether the late phase can step from here.
+
+        It needs ‖W‖ to grow, that is Σ q p > 0, and, unless the loss is exponential, margins
+        where ln(-ℓ') is not flat.
+        """
+        state = self.state
+        if state.smoothed_margin >= HANDOVER and state.p.min() > 0.0:
+            return True
+        smallest = state.p.min() * math.exp(self.degree * state.log_norm)
+        steep = self.problem.loss is EXPONENTIAL or smallest > 0.0
+        return self.stiff and steep and state.alignment() > 0.1
+
+    def _early(self, until: float) -> None:
+        start = self.problem.w0 if self.state is None else self.state.w()
+        states = early_phase(self.problem, start, 0.1 * self.tol, until)
+        advances: list[float] = []
+        while True:
+            try:
+                early = next(states)
+            except FloatingPointError as error:
+                raise self._collapse(str(error)) from error
+            self._arrive_early(early)
+            if self.state is not None and (early.alpha >= until or self._separated()):
+                return
+            if early.stationary() or self.steps > STEP_BUDGET:
+                raise self._not_separated(early, until)
+            advances = [*advances[-199:], early.advance]
+            if self._chatters(advances):
+                raise self._collapse("the explicit step chatters along a kink")
+
+    def _chatters(self, advances: list[float]) -> bool:
+        # A smooth flow allows the method of order 5 steps near tol^{1/5}; a jump of the gradient
+        # that the flow keeps crossing allows steps near tol.
+        if self.stiff or len(advances) < 200 or sum(advances) > 200 * 10 * self.tol:
+            return False
+        kinks = self.problem.kinks()
+        return bool(kinks.smoothable or kinks.other)
+
+    def _arrive_early(self, early: EarlyState) -> None:
+        self.best = max(self.best, early.alpha)
+        self.steps += early.advance > 0.0
+        norm = float(np.linalg.norm(early.w))
+        length = float(np.linalg.norm(early.gradient))
+        if self.state is None or early.advance > 0.0:
+            self.clock.advance(early.alpha, math.log(max(length, 1e-300)))
+        if norm == 0.0:
+            return
+        log_norm = math.log(norm)
+        shrink = math.exp(-self.degree * log_norm)
+        self._move(
+            State(
+                early.w / norm,
+                log_norm,
+                early.p * shrink,
+                early.log_dual,
+                early.gradient * norm ** (1.0 - self.degree),
+                early.alpha * shrink,
+                early.alpha,
+            )
+        )
+
+    def _late(self, until: float) -> None:
+        newton, budget = _NEWTON * self.tol, self.steps + _LATE_STEP_BUDGET
+        self.longest = _LONGEST_STEP
+        while self.state.smoothed_margin < until:
+            state = self.state
+            step = min(self.next_step, self.longest, _left(state, self.degree, until))
+            if step < _SMALLEST_STEP and state.smoothed_margin < HANDOVER:
+                self.stiff = False
+                return
+            if step < _SMALLEST_STEP:
+                raise self._collapse(f"the implicit step fell to {step:.1e}")
+            if self.steps > budget:
+                raise NotSeparated(
+                    f"the budget of {_LATE_STEP_BUDGET} late steps is spent at smoothed margin "
+                    f"{state.smoothed_margin:.6g}, short of {until:.6g}",
+                    self.best,
+                    self.trajectory(),
+                )
+            stepped = self.stepper.step(state, step, newton)
+            if stepped is None:
+                self.next_step = self.longest = 0.5 * step
+                continue
+            arrived, error = stepped
+            factor = 0.9 * max(error / self.tol, 1e-9) ** -0.5
+            if error > self.tol:
+                self.next_step = step * max(0.2, factor)
+            elif arrived.smoothed_margin > until * (1.0 + LANDING):
+                self.next_step = step * _fraction(state, arrived, until)
+            elif _falls(state, arrived) and newton > 1e-13:
+                newton *= 0.01
+            else:
+                newton = _NEWTON * self.tol
+                self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
+                self.longest = min(1.25 * self.longest, _LONGEST_STEP)
+                self._accept_late(arrived)
+
+    def _accept_late(self, arrived: State) -> None:
+        log_gradient = math.log(np.linalg.norm(arrived.gradient))
+        log_gradient += (self.degree - 1.0) * arrived.log_norm
+        self.clock.advance(arrived.smoothed_margin, log_gradient)
+        self.best = max(self.best, arrived.smoothed_margin)
+        self.steps += 1
+        self._move(arrived)
+
+    def _move(self, state: State) -> None:
+        if self.state is not None:
+            self.path_length += diagnostics.angle(self.state.direction, state.direction)
+        self.state = dataclasses.replace(
+            state, log_time=self.clock.log_time, path_length=self.path_length
+        )
+        alpha = self.state.smoothed_margin
+        if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
+            records, until = self.settings["records"], self.settings["until"]
+            self.entries = offered(self.entries, alpha, self.state, records, until)
+
+    def trajectory(self) -> Trajectory | None:
+        """Return what has been recorded, or None before the first state with α > 0."""
+        if not self.entries:
+            return None
+        kept = thinned(self.entries, self.settings["records"], self.settings["until"])
+        states = [state for _, state in kept]
+        columns = [_measured(self.problem, self.degree, state) for state in states]
+        return Trajectory(
+            **{name: np.array([column[name] for column in columns]) for name in columns[0]},
+            log_dual=states[-1].log_dual,
+            degree=self.degree,
+            evaluations=dict(self.problem.evaluations),
+            steps=self.steps,
+            settings=dict(self.settings),
+            continuation=self._extended,
+        )
+
+    def _extended(self, trajectory: Trajectory, until: float) -> Trajectory:
+        reached = float(trajectory.smoothed_margin[-1])
+        if not reached < until <= 1e300:
+            raise ValueError(
+                f"extend: expected `until` beyond the smoothed margin {reached:.6g} that the "
+                f"trajectory has reached and at most 1e300, got {until!r}"
+            )
+        # A flow of its own, so that the same trajectory can be extended again.
+        flow = copy.copy(self)
+        flow.problem, flow.clock = self.problem.recounted(), copy.copy(self.clock)
+        flow.stepper = LateStepper(flow.problem, self.degree, self.stepper.curved)
+        flow.settings = self.settings | {"until": float(until)}
+        return flow.run(until)
+
+    def _collapse(self, what: str) -> StepCollapse:
+        kinks = self.problem.kinks()
+        if self.problem.kink_smoothing is not None:
+            why = "its ReLU kinks are smoothed already"
+        elif kinks.smoothable:
+            why = "it calls ReLU"
+        else:
+            why = "it calls no ReLU that could be smoothed"
+        if kinks.other:
+            why += f"; kinks that cannot be smoothed: {', '.join(sorted(kinks.other))}"
+        return StepCollapse(
+            f"{what} at smoothed margin {self.best:.6g}: the module is not smooth there ({why})",
+            self.trajectory(),
+        )
+
+    def _not_separated(self, early: EarlyState, until: float) -> NotSeparated:
+        if early.stationary():
+            why = "the risk is stationary"
+        else:
+            why = (
+                f"the budget of {STEP_BUDGET} early steps is spent (‖W‖‖∇α‖ = {early.slope():.1e})"
+            )
+        wrong = int((self.problem.true_margins(early.p) <= 0).sum())
+        return NotSeparated(
+            f"{why} (‖W‖‖∇α‖ = {early.slope():.1e}) at smoothed margin {early.alpha:.6g}, short of "
+            f"{until:.6g}, with {wrong} of {self.problem.n} examples on the wrong side",
+            self.best,
+            self.trajectory(),
+        )
+
+
+def _left(state: State, degree: float, until: float) -> float:
+    """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
+    if state.smoothed_margin <= 0.0:
+        return math.inf
+    growth = np.vdot(state.gradient, state.gradient) / (
+        degree * state.mean_margin() * state.normalized_smoothed_margin
+    )
+    return (math.log(until / state.smoothed_margin) + 0.4 * LANDING) / growth
+
+
+def _fraction(state: State, arrived: State, until: float) -> float:
+    """Return the part of a step past `until` that would have landed."""
+    if state.smoothed_margin <= 0.0:
+        return 0.5
+    wanted = math.log(until / state.smoothed_margin) + 0.4 * LANDING
+    return min(0.9, wanted / math.log(arrived.smoothed_margin / state.smoothed_margin))
+
+
+def _falls(state: State, arrived: State) -> bool:
+    """Return whether α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
+    before = state.normalized_smoothed_margin
+    return before > 0.0 and arrived.normalized_smoothed_margin < before * (1.0 - _MONOTONE)
+
+
+def _measured(problem: Problem, degree: float, state: State) -> dict[str, Any]:
+    """Return one record of a trajectory, field by field."""
+    q = np.exp(state.log_dual)
+    margins = problem.true_margins(state.p)
+    stationarity, complementarity = diagnostics.kkt_residual(
+        state.direction, state.gradient, state.p, q, degree
+    )
+    raw = margins
+    if problem.kink_smoothing is not None:
+        raw = problem.true_margins(problem.smoothed(None).margins(state.direction))
+    return {
+        "smoothed_margin": state.smoothed_margin,
+        "log_norm": state.log_norm,
+        "log_time": state.log_time,
+        "normalized_margin": float(margins.min()),
+        "normalized_smoothed_margin": state.normalized_smoothed_margin,
+        "raw_normalized_margin": float(raw.min()),
+        "alignment": diagnostics.alignment(state.direction, state.gradient),
+        "kkt_stationarity": stationarity,
+        "kkt_complementarity": complementarity,
+        "path_length": state.path_length,
+        "dual_gap": state.dual_gap,
+        "direction": state.direction,
+        "margins": margins,
+        "dual": q,
+    }

@@ -1,0 +1,95 @@
+"""The late phase's step: a two-stage implicit Runge–Kutta method in ρ = ln‖W‖.
+
+dθ/dρ = ∇α/(L Σ q p) - θ at scale S = e^{Lρ} by SDIRK2, γ = 1 - 1/√2: order 2, L-stable, stiffly
+accurate (Alexander 1977). The unit sphere attracts: the radial part of the right side is 1 - ‖θ‖².
+The size of a step is bounded by how fast the direction turns, not by the growth of α.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from latephase.linearization import Linearization
+from latephase.problem import Problem
+from latephase.stage import Stage, solve_stage
+from latephase.state import State, exp_times
+
+GAMMA = 1.0 - 1.0 / math.sqrt(2.0)
+
+
+@dataclass
+class LateStepper:
+    """Steps of one problem; keeps the linearization from one to the next."""
+
+    problem: Problem
+    degree: float
+    curved: bool
+    linearization: Linearization | None = None
+
+    def step(self, state: State, step: float, newton: float) -> tuple[State, float] | None:
+        """Return (state at ρ + step, error estimate), or None where Newton does not converge.
+
+        newton bounds the error of the stages; the estimate is the distance to the embedded
+        method of order 1, which continues with the first stage's slope.
+        """
+        theta, kappa = state.direction, GAMMA * step
+        if self.linearization is None:
+            self.linearization = self._linearize(theta, state.log_dual.reshape(-1))
+        mean = state.mean_margin()
+        rate = state.gradient / (self.degree * mean) - theta
+        u = state.log_dual.reshape(-1) + math.log(kappa / (self.degree * mean))
+        rho = state.log_norm
+        first = self._solve((theta + kappa * rate, u), theta, kappa, rho + kappa, newton)
+        if not first.converged:
+            return None
+        slope = (first.theta - theta) / kappa
+        center = theta + (1.0 - GAMMA) * step * slope
+        guess = (center + kappa * slope, first.log_multiplier)
+        second = self._solve(guess, center, kappa, rho + step, newton)
+        if not second.converged:
+            return None
+        change = (second.theta - center) / kappa - slope
+        return self._arrived(second, rho + step), kappa * float(np.linalg.norm(change))
+
+    def _linearize(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Linearization:
+        return Linearization(self.problem, theta, log_multiplier, self.curved)
+
+    def _solve(self, guess, center, kappa: float, rho: float, tol: float) -> Stage:
+        stage = solve_stage(
+            self.problem,
+            self._linearize,
+            self.linearization,
+            guess,
+            center,
+            kappa,
+            self.degree * rho,
+            self.degree,
+            tol,
+        )
+        self.linearization = stage.linearization
+        return stage
+
+    def _arrived(self, stage: Stage, rho: float) -> State:
+        norm = float(np.linalg.norm(stage.theta))
+        direction, log_norm = stage.theta / norm, rho + math.log(norm)
+        u = self.problem.shaped(stage.log_multiplier)
+        p, pulled = self.problem.weighted_gradient(direction, np.exp(u - u.max()))
+        log_scale = self.degree * log_norm
+        normalized, gap, log_dual = self.problem.loss.from_multipliers(
+            torch.from_numpy(p), torch.from_numpy(u), log_scale
+        )
+        log_dual = log_dual.numpy()
+        return State(
+            direction,
+            log_norm,
+            p,
+            log_dual,
+            pulled * math.exp(log_dual.max()),
+            normalized,
+            exp_times(log_scale, normalized),
+            exp_times(log_scale, gap),
+        )

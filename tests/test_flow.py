@@ -1,0 +1,536 @@
+"""The flow against known limits, independent solvers, and its own invariants."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import latephase
+from latephase.diagnostics import angle
+from latephase.late import LateStepper
+from latephase.losses import LOGISTIC, Loss
+from latephase.problem import Problem
+from latephase.reference import physical_flow
+from latephase.state import State
+
+
+def separable(n=40, dims=5, seed=0, gap=0.3):
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=dims)
+    w /= np.linalg.norm(w)
+    x = rng.normal(size=(n, dims))
+    y = np.sign(x @ w)
+    return x + gap * y[:, None] * w, y
+
+
+def linear(dims=5, start=None):
+    module = nn.Linear(dims, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.zeros(1, dims) if start is None else torch.tensor([start]))
+    return module
+
+
+def deep_linear(depth, dims=5, width=4, seed=0):
+    torch.manual_seed(seed)
+    widths = [dims, *[width] * (depth - 1), 1]
+    return nn.Sequential(*[nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)])
+
+
+class TwoLayer(nn.Module):
+    """v · σ(A x), with v trained or fixed."""
+
+    def __init__(self, a, v, activation, trained=True):
+        super().__init__()
+        self.a = nn.Parameter(torch.as_tensor(a, dtype=torch.float64))
+        self.v = nn.Parameter(torch.as_tensor(v, dtype=torch.float64), requires_grad=trained)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation(x @ self.a.T) @ self.v
+
+
+def squared_relu(width=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return TwoLayer(
+        0.4 * rng.normal(size=(width, 3)),
+        0.4 * rng.normal(size=width),
+        lambda z: torch.relu(z).square(),
+    )
+
+
+def planar(n=20, seed=0):
+    """Points of the plane and a constant, with labels on the sides of a wave."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 2))
+    y = np.where(np.sin(1.5 * x[:, 0]) + 0.6 * x[:, 1] > 0, 1.0, -1.0)
+    return np.c_[x, np.ones(n)], y
+
+
+def assert_monotone(flow):
+    margin = flow.normalized_smoothed_margin
+    # The theorem's invariant, to the accuracy the flow promises.
+    assert (np.diff(margin) >= -1e-12 * margin[:-1]).all()
+    norm = np.exp(flow.degree * flow.log_norm[flow.log_norm * flow.degree < 700])
+    bound = flow.normalized_margin[: len(norm)] + flow.dual_gap[: len(norm)] / norm
+    assert (margin[: len(norm)] <= bound * (1 + 1e-12) + 1e-15).all()
+
+
+SOUDRY_X = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
+SOUDRY_Y = np.array([1.0, 1.0, -1.0, -1.0])
+
+
+@pytest.mark.parametrize("start", [None, [1.0, -0.5]])
+def test_case_1_direction_and_residual(start):
+    flow = latephase.gradient_flow(linear(2, start), SOUDRY_X, SOUDRY_Y, until=1e6, tol=1e-5)
+    limit = np.ones(2) / np.sqrt(2)
+    assert angle(flow.direction[-1], limit) < 1e-5
+    # w - ŵ ln t → ½ ln 8 (1, 1) with ŵ = (½, ½); at α ≈ 1e2 the corrections are of order 1/t.
+    flow = latephase.gradient_flow(linear(2, start), SOUDRY_X, SOUDRY_Y, until=1e2, tol=1e-5)
+    w = np.exp(flow.log_norm[-1]) * flow.direction[-1]
+    residual = w - 0.5 * flow.log_time[-1]
+    # ln t accumulates the quadrature error of all steps, a few times tol.
+    np.testing.assert_allclose(residual, 0.5 * np.log(8.0) * np.ones(2), atol=5e-4)
+
+
+def test_case_2_far_from_the_projection():
+    n = 40
+    z = np.vstack([[[0.1, 0.0]], np.tile([0.2, 0.2], (n - 1, 1))])
+    # n-1 copies of one example: the dual system is singular to rounding.
+    flow = latephase.gradient_flow(linear(2), -z, np.ones(n), until=1e6)
+    assert angle(flow.direction[-1], np.array([-1.0, 0.0])) < 1e-3
+    assert flow.normalized_margin[-1] == pytest.approx(0.1, rel=1e-4)
+    assert_monotone(flow)
+    # The distance to the limit's ray is a length, seen where ‖w‖·tol is far below it.
+    near = latephase.gradient_flow(linear(2), -z, np.ones(n), until=20.0, tol=1e-6)
+    w = np.exp(near.log_norm[-1]) * near.direction[-1]
+    assert abs(w[1]) >= np.log(n) - np.log(2.0)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_case_4_deep_linear(depth):
+    x, y = separable(n=25)
+    module = deep_linear(depth)
+    flow = latephase.gradient_flow(module, x, y, until=1e12)
+    svm, margin = latephase.hard_margin(x, y)
+    weights = [
+        p.detach().double().numpy()
+        for p in flow.write_to(module, normalized=True).double().parameters()
+    ]
+    product = weights[0]
+    for weight in weights[1:]:
+        product = weight @ product
+    # The direction of the product approaches the limit like α^{-1/L}..: 1e-2 is ample at 1e12.
+    assert angle(product[0], svm) < 1e-2
+    # At ‖W‖ → ∞ layers have rank one and equal norms: γ̃ → γ L^{-L/2}.
+    expected = margin * depth ** (-depth / 2)
+    assert flow.normalized_smoothed_margin[-1] == pytest.approx(expected, rel=1e-3)
+    assert_monotone(flow)
+    assert flow.alignment[-1] > 1 - 1e-5
+
+
+def test_case_4_conserved_quantity():
+    x, y = separable(n=25)
+    module = deep_linear(3)
+    flow = latephase.gradient_flow(module, x, y, until=30.0, tol=1e-5)
+    sizes = [p.numel() for p in module.parameters()]
+    shapes = [p.shape for p in module.parameters()]
+
+    def difference(w):
+        parts = np.split(w, np.cumsum(sizes)[:-1])
+        a, b, _ = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+        return b.T @ b - a @ a.T
+
+    w0 = np.concatenate([p.detach().double().numpy().ravel() for p in module.parameters()])
+    w = np.exp(flow.log_norm[-1]) * flow.direction[-1]
+    # W_{2}ᵀW_2 - W_1W_1ᵀ changes by the accumulated error of about 40 steps of 1e-5 of ‖W‖².
+    assert np.abs(difference(w) - difference(w0)).max() < 40 * 1e-5 * np.exp(2 * flow.log_norm[-1])
+
+
+def test_case_7_small_start_on_orthogonally_separable_data():
+    # ⟨x_i, x_j⟩ > 0 within a class, ≤ 0 across: here the classes are orthogonal cones.
+    x = np.array(
+        [[1.0, 0.2, 0.0, 0.0], [0.8, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.3], [0.0, 0.0, 0.4, 0.9]]
+    )
+    y = np.array([1.0, 1.0, -1.0, -1.0])
+    rng = np.random.default_rng(0)
+    # One neuron per class, each active on its own class, and balanced: |v| = ‖a‖.
+    a = 0.05 * np.abs(rng.normal(size=(2, 4))) * [[1, 1, 0, 0], [0, 0, 1, 1]]
+    v = np.linalg.norm(a, axis=1) * [1, -1]
+    flow = latephase.gradient_flow(TwoLayer(a, v, torch.relu), x, y, until=1e12)
+    inner, outer = flow.direction[-1][:8].reshape(2, 4), flow.direction[-1][8:]
+    for neuron, label in ((inner[0], 1.0), (inner[1], -1.0)):
+        svm, _ = latephase.hard_margin(x[y == label], np.ones(2))
+        # At 1e6 still 8e-4, because the second point of class +1 is a support vector only just not.
+        assert angle(neuron, svm) < 1e-5
+    np.testing.assert_allclose(np.linalg.norm(inner, axis=1), np.abs(outer), rtol=1e-4)
+
+
+def test_case_8_leaky_relu_with_fixed_outputs():
+    slope, width, n = 0.25, 4, 6
+    x = np.eye(n)
+    y = np.array([1.0, 1, 1, -1, -1, -1])
+    v = np.array([1.0, 1, -1, -1]) / np.sqrt(width)
+    rng = np.random.default_rng(0)
+    module = TwoLayer(
+        0.05 * rng.normal(size=(width, n)),
+        v,
+        lambda z: nn.functional.leaky_relu(z, slope),
+        trained=False,
+    )
+    flow = latephase.gradient_flow(module, x, y, until=1e6)
+    rows = flow.direction[-1].reshape(width, n)
+    positive, negative = x[y > 0].sum(0), x[y < 0].sum(0)
+    for row, sign in zip(rows, np.sign(v), strict=True):
+        expected = (positive - slope * negative) if sign > 0 else (negative - slope * positive)
+        assert angle(row, expected) < 1e-4
+    # Equal multipliers: each example takes the same share of the dual.
+    np.testing.assert_allclose(flow.dual[-1], np.full(n, 1 / n), atol=1e-4)
+
+
+class Coordinatewise(nn.Module):
+    """Φ = Σ_j u_j v_j x_j."""
+
+    def __init__(self, u, v):
+        super().__init__()
+        self.u, self.v = nn.Parameter(torch.tensor(u)), nn.Parameter(torch.tensor(v))
+
+    def forward(self, x):
+        return (x * self.u * self.v).sum(1)
+
+
+def test_case_9_a_kkt_point_that_is_no_local_maximum():
+    flow = latephase.gradient_flow(
+        Coordinatewise([1.0, 0.0], [1.0, 0.0]), np.array([[1.0, 2.0]]), [1.0], until=1e9
+    )
+    np.testing.assert_allclose(flow.direction[-1], np.array([1, 0, 1, 0]) / np.sqrt(2), atol=1e-12)
+    assert flow.normalized_margin[-1] == pytest.approx(0.5, abs=1e-12)
+    assert flow.kkt_stationarity[-1] < 1e-12
+    assert flow.kkt_complementarity[-1] == 0.0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("n", "dims"), [(30, 3), (100, 20), (15, 40)])
+def test_random_separable_sets_against_the_hard_margin(n, dims, seed):
+    x, y = separable(n, dims, seed)
+    flow = latephase.gradient_flow(linear(dims), x, y, until=1e6)
+    svm, margin = latephase.hard_margin(x, y)
+    assert angle(flow.direction[-1], svm) <= 1e-5
+    assert flow.normalized_margin[-1] == pytest.approx(margin, rel=1e-5)
+    assert 1e6 <= flow.smoothed_margin[-1] <= 1e6 * (1 + 1e-3)
+    np.testing.assert_allclose(flow.dual.sum(1), 1.0, rtol=1e-12)
+    assert_monotone(flow)
+
+
+def test_cost_grows_with_the_logarithm_of_the_margin():
+    rng = np.random.default_rng(0)
+    x, y = separable(100, 20)
+    cases = [(linear(20, (0.01 * rng.normal(size=20)).tolist()), x, y)]
+    cases += [(deep_linear(depth, 10, 8), *separable(60, 10)) for depth in (3, 4)]
+    for module, inputs, labels in cases:
+        near = latephase.gradient_flow(module, inputs, labels, until=1e2)
+        far = near.extend(1e30)
+        # Bounds of the requirement: 5 per e-fold of α from 1e2 to 1e30, and 500 in all.
+        between = far.evaluations["jacobian"] - near.evaluations["jacobian"]
+        assert between <= 5 * np.log(1e28)
+        assert far.evaluations["jacobian"] <= 500
+        assert_monotone(far)
+        assert far.alignment[-1] > 1 - 1e-9
+
+
+def test_squared_relu_costs_at_most_three_times_as_much_at_1e30():
+    near = latephase.gradient_flow(squared_relu(width=50), *planar(60), until=1e4)
+    far = near.extend(1e30)
+    assert far.evaluations["jacobian"] <= 3 * near.evaluations["jacobian"]
+    assert far.evaluations["gradient"] <= 3 * near.evaluations["gradient"]
+    assert_monotone(far)
+    assert far.settings["kink_smoothing"] is None
+
+
+@pytest.mark.parametrize("loss", ["exponential", "logistic"])
+def test_physical_time_by_an_independent_solver(loss):
+    x, y = planar(20)
+    module = squared_relu()
+    flow = latephase.gradient_flow(module, x, y, loss, until=6.0, tol=1e-6)
+    problem = Problem(module, x, y, loss)
+    inputs, labels = torch.tensor(x), torch.tensor(y)
+
+    def negative_gradient(v):
+        w = torch.tensor(v, requires_grad=True)
+        out = torch.relu(inputs @ w[:36].reshape(12, 3).T).square() @ w[36:]
+        p = labels * out
+        risk = torch.exp(-p).sum() if loss == "exponential" else torch.log1p(torch.exp(-p)).sum()
+        return -torch.autograd.grad(risk, w)[0].numpy()
+
+    times = np.exp(flow.log_time[[len(flow) // 2, -1]])
+    replayed = physical_flow(negative_gradient, problem.w0, times)
+    for record, w in zip((len(flow) // 2, -1), replayed, strict=True):
+        expected = np.exp(flow.log_norm[record]) * flow.direction[record]
+        # Some 100 steps of relative error up to 1e-6.
+        np.testing.assert_allclose(w, expected, atol=1e-4 * np.linalg.norm(expected))
+
+
+class Product(nn.Module):
+    """Φ = abc x, of degree 3."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(start))
+
+    def forward(self, x):
+        return x[:, 0] * self.w.prod()
+
+
+@pytest.mark.parametrize("until", [5.0, 300.0, 1e5])
+def test_growth_law_of_the_single_constraint_with_its_constant(until):
+    import mpmath
+
+    # a = b = c = s: p = s³, dp/dt = 3 p^{4/3} e^{-p}, so that t = ∫ e^p / (3 p^{4/3}) dp.
+    flow = latephase.gradient_flow(
+        Product([0.5] * 3), np.ones((1, 1)), [1.0], until=until, tol=1e-5
+    )
+    end = mpmath.mpf(flow.smoothed_margin[-1])
+    pieces = [mpmath.mpf("0.125"), *(end - k for k in (500, 60, 20, 5) if end - k > 1), end]
+    time = mpmath.quad(lambda p: mpmath.exp(p) / (3 * p ** (mpmath.mpf(4) / 3)), pieces)
+    # The quadrature's interpolation error over a step that multiplies α by e.
+    assert flow.log_time[-1] == pytest.approx(float(mpmath.log(time)), abs=2e-4)
+    # R = e^{-p} ~ 1/(3 t (ln t)^{4/3}): the law with its constant, its correction of order 1/ln t.
+    if until > 1e4:
+        law = flow.log_time[-1] + np.log(3.0) + 4 / 3 * np.log(flow.log_time[-1])
+        assert flow.smoothed_margin[-1] == pytest.approx(law, abs=1e-3)
+
+
+def test_logistic_and_exponential_agree_far_out_and_differ_near():
+    x, y = separable(20, 4)
+    exponential = latephase.gradient_flow(linear(4), x, y, "exponential", until=1e6)
+    logistic = latephase.gradient_flow(linear(4), x, y, "logistic", until=1e6)
+    assert angle(exponential.direction[-1], logistic.direction[-1]) < 1e-5
+    near = [
+        latephase.gradient_flow(linear(4), x, y, loss, until=3.0).direction[-1]
+        for loss in ("exponential", "logistic")
+    ]
+    assert angle(*near) > 1e-3
+    assert_monotone(logistic)
+
+
+@pytest.mark.parametrize("loss", ["exponential", "cross_entropy"])
+def test_three_classes_against_the_pairwise_svm(loss):
+    rng = np.random.default_rng(0)
+    centers = 3.0 * rng.normal(size=(3, 4))
+    labels = np.arange(24) % 3
+    x = centers[labels] + 0.5 * rng.normal(size=(24, 4))
+    module = nn.Linear(4, 3, bias=False)
+    flow = latephase.gradient_flow(module, x, labels, loss, until=1e6)
+    # Each pair (example, other class) is one linear constraint on the 3 × 4 weights.
+    rows = []
+    for example, label in zip(x, labels, strict=True):
+        for other in set(range(3)) - {label}:
+            row = np.zeros((3, 4))
+            row[label], row[other] = example, -example
+            rows.append(row.ravel())
+    svm, margin = latephase.hard_margin(np.array(rows), np.ones(len(rows)))
+    assert angle(flow.direction[-1], svm) < 1e-5
+    assert flow.margins.shape == (len(flow), 24)
+    assert flow.dual.shape == (len(flow), 24, 2)
+    assert flow.normalized_margin[-1] == pytest.approx(margin, rel=1e-5)
+    assert_monotone(flow)
+
+
+def test_cross_entropy_of_two_classes_follows_the_logistic_flow():
+    x, y = separable(15, 3)
+    torch.manual_seed(0)
+    two = nn.Linear(3, 2, bias=False).double()
+    # f = (-v, v)/√2 · √2: the difference of logits moves twice as fast along √2 less norm.
+    with torch.no_grad():
+        two.weight[0] = -two.weight[1]
+    one = linear(3, (2 * two.weight[1].detach()).tolist())
+    a = latephase.gradient_flow(two, x, (y > 0).astype(int), "cross_entropy", until=1e4)
+    b = latephase.gradient_flow(one.double(), x, y, "logistic", until=1e4)
+    # The same curve up to time, compared at the same α within the landing tolerance.
+    assert angle(a.direction[-1][3:], b.direction[-1]) < 1e-4
+
+
+def test_a_users_loss():
+    def log_value(z):
+        # ln(s + s²) with s = ln(1 + e^{-z}).
+        return LOGISTIC.log_value(z) + torch.log1p(torch.exp(LOGISTIC.log_value(z)))
+
+    x, y = separable(20, 4)
+    flow = latephase.gradient_flow(linear(4), x, y, Loss("mine", log_value), until=1e6)
+    assert angle(flow.direction[-1], latephase.hard_margin(x, y)[0]) < 1e-5
+    assert flow.settings["loss"] == "mine"
+
+
+def test_error_is_proportional_to_tol():
+    x, y = separable(25)
+    module = deep_linear(3)
+    reference = latephase.gradient_flow(module, x, y, until=1e3, tol=1e-7).direction[-1]
+    tols = (1e-3, 1e-4, 1e-5)
+    flows = [latephase.gradient_flow(module, x, y, until=1e3, tol=tol) for tol in tols]
+    errors = [angle(flow.direction[-1], reference) for flow in flows]
+    # The estimate bounds the embedded method; what is left is of the size of tol.
+    assert all(error < 5 * tol for error, tol in zip(errors, tols, strict=True))
+    assert errors[2] < 0.05 * errors[0]
+
+
+def test_order_of_the_tableau_with_fixed_steps():
+    x, y = separable(25)
+    module = deep_linear(3)
+    start = latephase.gradient_flow(module, x, y, until=20.0, tol=1e-6)
+    problem = Problem(start.write_to(deep_linear(3).double()), x, y)
+
+    def end(steps):
+        alpha, p, log_dual, gradient = problem.smoothed_margin(problem.w0)
+        norm = np.linalg.norm(problem.w0)
+        state = State(
+            problem.w0 / norm,
+            np.log(norm),
+            p / norm**3,
+            log_dual,
+            gradient / norm**2,
+            alpha / norm**3,
+            alpha,
+        )
+        stepper = LateStepper(problem, 3.0, curved=False)
+        rho = state.log_norm
+        for k in range(steps):
+            # The sphere is left and returned to within a step: aim at the same final norm.
+            state, _ = stepper.step(state, (rho + 0.2 - state.log_norm) / (steps - k), 1e-13)
+        return state.direction
+
+    reference = end(256)
+    errors = [angle(end(steps), reference) for steps in (4, 8, 16)]
+    orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    # Order 2, seen at finite step.
+    assert (np.abs(orders - 2.0) < 0.35).all()
+
+
+def test_same_seed_same_arrays():
+    x, y = planar(20)
+    first = latephase.gradient_flow(squared_relu(), x, y, until=1e4)
+    second = latephase.gradient_flow(squared_relu(), x, y, until=1e4)
+    np.testing.assert_array_equal(first.direction, second.direction)
+    np.testing.assert_array_equal(first.log_time, second.log_time)
+    assert first.evaluations == second.evaluations
+
+
+def test_records_are_accepted_steps_near_an_even_grid():
+    x, y = separable(20, 4)
+    flow = latephase.gradient_flow(linear(4), x, y, until=1e8, records=12)
+    full = latephase.gradient_flow(linear(4), x, y, until=1e8, records=10**6)
+    assert len(flow) <= 12 < len(full) <= full.steps + 1
+    rows = [int(np.argmin(np.abs(full.smoothed_margin - alpha))) for alpha in flow.smoothed_margin]
+    np.testing.assert_array_equal(full.direction[rows], flow.direction)
+    assert rows[0] == 0
+    assert flow.smoothed_margin[0] > 0
+    assert np.diff(full.path_length).min() >= 0
+
+
+def test_extend_continues_where_a_longer_flow_goes():
+    x, y = planar(20)
+    short = latephase.gradient_flow(squared_relu(), x, y, until=1e3)
+    longer = short.extend(1e6)
+    direct = latephase.gradient_flow(squared_relu(), x, y, until=1e6)
+    assert longer.smoothed_margin[-1] >= 1e6
+    assert longer.path_length[-1] > short.path_length[-1]
+    assert angle(longer.direction[-1], direct.direction[-1]) < 1e-3  # another sequence of steps
+    assert longer.log_time[-1] == pytest.approx(direct.log_time[-1], rel=1e-3)
+    again = short.extend(1e6)
+    np.testing.assert_array_equal(again.direction, longer.direction)
+    with pytest.raises(ValueError, match="beyond the smoothed margin"):
+        short.extend(10.0)
+
+
+def test_a_start_beyond_until_gives_one_record():
+    flow = latephase.gradient_flow(linear(2, [9.0, 9.0]), SOUDRY_X, SOUDRY_Y, until=3.0)
+    assert len(flow) == 1
+    assert flow.steps == 0
+    assert flow.log_time[0] == -np.inf
+
+
+def test_until_is_met_within_a_thousandth():
+    x, y = separable(20, 4)
+    for until in (0.05, 1.9, 2.5, 77.0, 1e300):
+        flow = latephase.gradient_flow(linear(4), x, y, until=until)
+        assert until <= flow.smoothed_margin[-1] <= until * (1 + 1e-3)
+
+
+def test_a_jacobian_in_blocks_gives_the_same_flow():
+    x, y = separable(12, 4)
+    module = deep_linear(2, 4)
+    stored = latephase.gradient_flow(module, x, y, until=1e4)
+    blocks = latephase.gradient_flow(module, x, y, until=1e4, jacobian_bytes=8 * 20 * 12 - 1)
+    assert angle(stored.direction[-1], blocks.direction[-1]) < 1e-9
+
+
+def test_relu_is_smoothed_only_when_the_step_collapses():
+    x, y = planar(12)
+    rng = np.random.default_rng(3)
+    module = TwoLayer(0.5 * rng.normal(size=(4, 3)), 0.5 * rng.normal(size=4), torch.relu)
+    try:
+        flow = latephase.gradient_flow(module, x, y, until=1e3)
+    except latephase.NotSeparated:
+        pytest.skip("four neurons do not separate this set")
+    epsilon = flow.settings["kink_smoothing"]
+    assert (epsilon is None) == (flow.settings["smoothed_because"] is None)
+
+
+def test_clamp_raises_when_the_step_collapses():
+    x, y = planar(30)
+    rng = np.random.default_rng(0)
+    module = TwoLayer(
+        0.5 * rng.normal(size=(12, 3)), 0.5 * rng.normal(size=12), lambda z: z.clamp(min=0)
+    )
+    with pytest.raises(latephase.StepCollapse, match="kinks that cannot be smoothed: clamp"):
+        latephase.gradient_flow(module, x, y, until=1e6)
+
+
+def test_not_separable_carries_the_best_margin():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    y = np.sign(rng.normal(size=60))
+    with pytest.raises(latephase.NotSeparated, match="on the wrong side") as raised:
+        latephase.gradient_flow(linear(3), x, y, until=10.0)
+    # The minimum of the risk, by Newton's method on the convex problem.
+    z, w = y[:, None] * x, np.zeros(3)
+    for _ in range(50):
+        q = np.exp(-z @ w)
+        w += np.linalg.solve(z.T @ (q[:, None] * z), z.T @ q)
+    assert raised.value.best_smoothed_margin == pytest.approx(
+        -np.log(np.exp(-z @ w).sum()), abs=1e-6
+    )
+    assert raised.value.trajectory is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"until": 0.0}, r"smoothed margin in \(0, 1e300\], got 0.0"),
+        ({"until": float("nan")}, "until"),
+        ({"until": 1e301}, "until"),
+        ({"tol": -1e-4}, r"tol: expected an error in \(0, 1\), got -0.0001"),
+        ({"records": 0}, "records: expected a positive integer, got 0"),
+        ({"kink_smoothing": 0.0}, "kink_smoothing"),
+        ({"loss": "hinge"}, "loss: expected one of"),
+        ({"degree": 3.0}, "measured degree is 1"),
+    ],
+)
+def test_settings_that_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        latephase.gradient_flow(linear(2), SOUDRY_X, SOUDRY_Y, **settings)
+
+
+def test_modules_that_are_refused():
+    with pytest.raises(ValueError, match=r"without 2\.bias it would be homogeneous"):
+        latephase.gradient_flow(
+            nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1)),
+            SOUDRY_X,
+            SOUDRY_Y,
+        )
+    module = deep_linear(2, 2)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    with pytest.raises(ValueError, match="never leaves such a start"):
+        latephase.gradient_flow(module, SOUDRY_X, SOUDRY_Y)
