@@ -14,13 +14,14 @@ import numpy as np
 
 from latephase.problem import Problem
 
-STEP_BUDGET = 3000
+STEP_BUDGET = 2000
 # A state with α ≤ 0 and ‖W‖‖∇α‖ below this is a stationary point of the risk.
 STATIONARY = 1e-8
 # A direction that does not turn would allow steps over which α grows by many e-folds, too far for
 # the clock.
 LONGEST_STEP = 0.05
 _SETTLING = 1e-6
+_NEARLY_STATIONARY = 1e-2
 _SMALLEST_STEP = 1e-12
 # Dormand and Prince's fifth-order pair (1980); the last stage is the next step's first.
 _STAGES = (
@@ -90,7 +91,10 @@ def early_phase(
             end = at(point, step)
             slopes.append(velocity(end))
         error = step * sum(e * k for e, k in zip(_ERROR, slopes, strict=True) if e)
-        ratio = float(np.linalg.norm(error)) / (tol * state.radius)
+        # Near a stationary point an error of tol would exceed the distance to it, and the method
+        # would hop about instead of settling.
+        allowed = tol * state.radius * min(1.0, state.slope() / _NEARLY_STATIONARY)
+        ratio = float(np.linalg.norm(error)) / max(allowed, 1e-300)
         if not np.isfinite(ratio):
             ratio = 1e9
         factor = min(5.0, max(0.2, 0.9 * max(ratio, 1e-10) ** -0.2))

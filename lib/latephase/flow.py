@@ -16,20 +16,24 @@ import torch
 
 from latephase import diagnostics
 from latephase.clock import LogClock
-from latephase.early import STEP_BUDGET, EarlyState, early_phase
+from latephase.early import STATIONARY, STEP_BUDGET, EarlyState, early_phase
 from latephase.homogeneity import checked_degree
 from latephase.late import LateStepper
 from latephase.losses import EXPONENTIAL, Loss
 from latephase.problem import Problem
 from latephase.recorder import offered, thinned
-from latephase.state import State
+from latephase.state import State, exp_times
 from latephase.trajectory import Trajectory
 
 # The late phase starts here: below, the explicit method is cheap and needs no positive margins.
 HANDOVER = 2.0
 LANDING = 1e-3
 DEFAULT_SMOOTHING = 1e-3
-_LATE_STEP_BUDGET = 20_000
+LATE_STEP_BUDGET = 20_000
+# Steps of the late phase that may pass before α > 0, where it was entered for stiffness.
+STIFF_STEP_BUDGET = 1500
+# Short steps mean chatter along kinks only where the risk is not nearly stationary.
+CHATTER_SLOPE = 1e-2
 _LONGEST_STEP = 3.0
 _SMALLEST_STEP = 1e-9
 # Error of the stages' solution as a part of tol.
@@ -99,7 +103,7 @@ def gradient_flow(
     try:
         return _Flow(problem, degree, settings).run(until)
     except StepCollapse as collapse:
-        if kink_smoothing is not None or not problem.kinks().smoothable:
+        if kink_smoothing is not None or not problem.smoothable():
             raise
         settings |= {"kink_smoothing": DEFAULT_SMOOTHING, "smoothed_because": str(collapse)}
     return _Flow(problem.smoothed(DEFAULT_SMOOTHING), degree, settings).run(until)
@@ -165,10 +169,13 @@ class _Flow:
             self._arrive_early(early)
             if self.state is not None and (early.alpha >= until or self._separated()):
                 return
-            if early.stationary() or self.steps > STEP_BUDGET:
-                raise self._not_separated(early, until)
+            if early.stationary():
+                raise self._not_separated("the risk is stationary", early.slope(), early.p)
+            if self.steps > STEP_BUDGET:
+                spent = f"the budget of {STEP_BUDGET} early steps is spent"
+                raise self._not_separated(spent, early.slope(), early.p)
             advances = [*advances[-199:], early.advance]
-            if self._chatters(advances):
+            if early.slope() > CHATTER_SLOPE and self._chatters(advances):
                 raise self._collapse("the explicit step chatters along a kink")
 
     def _chatters(self, advances: list[float]) -> bool:
@@ -176,8 +183,7 @@ class _Flow:
         # that the flow keeps crossing allows steps near tol.
         if self.stiff or len(advances) < 200 or sum(advances) > 200 * 10 * self.tol:
             return False
-        kinks = self.problem.kinks()
-        return bool(kinks.smoothable or kinks.other)
+        return self.problem.smoothable() or bool(self.problem.kinks().other)
 
     def _arrive_early(self, early: EarlyState) -> None:
         self.best = max(self.best, early.alpha)
@@ -203,7 +209,7 @@ class _Flow:
         )
 
     def _late(self, until: float) -> None:
-        newton, budget = _NEWTON * self.tol, self.steps + _LATE_STEP_BUDGET
+        newton, started = _NEWTON * self.tol, self.steps
         self.longest = _LONGEST_STEP
         while self.state.smoothed_margin < until:
             state = self.state
@@ -213,13 +219,12 @@ class _Flow:
                 return
             if step < _SMALLEST_STEP:
                 raise self._collapse(f"the implicit step fell to {step:.1e}")
-            if self.steps > budget:
-                raise NotSeparated(
-                    f"the budget of {_LATE_STEP_BUDGET} late steps is spent at smoothed margin "
-                    f"{state.smoothed_margin:.6g}, short of {until:.6g}",
-                    self.best,
-                    self.trajectory(),
-                )
+            slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
+            if state.smoothed_margin <= 0.0 and slope < STATIONARY:
+                raise self._not_separated("the risk is stationary", slope, state.p)
+            taken = self.steps - started
+            if taken > (LATE_STEP_BUDGET if state.smoothed_margin > 0.0 else STIFF_STEP_BUDGET):
+                raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
             stepped = self.stepper.step(state, step, newton)
             if stepped is None:
                 self.next_step = self.longest = 0.5 * step
@@ -292,7 +297,7 @@ class _Flow:
         kinks = self.problem.kinks()
         if self.problem.kink_smoothing is not None:
             why = "its ReLU kinks are smoothed already"
-        elif kinks.smoothable:
+        elif self.problem.smoothable():
             why = "it calls ReLU"
         else:
             why = "it calls no ReLU that could be smoothed"
@@ -303,17 +308,12 @@ class _Flow:
             self.trajectory(),
         )
 
-    def _not_separated(self, early: EarlyState, until: float) -> NotSeparated:
-        if early.stationary():
-            why = "the risk is stationary"
-        else:
-            why = (
-                f"the budget of {STEP_BUDGET} early steps is spent (‖W‖‖∇α‖ = {early.slope():.1e})"
-            )
-        wrong = int((self.problem.true_margins(early.p) <= 0).sum())
+    def _not_separated(self, why: str, slope: float, p: np.ndarray) -> NotSeparated:
+        until, examples = self.settings["until"], self.problem.true_margins(p)
         return NotSeparated(
-            f"{why} (‖W‖‖∇α‖ = {early.slope():.1e}) at smoothed margin {early.alpha:.6g}, short of "
-            f"{until:.6g}, with {wrong} of {self.problem.n} examples on the wrong side",
+            f"{why} (‖W‖‖∇α‖ = {slope:.1e}), the largest smoothed margin being {self.best:.6g}, "
+            f"short of {until:.6g}, with {int((examples <= 0).sum())} of {len(examples)} examples "
+            "on the wrong side",
             self.best,
             self.trajectory(),
         )

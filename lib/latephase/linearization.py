@@ -17,7 +17,9 @@ ACTIVE = 60.0
 # (duplicated examples, more support vectors than dimensions); rounding leaves n·1e-16 there.
 _DEPENDENT = 1e-12
 # Above this ratio of 1/S to the matrix a Cholesky factor loses no digit that matters.
-_WELL_CONDITIONED = 1e-7
+_WELL_CONDITIONED = 1e-10
+# Solving in the primal space divides by 1/S, which leaves digits down to here.
+_RESOLVED_THIN = 1e-8
 
 
 class Linearization:
@@ -82,7 +84,8 @@ class Linearization:
     ) -> DualSystem | ThinSystem:
         """Return the dual system d J M⁻¹ Jᵀ d + I/S of the live rows."""
         count, size = int(live.sum()), self.theta.size
-        if self.jacobian is not None and count > max(300, size):
+        thin = count > max(300, size) or (count > size and inverse_scale > _RESOLVED_THIN)
+        if self.jacobian is not None and thin:
             root = self.jacobian[live]
             if self.curvature is None:
                 root = root / np.sqrt(1.0 + kappa)

@@ -201,6 +201,12 @@ class Problem:
             self.module(self.x[:1])
         return census
 
+    def smoothable(self) -> bool:
+        """Return whether smoothing kinks would change the module: squared ReLU stays as it is."""
+        noise = np.random.default_rng(0).normal(size=self.w0.size)
+        w = self.w0 + (0.1 * _rms(self.w0) or 1.0) * noise
+        return not np.array_equal(self.smoothed(0.1).margins(w), self.smoothed(None).margins(w))
+
     def smoothed(self, epsilon: float | None) -> Problem:
         """Return the same problem with ReLU kinks smoothed, or as they are for None.
 
