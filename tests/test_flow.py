@@ -444,6 +444,15 @@ def test_extend_continues_where_a_longer_flow_goes():
         short.extend(10.0)
 
 
+def test_a_flow_can_be_saved(tmp_path):
+    flow = latephase.gradient_flow(linear(2), SOUDRY_X, SOUDRY_Y, until=10.0)
+    flow.save(tmp_path / "flow.npz")
+    loaded = latephase.Trajectory.load(tmp_path / "flow.npz")
+    assert (loaded.steps, loaded.evaluations) == (flow.steps, flow.evaluations)
+    np.testing.assert_array_equal(loaded.direction, flow.direction)
+    assert loaded.settings == flow.settings
+
+
 def test_a_start_beyond_until_gives_one_record():
     flow = latephase.gradient_flow(linear(2, [9.0, 9.0]), SOUDRY_X, SOUDRY_Y, until=3.0)
     assert len(flow) == 1
@@ -473,7 +482,7 @@ def test_relu_is_smoothed_when_the_step_collapses():
     module = TwoLayer(0.5 * rng.normal(size=(12, 3)), 0.5 * rng.normal(size=12), torch.relu)
     flow = latephase.gradient_flow(module, x, y, until=1e4)
     assert flow.settings["kink_smoothing"] == 1e-3
-    assert "kink" in flow.settings["smoothed_because"]
+    assert "it calls ReLU" in flow.settings["smoothed_because"]
     # The module as given has nearly the same margin.
     np.testing.assert_allclose(
         flow.raw_normalized_margin[-1], flow.normalized_margin[-1], rtol=1e-3

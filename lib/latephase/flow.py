@@ -187,7 +187,7 @@ class _Flow:
 
     def _arrive_early(self, early: EarlyState) -> None:
         self.best = max(self.best, early.alpha)
-        self.steps += early.advance > 0.0
+        self.steps += int(early.advance > 0.0)
         norm = float(np.linalg.norm(early.w))
         length = float(np.linalg.norm(early.gradient))
         if self.state is None or early.advance > 0.0:
