@@ -17,9 +17,9 @@ from latephase.problem import Problem
 STEP_BUDGET = 2000
 # A state with α ≤ 0 and ‖W‖‖∇α‖ below this is a stationary point of the risk.
 STATIONARY = 1e-8
-# A direction that does not turn would allow steps over which α grows by many e-folds, too far for
-# the clock.
-LONGEST_STEP = 0.05
+# A direction that does not turn would allow steps over which α, like ‖W‖^L, grows by many e-folds,
+# too far for the clock: this bounds the growth of ln ‖W‖^L in a step.
+LONGEST_GROWTH = 0.15
 _SETTLING = 1e-6
 _NEARLY_STATIONARY = 1e-2
 _SMALLEST_STEP = 1e-12
@@ -57,13 +57,13 @@ class EarlyState:
 
 
 def early_phase(
-    problem: Problem, w: np.ndarray, tol: float, until: float = np.inf
+    problem: Problem, w: np.ndarray, tol: float, until: float = np.inf, degree: float = 1.0
 ) -> Iterator[EarlyState]:
     """Yield the accepted states from W on, the first being W itself.
 
-    tol bounds the error of a step relative to ‖W‖. A step past `until`·(1 + 1e-3) is shortened
-    until it lands between. Raises ValueError where ∇α = 0 at W = 0, FloatingPointError where the
-    step falls below 1e-12.
+    tol bounds the error of a step relative to ‖W‖; degree is L, which limits a step's length. A
+    step past `until`·(1 + 1e-3) is shortened until it lands between. Raises ValueError where
+    ∇α = 0 at W = 0, FloatingPointError where the step falls below 1e-12.
     """
     alpha, p, log_dual, gradient = problem.smoothed_margin(w)
     length = float(np.linalg.norm(gradient))
@@ -104,6 +104,6 @@ def early_phase(
         elif ratio <= 1.0:
             state, first = end, slopes[-1]
             yield state
-        step = min(step * factor, LONGEST_STEP)
+        step = min(step * factor, LONGEST_GROWTH / degree)
         if step < _SMALLEST_STEP:
             raise FloatingPointError(f"step of the early phase fell to {step:.1e}")

@@ -159,7 +159,7 @@ class _Flow:
 
     def _early(self, until: float) -> None:
         start = self.problem.w0 if self.state is None else self.state.w()
-        states = early_phase(self.problem, start, 0.1 * self.tol, until)
+        states = early_phase(self.problem, start, 0.1 * self.tol, until, self.degree)
         advances: list[float] = []
         while True:
             try:
@@ -187,7 +187,7 @@ class _Flow:
 
     def _arrive_early(self, early: EarlyState) -> None:
         self.best = max(self.best, early.alpha)
-        self.steps += early.advance > 0.0
+        self.steps += int(early.advance > 0.0)
         norm = float(np.linalg.norm(early.w))
         length = float(np.linalg.norm(early.gradient))
         if self.state is None or early.advance > 0.0:
@@ -209,7 +209,7 @@ class _Flow:
         )
 
     def _late(self, until: float) -> None:
-        newton, started = _NEWTON * self.tol, self.steps
+        newton, started, advances = _NEWTON * self.tol, self.steps, []
         self.longest = _LONGEST_STEP
         while self.state.smoothed_margin < until:
             state = self.state
@@ -217,8 +217,11 @@ class _Flow:
             if step < _SMALLEST_STEP and state.smoothed_margin < HANDOVER:
                 self.stiff = False
                 return
-            if step < _SMALLEST_STEP:
+            # Attempts that on average hardly advance: short steps and rejections along kinks.
+            crawls = len(advances) == 100 and sum(advances) < 100 * self._crawl()
+            if step < _SMALLEST_STEP or crawls:
                 raise self._collapse(f"the implicit step fell to {step:.1e}")
+            advances = [*advances[-99:], 0.0]
             slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
             if state.smoothed_margin <= 0.0 and slope < STATIONARY:
                 raise self._not_separated("the risk is stationary", slope, state.p)
@@ -242,6 +245,11 @@ class _Flow:
                 self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
                 self.longest = min(1.25 * self.longest, _LONGEST_STEP)
                 self._accept_late(arrived)
+                advances[-1] = step
+
+    def _crawl(self) -> float:
+        """Return the mean step in ρ below which the late phase counts as collapsed."""
+        return (0.1 if self.stiff else 10.0) * self.tol
 
     def _accept_late(self, arrived: State) -> None:
         log_gradient = math.log(np.linalg.norm(arrived.gradient))

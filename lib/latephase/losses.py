@@ -76,13 +76,17 @@ class Loss:
         ℓ'(z_i)/ℓ'(α) = (ℓ(z_i)/R) · (ln ℓ)'(z_i)/(ln ℓ)'(α), where the first factor is a softmax:
         differences of ln ℓ are resolved even where ln R is rounded by more than one.
         """
+        return self.smoothed_margin_and_log_duals(margins)[1]
+
+    def smoothed_margin_and_log_duals(self, margins: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (α, ln q), sharing the inverse."""
         z = soft_margins(margins)
         value = self.log_value(z)
-        log_dual = torch.log_softmax(value, 0) + self._log_rate(z)
-        log_dual = log_dual - self._log_rate(self.inverse(log_sum_exp(value, 0)))
+        alpha = self.inverse(log_sum_exp(value, 0))
+        log_dual = torch.log_softmax(value, 0) + self._log_rate(z) - self._log_rate(alpha)
         if margins.ndim == 1:
-            return log_dual
-        return log_dual[:, None] + torch.log_softmax(-margins, 1)
+            return alpha, log_dual
+        return alpha, log_dual[:, None] + torch.log_softmax(-margins, 1)
 
     def _log_rate(self, z: Tensor) -> Tensor:
         if self.log_rate is not None:

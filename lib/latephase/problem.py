@@ -109,18 +109,17 @@ class Problem:
         leaf = self._tensor(w).requires_grad_(True)
         if self.n <= _BATCH:
             p = self._batch_margins(leaf, slice(None))
-            log_dual = self.loss.log_dual_variables(p.detach())
+            alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p.detach())
             (gradient,) = torch.autograd.grad(p, leaf, torch.exp(log_dual))
             p = p.detach()
         else:
             p = torch.from_numpy(self.margins(w)).to(self.device)
-            log_dual = self.loss.log_dual_variables(p)
+            alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p)
             gradient = torch.zeros_like(leaf)
             for rows in self._rows():
                 part = self._batch_margins(leaf, rows)
                 gradient += torch.autograd.grad(part, leaf, torch.exp(log_dual[rows]))[0]
-        alpha = float(self.loss.smoothed_margin(p))
-        return alpha, _numpy(p), _numpy(log_dual), _numpy(gradient)
+        return float(alpha), _numpy(p), _numpy(log_dual), _numpy(gradient)
 
     def jacobian(self, w: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Return ∇p of the examples `rows` (all by default), [len(rows)·pairs, P].
