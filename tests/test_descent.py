@@ -8,6 +8,7 @@ import torch
 
 from latephase import convergence, data, networks
 from latephase.descent import gradient_descent
+from latephase.diagnostics import path_length
 
 
 def generator(seed=0):
@@ -135,3 +136,80 @@ def test_an_iteration_that_leaves_the_numbers_names_its_step(task):
     network = networks.two_layer(4, 6, "squared_relu", generator=generator())
     with pytest.raises(FloatingPointError, match=r"step \d+: .*Take a smaller rate than 1e\+200"):
         gradient_descent(network, task.x, task.y, rule="relative", rate=1e200, steps=10)
+
+
+def test_a_single_example_follows_its_recurrence():
+    # Φ(x) = u v w x with one example: M = ∇p ∇pᵀ, so that the rule says η = 1/‖∇p‖².
+    network = networks.deep_linear([1, 1, 1, 1], generator=generator())
+    with torch.no_grad():
+        for layer, value in zip(network[::2], (3.0, 3.5, 4.0), strict=True):
+            layer.weight.fill_(value)
+    x, y = torch.ones(1, 1, dtype=torch.float64), torch.ones(1)
+    one, three = (gradient_descent(network, x, y, steps=steps) for steps in (1, 3))
+    w, after = np.array([3.0, 3.5, 4.0]), []
+    for _ in range(3):
+        gradient = w.prod() / w
+        w = w + gradient / (gradient @ gradient)
+        after.append(w)
+    np.testing.assert_allclose(np.exp(one.log_norm[-1]) * one.direction[-1], after[0], rtol=1e-14)
+    assert three.evaluations == {"gradient": 4, "jacobian": 1}
+    # The Gram matrix is the first step's, scaled by homogeneity; the direction has turned by
+    # 0.004 since, to which the change of a step of 0.01 ‖w‖ is proportional.
+    np.testing.assert_allclose(np.exp(three.log_norm[-1]) * three.direction[-1], w, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["exponential", "logistic"])
+def test_log_time_counts_steps_of_gradient_descent_on_the_risk(task, loss):
+    network = networks.two_layer(4, 6, generator=generator())
+    run = gradient_descent(network, task.x, task.y, loss, steps=1, rule="relative", rate=0.1)
+    parameters = list(network.parameters())
+    margins = task.y * network(task.x)[:, 0]
+    losses = torch.exp(-margins) if loss == "exponential" else torch.log1p(torch.exp(-margins))
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(losses.sum(), parameters)])
+    norm = torch.cat([w.reshape(-1) for w in parameters]).norm()
+    # W moved by 0.1 ‖W‖, which is time · ‖∇R‖. Formed twice in float64.
+    assert run.log_time[0] == -math.inf
+    expected = math.log(0.1 * norm.item() / gradient.norm().item())
+    assert run.log_time[-1] == pytest.approx(expected, rel=1e-12)
+
+
+def test_margins_duals_and_alpha_tell_the_same(squared):
+    margins = squared.margins * np.exp(squared.degree * squared.log_norm)[:, None]
+    weights = np.exp(-margins)
+    np.testing.assert_allclose(squared.smoothed_margin, -np.log(weights.sum(axis=1)), rtol=1e-12)
+    np.testing.assert_allclose(squared.dual, weights / weights.sum(1, keepdims=True), rtol=1e-10)
+    # ln q = α - p loses the digits that α has before the point: 2 of 16.
+    np.testing.assert_allclose(np.exp(squared.log_dual), squared.dual[-1], rtol=1e-12)
+
+
+def test_log_duals_of_several_classes_are_those_of_pairs():
+    x = torch.eye(3, dtype=torch.float64) + 0.01
+    network = networks.mlp([3, 8, 3], generator=generator())
+    run = gradient_descent(network, x, torch.arange(3), "cross_entropy", until=20.0)
+    assert run.dual.shape == (len(run), 3, 2)
+    np.testing.assert_allclose(np.exp(run.log_dual), run.dual[-1], rtol=1e-12)
+    run.write_to(network, normalized=True)
+    logits = network(x).detach().numpy()
+    others = np.where(np.eye(3) > 0, -np.inf, logits).max(1)
+    np.testing.assert_allclose(run.margins[-1], np.diag(logits) - others, rtol=1e-9)
+
+
+def test_the_path_through_every_step_is_no_shorter_than_through_the_records(squared):
+    pieces, chords = np.diff(squared.path_length), np.diff(path_length(squared.direction))
+    assert np.all(pieces >= chords * (1 - 1e-9))
+    # A smooth path followed by small steps: the two differ by 6e-4 at most, a tenth of this.
+    assert np.all((pieces <= 1.006 * chords)[squared.smoothed_margin[1:] > 20])
+
+
+def test_a_start_without_a_gradient_is_an_error(task):
+    network = networks.two_layer(4, 6, scale=0.0, generator=generator())
+    with pytest.raises(FloatingPointError, match=r"step 0: .*another start"):
+        gradient_descent(network, task.x, task.y)
+
+
+def test_a_progress_bar_is_shown_on_request_only(task, capsys):
+    network = networks.linear(4, generator=generator())
+    gradient_descent(network, task.x, task.y, until=5.0)
+    assert capsys.readouterr().err == ""
+    gradient_descent(network, task.x, task.y, until=5.0, progress=True)
+    assert "step/s" in capsys.readouterr().err

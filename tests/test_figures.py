@@ -49,11 +49,11 @@ def test_the_background_is_clear(axes):
 
 def test_a_path_is_grey_before_its_late_phase_and_passes_through_its_points(axes):
     plane = np.array([[0.0, 0.0], [1.0, 2.0], [1.5, 2.5], [1.6, 2.6]])
-    figures.direction_path(axes, plane, np.array([0.1, 0.5, 30.0, 80.0]))
+    figures.direction_path(axes, plane, np.array([0.1, 0.5, 1.5, 80.0]))
     early, late = (c for c in axes.collections if isinstance(c, LineCollection))
     np.testing.assert_array_equal(early.get_segments(), [plane[:2]])
     np.testing.assert_array_equal(late.get_segments(), [plane[1:3], plane[2:4]])
-    np.testing.assert_array_equal(late.get_array(), [30.0, 80.0])
+    np.testing.assert_array_equal(late.get_array(), [1.5, 80.0])
     assert "W/‖W‖" in axes.get_xlabel()
 
 
@@ -71,6 +71,7 @@ def test_a_surface_shows_its_outputs_points_and_boundary(axes):
     figures.prediction_surface(axes, (a, b), 2.0 * (a + b), points, labels)
     (image,) = axes.get_images()
     np.testing.assert_allclose(image.get_array(), (a + b) / 2.0)
+    assert image.origin == "lower"  # row 0 is the smallest b
     scattered = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 1]
     assert any(np.array_equal(offsets, [[0.5, 0.25]]) for offsets in scattered)
 
@@ -84,11 +85,14 @@ def test_the_normalized_margin_is_drawn_where_alpha_is_positive(axes):
 
 
 def test_stretches_stand_at_the_middles_of_their_e_folds(axes):
-    figures.stretch_lengths(axes, np.array([1.0, 4.0, 16.0]), [np.array([0.2, 0.1])], "one seed")
+    figures.stretch_lengths(
+        axes, np.array([1.0, 4.0, 16.0]), np.array([[0.2, 0.1], [0.3, 0.1]]), "one seed"
+    )
     np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), [2.0, 8.0])
     assert "radians" in axes.get_ylabel()
+    assert axes.get_legend_handles_labels()[1] == ["one seed"]  # one entry for all its lines
 
 
 def test_a_rate_line_has_its_slope(axes):
-    figures.rate_line(axes, np.array([1.0, 10.0]), 0.5, -1.0, "slope")
+    figures.rate_line(axes, np.array([3.0, 30.0]), 0.5, -1.0, "slope")
     np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [0.5, 0.05])

@@ -106,3 +106,17 @@ def test_squared_relu_and_its_slope_vanish_at_zero():
 def test_bad_input_says_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("downsampling", ["stride", "max", "average"])
+@pytest.mark.parametrize("side", [7, 12, 13, 14])
+def test_convolutions_count_the_pixels_that_are_left(side, downsampling):
+    network = networks.convolutional((2, side, side), (3,), "relu", downsampling,
+                                     generator=generator())  # fmt: skip
+    assert network(points(5, 2, side, side)).shape == (5, 1)
+
+
+def test_weights_have_the_stated_deviation():
+    network = networks.linear(200, 500, scale=0.3, generator=generator())
+    # 10⁵ draws: the sample deviation lies within 1/√(2·10⁵) = 0.22 % of the true one, times five.
+    assert network[0].weight.std().item() == pytest.approx(0.3 * (2 / 200) ** 0.5, rel=0.011)

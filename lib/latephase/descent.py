@@ -283,7 +283,7 @@ class _Record:
     def _log_dual(self) -> np.ndarray:
         """Return ln q of the last state, finite where q itself underflows."""
         margins = self.states[-1].margins.double().cpu()
-        z, alpha = soft_margins(margins), torch.tensor(self.alphas[-1])
+        z, alpha = soft_margins(margins), torch.tensor(self.alphas[-1], dtype=torch.float64)
         log_dual = _log_slope(self.loss, z) - _log_slope(self.loss, alpha)
         return (log_dual if margins.ndim == 1 else (log_dual + z)[:, None] - margins).numpy()
 
