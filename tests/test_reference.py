@@ -60,7 +60,14 @@ def test_physical_flow_of_a_single_margin():
 
 def test_stiff_direction_flow_finds_the_svm_direction():
     z = np.array([[0.5, 1.5], [1.5, 0.5], [2.0, 2.0]])
-    direction, alpha = stiff_direction_flow(lambda w: (z @ w, z), np.array([1.0, 0.2]), 1, 1e3)
+
+    def gradient(w, scale):
+        q = np.exp(-scale * (z @ w - (z @ w).min()))
+        q /= q.sum()
+        return z @ w, q, z.T @ q
+
+    start = np.array([1.0, 0.2])
+    direction, alpha = stiff_direction_flow(gradient, lambda w: (z @ w, z), start, 1, 1e3)
     assert alpha >= 1e3 * (1 - 1e-6)
     # The direction's own distance at α = 1e3 is below 1e-3.
     np.testing.assert_allclose(direction, np.ones(2) / np.sqrt(2), atol=1e-3)
