@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from latephase.book import BookError, gate, ledger
-from latephase.book.claims import PROFILES, load
+from latephase.book.claims import PROFILES, load, of_chapter
 from latephase.book.layout import Book
 from latephase.book.notebooks import read
 
@@ -102,11 +102,12 @@ def _ledger(book: Book, options) -> None:
     """Gate every executed notebook again, then merge what they recorded."""
     claims, records, wrong = load(book.claims), {}, []
     for chapter in book.chapters():
-        expected = {claim.id for claim in claims.values() if claim.chapter == chapter}
+        expected = of_chapter(claims, chapter)
         wrong += gate.check_executed(book.executed(chapter), book.source(chapter), expected)
         if not wrong:
-            seconds = read(book.executed(chapter)).made_by["seconds"]
-            records[chapter] = {"seconds": seconds, "claims": gate.recorded(book.executed(chapter))}
+            notebook = read(book.executed(chapter))
+            seconds = notebook.made_by["seconds"]
+            records[chapter] = {"seconds": seconds, "claims": gate.recorded(notebook)}
     if wrong:
         raise BookError("\n".join(wrong))
     ledger.write(book.ledger, ledger.entries(claims, records, book.profile))

@@ -74,6 +74,11 @@ def load(path: Path) -> dict[str, Claim]:
     return claims
 
 
+def of_chapter(claims: Mapping[str, Claim], chapter: str) -> set[str]:
+    """The ids of the claims that a chapter must record."""
+    return {claim.id for claim in claims.values() if claim.chapter == chapter}
+
+
 def _claim(row: Mapping, path: Path) -> Claim:
     name = row.get("id", row) if isinstance(row, Mapping) else row
     where = f"{path}: claim {name!r}"

@@ -5,7 +5,7 @@ import sys
 import time
 
 from latephase.book import BookError, gate, provenance
-from latephase.book.claims import load
+from latephase.book.claims import load, of_chapter
 from latephase.book.files import write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import read
@@ -20,7 +20,7 @@ def execute(book: Book, chapter: str) -> None:
     source, parameters = book.source(chapter), book.parameters(chapter)
     _require(gate.check_source(source))
     _require(gate.check_parameters(source, parameters, f"profiles/{book.profile}.yml"))
-    expected = {claim.id for claim in load(book.claims).values() if claim.chapter == chapter}
+    expected = of_chapter(load(book.claims), chapter)
     failed = book.build / "failed" / book.profile / f"{chapter}.ipynb"
     failed.parent.mkdir(parents=True, exist_ok=True)
 

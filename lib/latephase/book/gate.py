@@ -14,7 +14,7 @@ from pathlib import Path
 
 from latephase.book.claims import MIME
 from latephase.book.files import read_yaml
-from latephase.book.notebooks import Cell, cells_sha256, read
+from latephase.book.notebooks import Cell, Notebook, cells_sha256, read
 
 _NAN = re.compile(r"(?<![\w.])nan(?![\w])", re.IGNORECASE)
 
@@ -26,9 +26,13 @@ def check_source(path: Path) -> list[str]:
     for index, cell in enumerate(cells, start=1):
         if cell.outputs or cell.execution_count is not None:
             wrong.append(f"{path.name}: cell {index} is stored with outputs; clear them")
-    if [cell.is_code for cell in cells if "parameters" in cell.tags] != [True]:
-        wrong.append(f"{path.name}: expected one code cell tagged 'parameters'")
-    return wrong
+    return wrong + _parameters_faults(path.name, cells)
+
+
+def _parameters_faults(name: str, cells: list[Cell]) -> list[str]:
+    if [cell.is_code for cell in cells if "parameters" in cell.tags] == [True]:
+        return []
+    return [f"{name}: expected one code cell tagged 'parameters'"]
 
 
 def check_executed(executed: Path, source: Path, expected: set[str]) -> list[str]:
@@ -38,8 +42,7 @@ def check_executed(executed: Path, source: Path, expected: set[str]) -> list[str
     own = [cell for cell in cells if "injected-parameters" not in cell.tags]
     if cells_sha256(own) != cells_sha256(read(source).cells):
         wrong.append(f"{name}: was executed from another source than {source.name} holds now")
-    if [cell.is_code for cell in cells if "parameters" in cell.tags] != [True]:
-        wrong.append(f"{name}: expected one code cell tagged 'parameters'")
+    wrong += _parameters_faults(name, cells)
     code = [cell for cell in cells if cell.is_code and cell.source.strip()]
     turns = [cell.execution_count for cell in code]
     if turns != list(range(1, len(code) + 1)):
@@ -81,9 +84,9 @@ def _payloads(cell: Cell) -> list[dict]:
     return [output["data"][MIME] for output in cell.outputs if MIME in output.get("data", {})]
 
 
-def recorded(executed: Path) -> list[dict]:
+def recorded(notebook: Notebook) -> list[dict]:
     """The payloads of `claims.record` in an executed notebook, in their order."""
-    return [payload for cell in read(executed).cells for payload in _payloads(cell)]
+    return [payload for cell in notebook.cells for payload in _payloads(cell)]
 
 
 def check_parameters(source: Path, parameters: dict, where: str) -> list[str]:

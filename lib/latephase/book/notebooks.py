@@ -20,7 +20,7 @@ class Cell:
 
     @property
     def source(self) -> str:
-        return _joined(self.content["source"])
+        return joined(self.content["source"])
 
     @property
     def tags(self) -> list[str]:
@@ -71,13 +71,14 @@ def read(path: Path) -> Notebook:
         ) from error
     for output in (output for cell in cells for output in cell.get("outputs", [])):
         if "text" in output:
-            output["text"] = _joined(output["text"])
+            output["text"] = joined(output["text"])
         if "text/plain" in output.get("data", {}):
-            output["data"]["text/plain"] = _joined(output["data"]["text/plain"])
+            output["data"]["text/plain"] = joined(output["data"]["text/plain"])
     return Notebook(content)
 
 
-def _joined(text: str | list[str]) -> str:
+def joined(text: str | list[str]) -> str:
+    """A text of a notebook's JSON, which may stand there as a list of lines."""
     return text if isinstance(text, str) else "".join(text)
 
 

@@ -18,7 +18,7 @@ from latephase.book import BookError, gate, ledger, provenance
 from latephase.book.claims import MIME
 from latephase.book.files import write_whole
 from latephase.book.layout import Book
-from latephase.book.notebooks import Notebook, read
+from latephase.book.notebooks import Notebook, joined, read
 
 # The combined component, what it loads on demand, and the licence that lets us ship them.
 _MATHJAX = ("es5/tex-mml-chtml.js", "es5/output/chtml", "es5/input/tex", "es5/a11y", "LICENSE")
@@ -84,7 +84,7 @@ def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
         picture = output.get("data", {}).get("application/papermill.record/image/svg+xml")
         if picture:
             name = output["metadata"]["scrapbook"]["name"]
-            yield name, picture if isinstance(picture, str) else "".join(picture)
+            yield name, joined(picture)
 
 
 def _mathjax(target: Path) -> None:
