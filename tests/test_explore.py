@@ -1,0 +1,41 @@
+"""A slider over frames: whole, offline, and safe in a page."""
+
+import json
+import re
+from base64 import b64decode
+
+import matplotlib.pyplot as plt
+import pytest
+
+from latephase import explore
+
+
+def figures(count):
+    drawn = []
+    for i in range(count):
+        figure, axes = plt.subplots(figsize=(3, 2))
+        axes.plot([0, i])
+        drawn.append(figure)
+    return drawn
+
+
+def test_every_frame_is_in_the_page_and_nothing_is_loaded():
+    page = explore.frames(
+        figures(3), ["a", "b", "c</script>"], "smoothed margin", "fig-x", 'say "x"'
+    )._repr_html_()
+    frames = json.loads(re.search(r"frames = (\[.*?\]), values", page).group(1))
+    assert len(set(frames)) == 3
+    assert all(b"<svg" in b64decode(frame.split(",", 1)[1]) for frame in frames)
+    assert not re.search(r"(src|href)=\"(http|//)", page)
+    # The last frame stands there without scripts, and a value cannot end the script.
+    assert frames[-1] in page.split("<script>")[0]
+    assert page.count("</script>") == 1
+    assert 'alt="say &quot;x&quot;"' in page
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(("count", "values"), [(1, ["a"]), (2, ["a"])])
+def test_frames_without_their_values_are_refused(count, values):
+    with pytest.raises(ValueError, match=f"got {count} figures and {len(values)} values"):
+        explore.frames(figures(count), values, "x", "fig-x", "a picture")
+    plt.close("all")
