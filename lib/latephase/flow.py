@@ -30,8 +30,9 @@ HANDOVER = 2.0
 LANDING = 1e-3
 DEFAULT_SMOOTHING = 1e-3
 LATE_STEP_BUDGET = 20_000
-# Steps of the late phase that may pass before α > 0, where it was entered for stiffness.
-STIFF_STEP_BUDGET = 1500
+# Where the late phase was entered for stiffness, before α > 0: so many steps must take off a
+# hundredth of -α, or else the examples count as not separable.
+STAGNATION_STEPS = 100
 # Short steps mean chatter along kinks only where the risk is not nearly stationary.
 CHATTER_SLOPE = 1e-2
 _LONGEST_STEP = 3.0
@@ -129,6 +130,7 @@ class _Flow:
         self.clock = LogClock(problem.loss)
         # With kinks smoothed the early phase is stiff, and left as soon as the late one can step.
         self.stiff = problem.kink_smoothing is not None
+        self.tried_stiff = self.stiff
         self.stepper = LateStepper(problem, degree, curved=self.stiff)
         self.next_step = self.longest = 0.01
         self.steps, self.best, self.path_length = 0, -math.inf, 0.0
@@ -175,15 +177,19 @@ class _Flow:
                 spent = f"the budget of {STEP_BUDGET} early steps is spent"
                 raise self._not_separated(spent, early.slope(), early.p)
             advances = [*advances[-199:], early.advance]
-            if early.slope() > CHATTER_SLOPE and self._chatters(advances):
-                raise self._collapse("the explicit step chatters along a kink")
+            # A smooth flow that is not stiff allows the method of order 5 steps near tol^{1/5}; a
+            # jump of the gradient that the flow keeps crossing allows steps near tol.
+            short = len(advances) == 200 and sum(advances) < 200 * 10 * self.tol
+            if short and not self.tried_stiff:
+                self._leave_explicit(early)
 
-    def _chatters(self, advances: list[float]) -> bool:
-        # A smooth flow allows the method of order 5 steps near tol^{1/5}; a jump of the gradient
-        # that the flow keeps crossing allows steps near tol.
-        if self.stiff or len(advances) < 200 or sum(advances) > 200 * 10 * self.tol:
-            return False
-        return self.problem.smoothable() or bool(self.problem.kinks().other)
+    def _leave_explicit(self, early: EarlyState) -> None:
+        """Raise StepCollapse at a kink; otherwise let the implicit method try what is stiff."""
+        if self.problem.smoothable() or self.problem.kinks().other:
+            if early.slope() > CHATTER_SLOPE:
+                raise self._collapse("the explicit step chatters along a kink")
+        else:
+            self.stiff = self.tried_stiff = True
 
     def _arrive_early(self, early: EarlyState) -> None:
         self.best = max(self.best, early.alpha)
@@ -210,6 +216,7 @@ class _Flow:
 
     def _late(self, until: float) -> None:
         newton, started, advances = _NEWTON * self.tol, self.steps, []
+        stood, since = self.state.smoothed_margin, 0
         self.longest = _LONGEST_STEP
         while self.state.smoothed_margin < until:
             state = self.state
@@ -226,8 +233,13 @@ class _Flow:
             if state.smoothed_margin <= 0.0 and slope < STATIONARY:
                 raise self._not_separated("the risk is stationary", slope, state.p)
             taken = self.steps - started
-            if taken > (LATE_STEP_BUDGET if state.smoothed_margin > 0.0 else STIFF_STEP_BUDGET):
+            if taken > LATE_STEP_BUDGET:
                 raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
+            if state.smoothed_margin > 0.99 * stood:
+                stood, since = state.smoothed_margin, taken
+            if state.smoothed_margin <= 0.0 and taken - since > STAGNATION_STEPS:
+                stands = f"the smoothed margin stands still over {taken - since} steps"
+                raise self._not_separated(stands, slope, state.p)
             stepped = self.stepper.step(state, step, newton)
             if stepped is None:
                 self.next_step = self.longest = 0.5 * step
