@@ -5,10 +5,10 @@
 Two-layer squared ReLU, n = 60. scipy's Radau, BDF and LSODA solve the same reparametrized
 equation from the same start with the exact Jacobian and stop at α = 1e6 or at a time limit; of
 each, the fastest of its tolerances counts whose direction error there is within 2e-5, and this
-library runs at the loosest of its own. torchdiffeq (where installed), plain, loss-normalized and normalized gradient descent are
-given as many seconds as this library took to reach 1e6 and report the α they reach. Ratios come
-from one run, medians of several. Saves results/peers.json, which the page
-"The instrument" draws.
+library runs at the loosest of its own. torchdiffeq (where installed), plain, loss-normalized and
+normalized gradient descent are given as many seconds as this library took to reach 1e6 and report
+the α they reach. Seconds are of the CPU; ratios come from one run, medians of several. Saves
+results/peers.json, which the page "The instrument" draws.
 """
 
 from __future__ import annotations

@@ -37,8 +37,10 @@ STAGNATION_STEPS = 100
 CHATTER_SLOPE = 1e-2
 _LONGEST_STEP = 3.0
 _SMALLEST_STEP = 1e-9
+_FIRST_CURVED_STEP = 1e-3
 # Error of the stages' solution as a part of tol.
 _NEWTON = 0.02
+_FINEST_NEWTON = 1e-11
 # Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
 _MONOTONE = 2e-13
 
@@ -227,7 +229,9 @@ class _Flow:
             # Attempts that on average hardly advance: short steps and rejections along kinks.
             crawls = len(advances) == 100 and sum(advances) < 100 * self._crawl()
             if step < _SMALLEST_STEP or crawls:
-                raise self._collapse(f"the implicit step fell to {step:.1e}")
+                self._add_curvature(f"the implicit step fell to {step:.1e}")
+                advances = []
+                continue
             advances = [*advances[-99:], 0.0]
             slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
             if state.smoothed_margin <= 0.0 and slope < STATIONARY:
@@ -250,8 +254,8 @@ class _Flow:
                 self.next_step = step * max(0.2, factor)
             elif arrived.smoothed_margin > until * (1.0 + LANDING):
                 self.next_step = step * _fraction(state, arrived, until)
-            elif _falls(state, arrived) and newton > 1e-13:
-                newton *= 0.01
+            elif _falls(state, arrived) and newton > _FINEST_NEWTON:
+                newton *= 1e-3
             else:
                 newton = _NEWTON * self.tol
                 self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
@@ -261,7 +265,16 @@ class _Flow:
 
     def _crawl(self) -> float:
         """Return the mean step in ρ below which the late phase counts as collapsed."""
-        return (0.1 if self.stiff else 10.0) * self.tol
+        return (0.1 if self.stepper.curved else 10.0) * self.tol
+
+    def _add_curvature(self, what: str) -> None:
+        """Give Newton's method the curvature of a smooth model, so far left out, or collapse."""
+        kinked = self.problem.smoothable() or self.problem.kinks().other
+        fits = 8 * self.problem.w0.size**2 <= self.problem.jacobian_bytes
+        if self.stepper.curved or kinked or not fits:
+            raise self._collapse(what)
+        self.stepper = LateStepper(self.problem, self.degree, curved=True)
+        self.next_step, self.longest = _FIRST_CURVED_STEP, _LONGEST_STEP
 
     def _accept_late(self, arrived: State) -> None:
         log_gradient = math.log(np.linalg.norm(arrived.gradient))

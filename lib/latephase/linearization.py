@@ -18,8 +18,6 @@ ACTIVE = 60.0
 _DEPENDENT = 1e-12
 # Above this ratio of 1/S to the matrix a Cholesky factor loses no digit that matters.
 _WELL_CONDITIONED = 1e-10
-# A linearization that contracts by less than this is renewed, whatever it left out.
-_SLOWEST = 0.9
 # With the curvature a new linearization costs as much as ten or twenty iterations.
 _SLOW_CURVED = 0.6
 # Solving in the primal space divides by 1/S, which leaves digits down to here.
@@ -47,8 +45,6 @@ class Linearization:
             self.jacobian = problem.jacobian(theta, self.examples)
         # The rate at which it contracted when it was fresh: curvature left out, not age.
         self.contraction = 0.0
-        # A guess at its next rate, a cautious power of the last one seen (Hairer and Wanner 1996).
-        self.expected_rate = 0.5
         self.curvature = None
         if curved:
             multiplier = np.exp(log_multiplier - log_multiplier.max())
@@ -60,18 +56,11 @@ class Linearization:
         """Return whether every pair that the stage must solve for has its row here."""
         return bool(self.contains[log_multiplier >= log_multiplier.max() - LIVE].all())
 
-    def saw(self, rate: float, fresh: bool) -> None:
-        """Take note of a rate of contraction; 0 says that there was no iteration before."""
-        if 0.0 < rate < 1.0:
-            self.expected_rate = min(0.5, max(rate, 1e-3) ** 0.8)
-            if fresh:
-                self.contraction = rate
-
     def slow(self, rate: float) -> float:
         """Return the rate beyond which age, not missing curvature, must be what slows it."""
         if self.curvature is not None:
             return max(rate, _SLOW_CURVED)
-        return max(rate, min(1.5 * self.contraction, _SLOWEST))
+        return max(rate, 1.5 * self.contraction)
 
     def primal_inverse(self, kappa: float, degree: float, v: np.ndarray) -> np.ndarray:
         """Return M⁻¹ v [P]."""
