@@ -28,7 +28,7 @@ import torch
 from scipy.integrate import quad, solve_ivp
 from torch import Tensor, nn
 
-_TOLERANCE = 1e-8
+_TOLERANCE = 1e-9
 # e^{-X} with a larger X changes nothing, and 1/(1 - r²) must not overflow on the equator.
 _LARGEST_X = 700.0
 
@@ -72,13 +72,15 @@ class Hat:
 
         dX/dτ = -4r²X³ e^X ∂f/∂X,   dφ/dτ = -e^X ∂f/∂φ / r².
 
-        In the valley 1 - C and 1 - sin ψ are small, hence η = ψ - π/2 in the place of ψ.
+        η = ψ - π/2 stands in the place of ψ, and 1 - sin ψ - cos ψ = 2√2 sin(η/2) sin(η/2 + π/4) is
+        formed without cancellation: it vanishes in the valley as well as on the ridge.
         """
         contrast, rest, slope = self.contrast(x)
         sine, cosine = np.cos(offset), -np.sin(offset)  # of ψ
+        left = 2**1.5 * np.sin(offset / 2) * np.sin(offset / 2 + np.pi / 4)
+        left = left + (1 - self.phase(x)[1]) * cosine
         # 1 - C sin ψ + C' sin ψ - C θ' cos ψ
-        fall = rest + 2 * contrast * np.sin(offset / 2) ** 2 + slope * sine
-        fall = fall - contrast * self.phase(x)[1] * cosine
+        fall = rest + contrast * left + slope * sine
         return 4 * x**2 * (x - 1) * fall, contrast * cosine * x / (x - 1)
 
     def valley_velocity(self, x):
@@ -139,8 +141,8 @@ def on_sphere(x: np.ndarray, longitude: np.ndarray) -> np.ndarray:
 def follow(hat: Hat, x: float, psi: float, log_log_norm: np.ndarray) -> Path:
     """Return the flow from X = x and ψ = psi at the first σ, recorded at each σ = ln ln ρ.
 
-    σ [records] increases. The equations are stiff, with rates up to 16X⁶, and solved by an implicit
-    Runge-Kutta method (scipy's Radau, relative tolerance 1e-8); nothing in them over- or underflows
+    σ [records] increases. The equations are stiff, with rates up to 16X⁶, and solved by implicit
+    multistep formulas (scipy's LSODA, relative tolerance 1e-9); nothing in them over- or underflows
     for σ up to some hundred. Raises ValueError unless x > 1, ArithmeticError if the solver fails.
     """
     if not x > 1:
@@ -165,19 +167,19 @@ def follow(hat: Hat, x: float, psi: float, log_log_norm: np.ndarray) -> Path:
         rates,
         (log_log_norm[0], log_log_norm[-1]),
         (x, offset, 0.0),
-        method="Radau",
+        method="LSODA",
         jac=jacobian,
         t_eval=log_log_norm,
         rtol=_TOLERANCE,
-        atol=(1e-10, 1e-13, 1e-10),
+        atol=(1e-10, 1e-14, 1e-10),
     )
     if not solution.success:
         raise ArithmeticError(f"the flow stopped at σ = {solution.t[-1]:g}: {solution.message}")
     return Path(hat, np.asarray(log_log_norm, dtype=float), *solution.y)
 
 
-def whole_turns(path: Path, start: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return (σ, length) at the ends of whole turns after σ = start, the last one at the end.
+def whole_turns(path: Path, start: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (σ, X, length) at the ends of whole turns after σ = start, the last one at the end.
 
     [turns + 1] each, interpolated between records; the longitude must grow from `start` on.
     """
@@ -185,7 +187,7 @@ def whole_turns(path: Path, start: float) -> tuple[np.ndarray, np.ndarray]:
     longitude = path.longitude[late]
     turns = int((longitude[-1] - longitude[0]) / (2 * np.pi))
     ends = longitude[-1] - 2 * np.pi * np.arange(turns, -1, -1)
-    columns = (path.log_log_norm[late], path.path_length[late])
+    columns = (path.log_log_norm[late], path.x[late], path.path_length[late])
     return tuple(np.interp(ends, longitude, column) for column in columns)
 
 
@@ -221,7 +223,8 @@ class HatNetwork(nn.Module):
         phase = self._phase(x)
         wave = g * r2**1.5 * (v * phase.cos() - u * phase.sin()) / (1 + g * r2.square())
         height = 1 - torch.exp(-x) * (1 - wave)
-        return inputs * square ** (self.degree / 2) * height
+        # A number without dimensions would not raise float32 inputs to float64; a vector does.
+        return inputs * (square ** (self.degree / 2) * height)[None]
 
     def _phase(self, x: Tensor) -> Tensor:
         cap = self.hat.cap
