@@ -96,3 +96,38 @@ def test_stretches_stand_at_the_middles_of_their_e_folds(axes):
 def test_a_rate_line_has_its_slope(axes):
     figures.rate_line(axes, np.array([3.0, 30.0]), 0.5, -1.0, "slope")
     np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [0.5, 0.05])
+
+
+def test_a_globe_shows_its_front_and_veils_its_back(axes):
+    figures.globe(axes)
+    # The point nearest to the viewer lies in the middle, the opposite one behind it.
+    near = np.array([0.0, -np.cos(figures.ELEVATION), np.sin(figures.ELEVATION)])
+    for point, alpha in ((near, 1.0), (-near, 0.3)):
+        figures.globe_path(axes, np.stack([point, point]))
+        front, back = axes.lines[-2:]
+        shown = front if alpha == 1.0 else back
+        np.testing.assert_allclose(shown.get_xydata(), 0.0, atol=1e-15)
+        assert shown.get_alpha() == alpha
+        assert np.isnan((back if shown is front else front).get_xydata()).all()
+
+
+def test_a_globe_s_path_is_coloured_by_its_values(axes):
+    angles = np.linspace(0, 2 * np.pi, 9)
+    equator = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=-1)
+    path = figures.globe_path(axes, equator, np.arange(9.0))
+    assert isinstance(path, LineCollection)
+    assert path.get_clim() == (0.0, 8.0)
+    both = [c for c in axes.collections if isinstance(c, LineCollection)]
+    assert sum(len(c.get_segments()) for c in both) == 8
+
+
+def test_a_globe_s_surface_is_drawn_where_it_is_in_sight(axes):
+    angles = np.linspace(0, 2 * np.pi, 17)
+    heights = np.linspace(0.2, 0.9, 5)[:, None]
+    r = np.sqrt(1 - heights**2)
+    points = np.stack(
+        [r * np.cos(angles), r * np.sin(angles), np.broadcast_to(heights, (5, 17))], axis=-1
+    )
+    figures.globe_surface(axes, points, np.cos(angles) * np.ones((5, 1)))
+    (mesh,) = axes.collections
+    assert 0 < mesh.get_array().mask.sum() < 5 * 17

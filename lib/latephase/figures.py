@@ -135,3 +135,55 @@ def stretch_lengths(
 def rate_line(axes: Axes, levels: np.ndarray, first: float, power: float, label: str) -> None:
     """Draw first · (α/α_0)^power over the levels, a rate to compare slopes with."""
     axes.plot(levels, first * (levels / levels[0]) ** power, color=GREY, linestyle=":", label=label)
+
+
+# Where a globe is seen from: radians above its equator.
+ELEVATION = 0.45
+
+
+def globe(axes: Axes) -> None:
+    """Draw the outline of the unit sphere and its equator, seen from `ELEVATION`."""
+    angles = np.linspace(0, 2 * np.pi, 181)
+    outline = {"color": GREY, "linewidth": 1}
+    axes.plot(np.cos(angles), np.sin(angles), **outline)
+    equator = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], axis=-1)
+    globe_path(axes, equator, **outline)
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=axes, left=True, bottom=True)
+
+
+def globe_path(
+    axes: Axes, direction: np.ndarray, values: np.ndarray | None = None, **line
+) -> LineCollection | None:
+    """Draw a path [records, 3] on the unit sphere, faint where the sphere hides it.
+
+    values [records] colour the path from early to late; the coloured front is then returned.
+    """
+    flat, depth = _seen(direction)
+    if values is None:
+        for part, alpha in ((depth >= 0, 1.0), (depth <= 0, 0.3)):
+            # A record that is not drawn breaks the line.
+            axes.plot(*np.where(part[:, None], flat, np.nan).T, alpha=alpha, **line)
+        return None
+    segments = np.stack([flat[:-1], flat[1:]], axis=1)
+    norm = mpl.colors.Normalize(values.min(), values.max())
+    for part, alpha in ((depth[1:] < 0, 0.3), (depth[1:] >= 0, 1.0)):
+        path = LineCollection(segments[part], cmap=LATE, norm=norm, alpha=alpha, **line)
+        path.set_array(values[1:][part])
+        axes.add_collection(path)
+    return path
+
+
+def globe_surface(axes: Axes, points: np.ndarray, values: np.ndarray) -> None:
+    """Shade the part of the unit sphere in sight: points [h, w, 3], values [h, w] in [-1, 1]."""
+    flat, depth = _seen(points)
+    look = {"cmap": SIGN, "vmin": -1, "vmax": 1, "shading": "gouraud", "rasterized": True}
+    hidden = np.ma.masked_where(depth < 0, values)
+    axes.pcolormesh(flat[..., 0], flat[..., 1], hidden, **look)
+
+
+def _seen(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (coordinates in the picture [..., 2], depth towards the viewer [...])."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
+    return np.stack([x, y * sine + z * cosine], axis=-1), z * sine - y * cosine
