@@ -201,6 +201,17 @@ def growth(hat: Hat, velocity: Callable, first: float, last: float, log_log_norm
     return float(np.logaddexp(log_log_norm, last + np.log(hat.degree * added)))
 
 
+def turn_factors(
+    hat: Hat, velocity: Callable, log_log_norm: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """Return the factors by which ln ρ grows from one X to the next, if dX/dτ = velocity(X).
+
+    log_log_norm, x: σ and X at the ends of turns, [turns + 1], as `whole_turns` returns them.
+    """
+    spans = zip(x[:-1], x[1:], log_log_norm[:-1], strict=True)
+    return np.exp([growth(hat, velocity, *span) - span[2] for span in spans])
+
+
 class HatNetwork(nn.Module):
     """inputs [n, 1] ↦ inputs · h(weight), a model with three weights whose margins are all h.
 
