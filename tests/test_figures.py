@@ -121,13 +121,16 @@ def test_a_globe_s_path_is_coloured_by_its_values(axes):
     assert sum(len(c.get_segments()) for c in both) == 8
 
 
-def test_a_globe_s_surface_is_drawn_where_it_is_in_sight(axes):
-    angles = np.linspace(0, 2 * np.pi, 17)
-    heights = np.linspace(0.2, 0.9, 5)[:, None]
-    r = np.sqrt(1 - heights**2)
-    points = np.stack(
-        [r * np.cos(angles), r * np.sin(angles), np.broadcast_to(heights, (5, 17))], axis=-1
-    )
-    figures.globe_surface(axes, points, np.cos(angles) * np.ones((5, 1)))
-    (mesh,) = axes.collections
-    assert 0 < mesh.get_array().mask.sum() < 5 * 17
+def test_a_globe_s_view_is_what_its_paths_are_drawn_over(axes):
+    points = figures.globe_view(5)
+    seen = ~np.isnan(points[..., 0])
+    assert seen.sum() == 13  # of 5 × 5 points of the square, those in the disc
+    np.testing.assert_allclose(np.linalg.norm(points[seen], axis=1), 1.0, atol=1e-15)
+    figures.globe_path(axes, points[seen])
+    flat = np.linspace(-1, 1, 5)
+    expected = np.stack(np.meshgrid(flat, flat), axis=-1)[seen]
+    drawn = np.where(np.isnan(axes.lines[0].get_xydata()), axes.lines[1].get_xydata(), expected)
+    np.testing.assert_allclose(drawn, expected, atol=1e-15)
+    figures.globe_image(axes, points[..., 2])
+    (image,) = axes.images
+    assert image.get_extent() == [-1, 1, -1, 1]

@@ -174,12 +174,20 @@ def globe_path(
     return path
 
 
-def globe_surface(axes: Axes, points: np.ndarray, values: np.ndarray) -> None:
-    """Shade the part of the unit sphere in sight: points [h, w, 3], values [h, w] in [-1, 1]."""
-    flat, depth = _seen(points)
-    look = {"cmap": SIGN, "vmin": -1, "vmax": 1, "shading": "gouraud", "rasterized": True}
-    hidden = np.ma.masked_where(depth < 0, values)
-    axes.pcolormesh(flat[..., 0], flat[..., 1], hidden, **look)
+def globe_view(pixels: int) -> np.ndarray:
+    """Return the points [pixels, pixels, 3] of the unit sphere that the viewer sees, NaN beside."""
+    flat = np.linspace(-1, 1, pixels)
+    right, up = np.meshgrid(flat, flat)
+    square = right**2 + up**2
+    depth = np.sqrt(np.where(square <= 1, 1 - square, np.nan))
+    sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
+    return np.stack([right, up * sine - depth * cosine, up * cosine + depth * sine], axis=-1)
+
+
+def globe_image(axes: Axes, values: np.ndarray) -> None:
+    """Shade the visible half of the unit sphere by values in [-1, 1] at the points of its view."""
+    look = {"cmap": SIGN, "vmin": -1.5, "vmax": 1.5, "extent": (-1, 1, -1, 1)}
+    axes.imshow(values, origin="lower", **look)
 
 
 def _seen(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
