@@ -181,7 +181,8 @@ def globe_view(pixels: int) -> np.ndarray:
     square = right**2 + up**2
     depth = np.sqrt(np.where(square <= 1, 1 - square, np.nan))
     sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
-    return np.stack([right, up * sine - depth * cosine, up * cosine + depth * sine], axis=-1)
+    points = np.stack([right, up * sine - depth * cosine, up * cosine + depth * sine], axis=-1)
+    return np.where(np.isnan(depth)[..., None], np.nan, points)
 
 
 def globe_image(axes: Axes, values: np.ndarray) -> None:
