@@ -96,3 +96,41 @@ def test_stretches_stand_at_the_middles_of_their_e_folds(axes):
 def test_a_rate_line_has_its_slope(axes):
     figures.rate_line(axes, np.array([3.0, 30.0]), 0.5, -1.0, "slope")
     np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [0.5, 0.05])
+
+
+def test_a_globe_shows_its_front_and_veils_its_back(axes):
+    figures.globe(axes)
+    # The point nearest to the viewer lies in the middle, the opposite one behind it.
+    near = np.array([0.0, -np.cos(figures.ELEVATION), np.sin(figures.ELEVATION)])
+    for point, alpha in ((near, 1.0), (-near, 0.3)):
+        figures.globe_path(axes, np.stack([point, point]))
+        front, back = axes.lines[-2:]
+        shown = front if alpha == 1.0 else back
+        np.testing.assert_allclose(shown.get_xydata(), 0.0, atol=1e-15)
+        assert shown.get_alpha() == alpha
+        assert np.isnan((back if shown is front else front).get_xydata()).all()
+
+
+def test_a_globe_s_path_is_coloured_by_its_values(axes):
+    angles = np.linspace(0, 2 * np.pi, 9)
+    equator = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=-1)
+    path = figures.globe_path(axes, equator, np.arange(9.0))
+    assert isinstance(path, LineCollection)
+    assert path.get_clim() == (0.0, 8.0)
+    both = [c for c in axes.collections if isinstance(c, LineCollection)]
+    assert sum(len(c.get_segments()) for c in both) == 8
+
+
+def test_a_globe_s_view_is_what_its_paths_are_drawn_over(axes):
+    points = figures.globe_view(5)
+    seen = ~np.isnan(points[..., 0])
+    assert seen.sum() == 13  # of 5 × 5 points of the square, those in the disc
+    np.testing.assert_allclose(np.linalg.norm(points[seen], axis=1), 1.0, atol=1e-15)
+    figures.globe_path(axes, points[seen])
+    flat = np.linspace(-1, 1, 5)
+    expected = np.stack(np.meshgrid(flat, flat), axis=-1)[seen]
+    drawn = np.where(np.isnan(axes.lines[0].get_xydata()), axes.lines[1].get_xydata(), expected)
+    np.testing.assert_allclose(drawn, expected, atol=1e-15)
+    figures.globe_image(axes, points[..., 2])
+    (image,) = axes.images
+    assert image.get_extent() == [-1, 1, -1, 1]

@@ -135,3 +135,64 @@ def stretch_lengths(
 def rate_line(axes: Axes, levels: np.ndarray, first: float, power: float, label: str) -> None:
     """Draw first · (α/α_0)^power over the levels, a rate to compare slopes with."""
     axes.plot(levels, first * (levels / levels[0]) ** power, color=GREY, linestyle=":", label=label)
+
+
+# Where a globe is seen from: radians above its equator.
+ELEVATION = 0.45
+
+
+def globe(axes: Axes) -> None:
+    """Draw the outline of the unit sphere and its equator, seen from `ELEVATION`."""
+    angles = np.linspace(0, 2 * np.pi, 181)
+    outline = {"color": GREY, "linewidth": 1}
+    axes.plot(np.cos(angles), np.sin(angles), **outline)
+    equator = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], axis=-1)
+    globe_path(axes, equator, **outline)
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=axes, left=True, bottom=True)
+
+
+def globe_path(
+    axes: Axes, direction: np.ndarray, values: np.ndarray | None = None, **line
+) -> LineCollection | None:
+    """Draw a path [records, 3] on the unit sphere, faint where the sphere hides it.
+
+    values [records] colour the path from early to late; the coloured front is then returned.
+    """
+    flat, depth = _seen(direction)
+    if values is None:
+        for part, alpha in ((depth >= 0, 1.0), (depth <= 0, 0.3)):
+            # A record that is not drawn breaks the line.
+            axes.plot(*np.where(part[:, None], flat, np.nan).T, alpha=alpha, **line)
+        return None
+    segments = np.stack([flat[:-1], flat[1:]], axis=1)
+    norm = mpl.colors.Normalize(values.min(), values.max())
+    for part, alpha in ((depth[1:] < 0, 0.3), (depth[1:] >= 0, 1.0)):
+        path = LineCollection(segments[part], cmap=LATE, norm=norm, alpha=alpha, **line)
+        path.set_array(values[1:][part])
+        axes.add_collection(path)
+    return path
+
+
+def globe_view(pixels: int) -> np.ndarray:
+    """Return the points [pixels, pixels, 3] of the unit sphere that the viewer sees, NaN beside."""
+    flat = np.linspace(-1, 1, pixels)
+    right, up = np.meshgrid(flat, flat)
+    square = right**2 + up**2
+    depth = np.sqrt(np.where(square <= 1, 1 - square, np.nan))
+    sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
+    points = np.stack([right, up * sine - depth * cosine, up * cosine + depth * sine], axis=-1)
+    return np.where(np.isnan(depth)[..., None], np.nan, points)
+
+
+def globe_image(axes: Axes, values: np.ndarray) -> None:
+    """Shade the visible half of the unit sphere by values in [-1, 1] at the points of its view."""
+    look = {"cmap": SIGN, "vmin": -1.5, "vmax": 1.5, "extent": (-1, 1, -1, 1)}
+    axes.imshow(values, origin="lower", **look)
+
+
+def _seen(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (coordinates in the picture [..., 2], depth towards the viewer [...])."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
+    return np.stack([x, y * sine + z * cosine], axis=-1), z * sine - y * cosine
