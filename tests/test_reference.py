@@ -82,7 +82,7 @@ def test_variation_margin_of_two_points_of_one_class(beta):
     assert solved.margin == pytest.approx(np.cos(beta) ** 2, rel=1e-12)  # 0 is on the grid
     assert planar_variation_bound(two_points(beta), [1, 1], solved.dual) == pytest.approx(
         np.cos(beta) ** 2,
-        rel=1e-9,  # the simplex method's tolerance
+        rel=2e-4,  # half a step of the ring, squared
     )
     np.testing.assert_allclose(solved.mass[1], 0.0, atol=1e-9)
 
