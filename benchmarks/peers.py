@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/peers.py [repeats]
 
 Two-layer squared ReLU, n = 60. scipy's Radau, BDF and LSODA solve the same reparametrized
-equation from the same start with the exact Jacobian and stop at α = 1e6 or at a time limit; each
-runs at the loosest of its tolerances whose direction error there is within 2e-5, as this library
-does. torchdiffeq (where installed), plain, loss-normalized and normalized gradient descent are
+equation from the same start with the exact Jacobian and stop at α = 1e6 or at a time limit; of
+each, the fastest of its tolerances counts whose direction error there is within 2e-5, and this
+library runs at the loosest of its own. torchdiffeq (where installed), plain, loss-normalized and normalized gradient descent are
 given as many seconds as this library took to reach 1e6 and report the α they reach. Ratios come
-from one run, medians of several. Saves benchmarks/results/peers.json and peers.svg.
+from one run, medians of several. Saves results/peers.json, which the page
+"The instrument" draws.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import statistics
 import sys
 import time
 from contextlib import suppress
+from hashlib import sha256
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from problems import CASES, RESULTS, save
+from problems import CASES, save
 
 import latephase
 from latephase.diagnostics import angle
@@ -33,14 +34,18 @@ TOLERANCES = {"Radau": (1e-4, 1e-5), "BDF": (1e-5, 1e-6), "LSODA": (1e-5, 1e-6)}
 
 
 def timed(function):
-    begin = time.perf_counter()
+    begin = time.process_time()
     result = function()
-    return result, time.perf_counter() - begin
+    return result, time.process_time() - begin
 
 
-def median_of(repeats, function):
-    results = [timed(function) for _ in range(repeats)]
-    return results[0][0], statistics.median(seconds for _, seconds in results)
+def median_of(repeats, function, limit=np.inf):
+    """Return (result, median seconds) of so many calls, fewer where they would exceed the limit."""
+    result, first = timed(function)
+    seconds = [first]
+    while len(seconds) < repeats and sum(seconds) + first < limit:
+        seconds.append(timed(function)[1])
+    return result, statistics.median(seconds)
 
 
 def compare_stiff(name: str, limit: float, repeats: int) -> dict:
@@ -78,6 +83,7 @@ def compare_stiff(name: str, limit: float, repeats: int) -> dict:
     row = {
         "problem": name,
         "parameters": problem.w0.size,
+        "data_sha256": sha256(case.x.tobytes() + case.y.tobytes()).hexdigest(),
         "ours": seconds,
         "tol": tol,
         "error": error,
@@ -88,9 +94,9 @@ def compare_stiff(name: str, limit: float, repeats: int) -> dict:
     for method, tolerances in TOLERANCES.items():
         best = {"seconds": None, "alpha": 0.0}
         for tol in tolerances:
-            deadline = time.perf_counter() + limit
 
-            def attempt(method=method, tol=tol, deadline=deadline):
+            def attempt(method=method, tol=tol):
+                deadline = time.process_time() + limit
                 return stiff_direction_flow(
                     gradient,
                     linearized,
@@ -99,17 +105,15 @@ def compare_stiff(name: str, limit: float, repeats: int) -> dict:
                     UNTIL,
                     method,
                     tol,
-                    deadline=lambda: time.perf_counter() > deadline,
+                    deadline=lambda: time.process_time() > deadline,
                 )
 
-            (direction, alpha), seconds = timed(attempt)
+            (direction, alpha), seconds = median_of(repeats, attempt, limit)
             off = angle(direction, reference.direction[-1])
             best["alpha"] = max(best["alpha"], alpha)
-            if alpha >= 0.999 * UNTIL and off <= ACCURACY:
+            arrives = alpha >= 0.999 * UNTIL and off <= ACCURACY
+            if arrives and (best["seconds"] is None or seconds < best["seconds"]):
                 best |= {"seconds": seconds, "error": off, "tol": tol}
-                break
-            if alpha < 0.999 * UNTIL:
-                break
         arrived = best["seconds"] is not None
         best["ratio"] = (best["seconds"] if arrived else limit) / row["ours"]
         row["peers"][method] = best
@@ -131,8 +135,8 @@ def compare_descent(name: str, seconds: float) -> dict[str, float]:
         for rate in (1.0, 0.1, 0.01):
             module = CASES[name]().module
             parameters = list(module.parameters())
-            deadline = time.perf_counter() + seconds
-            while time.perf_counter() < deadline:
+            deadline = time.process_time() + seconds
+            while time.process_time() < deadline:
                 alpha = -torch.logsumexp(-y * module(x), 0)
                 gradients = torch.autograd.grad(alpha, parameters)
                 value = alpha.item()
@@ -161,10 +165,10 @@ def torchdiffeq_alpha(name: str, seconds: float) -> float:
 
     case = CASES[name]()
     problem = Problem(case.module, case.x, case.y)
-    deadline, best = time.perf_counter() + seconds, [0.0]
+    deadline, best = time.process_time() + seconds, [0.0]
 
     def velocity(_, w):
-        if time.perf_counter() > deadline:
+        if time.process_time() > deadline:
             raise TimeoutError
         alpha, _, _, gradient = problem.smoothed_margin(w.numpy())
         best[0] = max(best[0], alpha)
@@ -183,23 +187,9 @@ def torchdiffeq_alpha(name: str, seconds: float) -> float:
     return best[0]
 
 
-def draw(rows: list[dict]) -> None:
-    figure, axes = plt.subplots(figsize=(5.0, 3.0), layout="constrained")
-    for offset, method in enumerate(TOLERANCES):
-        ratios = [row["peers"][method]["ratio"] for row in rows]
-        bars = axes.bar(np.arange(len(rows)) + 0.25 * offset, ratios, 0.22, label=method)
-        for row, bar in zip(rows, bars, strict=True):
-            if row["peers"][method]["seconds"] is None:
-                axes.annotate("≥", (bar.get_x(), bar.get_height()))
-    axes.axhline(1.0, color="gray", linewidth=0.8)
-    axes.set(yscale="log", ylabel="seconds / ours", xlabel="parameters")
-    axes.set_xticks(np.arange(len(rows)) + 0.25, [row["parameters"] for row in rows])
-    axes.legend()
-    figure.savefig(RESULTS / "peers.svg")
-
-
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    begin = time.process_time()
     limits = {"squared 200": 30.0, "squared 500": 30.0, "squared 2000": 60.0}
     rows = [compare_stiff(name, limit, repeats) for name, limit in limits.items()]
     whole = timed(lambda: latephase.gradient_flow(*_data("squared 200"), until=UNTIL))[1]
@@ -207,8 +197,16 @@ def main() -> None:
     print(f"in the {whole:.1f} s that ours takes to α = 1e6 from the initialization:")
     for rule, alpha in descent.items():
         print(f"  {rule:<20} α = {alpha:.3g}")
-    save("peers", {"rows": rows, "descent": descent, "descent_seconds": whole})
-    draw(rows)
+    save(
+        "peers",
+        {
+            "rows": rows,
+            "descent": descent,
+            "descent_seconds": whole,
+            "repeats": repeats,
+            "duration": time.process_time() - begin,
+        },
+    )
 
 
 def _data(name: str):

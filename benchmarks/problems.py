@@ -8,6 +8,8 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,8 @@ class Case:
 class TwoLayerSquared(nn.Module):
     """v · relu(A x)², of degree 3 and differentiable."""
 
-    def __init__(self, width: int, scale: float) -> None:
+    def __init__(self, width: int, scale: float, rng: np.random.Generator) -> None:
         super().__init__()
-        rng = np.random.default_rng(0)
         self.a = nn.Parameter(torch.from_numpy(scale * rng.normal(size=(width, 3))))
         self.v = nn.Parameter(torch.from_numpy(scale * rng.normal(size=width)))
 
@@ -74,7 +75,8 @@ def squared(width: int, scale: float) -> Case:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2))
     y = np.where(np.sin(1.5 * x[:, 0]) + 0.6 * x[:, 1] > 0, 1.0, -1.0)
-    return Case(TwoLayerSquared(width, scale), np.c_[x, np.ones(60)], y)
+    # The generator goes on: from a seed of their own the weights would repeat the points.
+    return Case(TwoLayerSquared(width, scale, rng), np.c_[x, np.ones(60)], y)
 
 
 CASES = {
@@ -92,7 +94,13 @@ def save(name: str, content: dict) -> Path:
     RESULTS.mkdir(exist_ok=True)
     content |= {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "device": "cpu",
+        "seed": 0,
+        "versions": {
+            name: version(name)
+            for name in ("latephase", "torch", "numpy", "scipy", "torchdiffeq")
+            if find_spec(name)
+        },
     }
     path = RESULTS / f"{name}.json"
     aside = path.with_suffix(".aside")

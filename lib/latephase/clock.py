@@ -42,7 +42,7 @@ class LogClock:
         smallest = np.exp(start - end)
         v = smallest + 0.5 * (1.0 - smallest) * (_NODES + 1.0)
         alpha = end + np.log(v)
-        correction = self.loss.slope_tail(torch.from_numpy(alpha))[0].numpy()
+        correction = self.loss.log_slope_tail(torch.from_numpy(alpha)).numpy()
         exponent = -correction - self._interpolated(_slow(alpha))
         largest = exponent.max()
         total = 0.5 * (1.0 - smallest) * (_WEIGHTS @ np.exp(exponent - largest))

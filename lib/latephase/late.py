@@ -23,12 +23,14 @@ GAMMA = 1.0 - 1.0 / math.sqrt(2.0)
 
 @dataclass
 class LateStepper:
-    """Steps of one problem; keeps the linearization from one to the next."""
+    """Steps of one problem; keeps the linearization and the trend from one to the next."""
 
     problem: Problem
     degree: float
     curved: bool
     linearization: Linearization | None = None
+    # d²θ/dρ² and du/dρ over the last step, by which the next one's first stage is guessed.
+    trend: tuple[np.ndarray, np.ndarray] | None = None
 
     def step(self, state: State, step: float, newton: float) -> tuple[State, float] | None:
         """Return (state at ρ + step, error estimate), or None where Newton does not converge.
@@ -42,17 +44,26 @@ class LateStepper:
         mean = state.mean_margin()
         rate = state.gradient / (self.degree * mean) - theta
         u = state.log_dual.reshape(-1) + math.log(kappa / (self.degree * mean))
-        rho = state.log_norm
-        first = self._solve((theta + kappa * rate, u), theta, kappa, rho + kappa, newton)
+        rho, rest = state.log_norm, step - kappa
+        bend, drift = self.trend or (0.0, 0.0)
+        guess = (theta + kappa * (rate + kappa * bend), u + _limited(kappa * drift))
+        first = self._solve(guess, theta, kappa, rho + kappa, newton)
         if not first.converged:
+            self.trend = None
             return None
         slope = (first.theta - theta) / kappa
-        center = theta + (1.0 - GAMMA) * step * slope
-        guess = (center + kappa * slope, first.log_multiplier)
+        bend, drift = (slope - rate) / kappa, (first.log_multiplier - u) / kappa
+        center = theta + rest * slope
+        guess = (
+            center + kappa * (slope + rest * bend),
+            first.log_multiplier + _limited(rest * drift),
+        )
         second = self._solve(guess, center, kappa, rho + step, newton)
         if not second.converged:
+            self.trend = None
             return None
         change = (second.theta - center) / kappa - slope
+        self.trend = change / rest, (second.log_multiplier - first.log_multiplier) / rest
         return self._arrived(second, rho + step), kappa * float(np.linalg.norm(change))
 
     def _linearize(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Linearization:
@@ -93,3 +104,8 @@ class LateStepper:
             exp_times(log_scale, normalized),
             exp_times(log_scale, gap),
         )
+
+
+def _limited(change: np.ndarray) -> np.ndarray:
+    """Return the change of u, of either sign at most one: a guess must not drop or lift a pair."""
+    return np.clip(change, -1.0, 1.0)

@@ -42,7 +42,9 @@ class Linearization:
         if 8 * len(self.rows) * theta.size <= problem.jacobian_bytes:
             self.jacobian = problem.jacobian(theta, self.examples)
         # The rate at which it contracted when it was fresh: curvature left out, not age.
-        self.contraction = 0.0
+        self.contraction: float | None = None
+        # A guess at its next rate, a cautious power of the last one seen (Hairer and Wanner 1996).
+        self.expected_rate = 0.5
         self.curvature = None
         if curved:
             multiplier = np.exp(log_multiplier - log_multiplier.max())
@@ -54,9 +56,16 @@ class Linearization:
         """Return whether every pair that the stage must solve for has its row here."""
         return bool(self.contains[log_multiplier >= log_multiplier.max() - LIVE].all())
 
+    def saw(self, rate: float, fresh: bool) -> None:
+        """Take note of a rate of contraction; 0 says that there was no iteration before."""
+        if 0.0 < rate < 1.0:
+            self.expected_rate = min(0.5, max(rate, 1e-3) ** 0.8)
+            if fresh or self.contraction is None:
+                self.contraction = rate
+
     def slow(self, rate: float) -> float:
         """Return the rate beyond which age, not missing curvature, must be what slows it."""
-        return max(rate, 1.5 * self.contraction)
+        return max(rate, 1.5 * (self.contraction or 0.0))
 
     def primal_inverse(self, kappa: float, degree: float, v: np.ndarray) -> np.ndarray:
         """Return M⁻¹ v [P]."""

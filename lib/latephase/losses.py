@@ -96,7 +96,7 @@ class Loss:
 
     def log_slope(self, z: Tensor) -> Tensor:
         """Return ln(-ℓ'(z)), elementwise."""
-        return self.slope_tail(z)[0] - z
+        return self.log_slope_tail(z) - z
 
     def slope_tail(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return c(z) = ln(-ℓ'(z)) + z and c'(z), elementwise.
@@ -105,14 +105,15 @@ class Loss:
         one; it is evaluated at min(z, TAIL), because ln ℓ(z) + z cancels for large z.
         """
         near = torch.clamp(z, max=TAIL)
-
-        def c(v: Tensor) -> Tensor:
-            # -ℓ' = ℓ · (-(ln ℓ)')
-            return self.log_value(v) + self._log_rate(v) + v
-
-        value, pull_back = torch.func.vjp(c, near)
+        value, pull_back = torch.func.vjp(self.log_slope_tail, near)
         (rate,) = pull_back(torch.ones_like(near))
         return value, torch.where(z < TAIL, rate, torch.zeros_like(rate))
+
+    def log_slope_tail(self, z: Tensor) -> Tensor:
+        """Return c(z) alone."""
+        near = torch.clamp(z, max=TAIL)
+        # -ℓ' = ℓ · (-(ln ℓ)')
+        return self.log_value(near) + self._log_rate(near) + near
 
     def tail(self, z: Tensor) -> Tensor:
         """Return a(z) = ln ℓ(z) + z, elementwise; constant beyond TAIL."""

@@ -56,7 +56,7 @@ def solve_stage(
     log_scale: float,
     degree: float,
     tol: float,
-    dual_tol: float = 1e-3,
+    dual_tol: float = 1e-4,
 ) -> Stage:
     """Return the stage solved from the guess (θ, u) to an estimated error of θ within tol.
 
@@ -70,30 +70,34 @@ def solve_stage(
         p, pulled = problem.weighted_gradient(theta, problem.shaped(np.exp(u)))
         p = p.reshape(-1)
         correction = loss_correction(problem, p, log_scale)
-        if nu is not None:
-            u = _followed(u, (nu - p) / inverse_scale + correction[0], linearization)
+        if nu is None:
+            # The multipliers' mean of their own row, so that no idle pair is overlooked at first.
+            share = np.exp(u - u.max())
+            nu = float(share @ (p + (u - correction[0]) * inverse_scale) / share.sum())
+        u = _followed(u, (nu - p) / inverse_scale + correction[0], linearization)
         if not linearization.covers(u):
             linearization, fresh = linearize(theta, u), True
         arguments = (p, u, center + pulled - (1.0 + kappa) * theta, correction)
         step = _newton_step(linearization, *arguments, kappa, degree, inverse_scale)
         previous, size = size, float(np.linalg.norm(step.theta))
+        linearization.saw(size / previous, fresh)
         if not fresh and size > tol and size > linearization.slow(_SLOW) * previous:
             linearization, fresh = linearize(theta, u), True
             step = _newton_step(linearization, *arguments, kappa, degree, inverse_scale)
             size = float(np.linalg.norm(step.theta))
             previous = np.inf
         # A linearly convergent sequence with this rate ends rate/(1 - rate) of the last step away.
-        rate = size / previous if np.isfinite(previous) else 0.5
+        # The first step of a stage has no rate of its own yet: the last stage's stands in for it.
+        known = np.isfinite(previous)
+        rate = size / previous if known else linearization.expected_rate
         if not np.isfinite(size) or (fresh and rate > _DIVERGENT and size > tol):
             break
-        if fresh and np.isfinite(previous):
-            linearization.contraction = rate
         theta = theta + min(1.0, _LARGEST_CHANGE / max(size, 1e-300)) * step.theta
         u = u.copy()
         u[step.rows] += step.log_multiplier
         nu = step.nu
-        rate = min(rate, 0.8)
-        if size * rate / (1.0 - rate) <= tol and size <= 50 * tol and step.settled(dual_tol):
+        ahead = min(rate, 0.8) / (1.0 - min(rate, 0.8))
+        if size * ahead <= tol and size <= 50 * tol and step.settled(dual_tol, ahead):
             return Stage(theta, u, True, iteration, linearization)
     return Stage(theta, u, False, iteration, linearization)
 
@@ -107,9 +111,12 @@ class _Step:
     largest_rise: float
     nu: float
 
-    def settled(self, dual_tol: float) -> bool:
-        """Return whether the multipliers have converged; none may be waiting to rise."""
-        return self.dual_change <= dual_tol and self.largest_rise <= 0.1
+    def settled(self, dual_tol: float, ahead: float) -> bool:
+        """Return whether the multipliers have converged; none may be waiting to rise.
+
+        ahead: the part of this change that is still to come.
+        """
+        return self.dual_change * ahead <= dual_tol and self.largest_rise <= 0.1
 
 
 def loss_correction(
