@@ -100,7 +100,7 @@ def test_a_rate_line_has_its_slope(axes):
 
 def test_masses_are_rays_outwards_and_the_program_open_circles(axes):
     angles, none = np.array([0.0, np.pi / 2]), np.zeros(2)
-    masses, program = np.array([[0.5, 0.0], none]), np.array([none, [0.0, 0.25]])
+    masses, program = np.array([[0.25, 0.0], none]), np.array([none, [0.0, 0.125]])
     points, labels = np.array([[0.5, 0.0], [0.0, 0.5]]), np.array([1, -1])
     figures.circle_of_neurons(axes, angles, masses, program, points, labels)
     drawn = [c for c in axes.collections if isinstance(c, LineCollection)]

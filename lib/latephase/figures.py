@@ -148,7 +148,7 @@ def circle_of_neurons(
     """Draw masses on the unit circle as rays outwards, the points that they must fit inside.
 
     angles [k]; masses [2, k], of the neurons with sign + (orange) and - (blue); program [2, k],
-    masses to compare with, as open circles where the ray would end; a mass of 0.5 has length 1.
+    masses to compare with, as open circles where the ray would end; a mass of 0.25 has length 1.
     points [n, 2] within the unit disc, labels [n] in {-1, +1}.
     """
     around = np.linspace(0, 2 * np.pi, 200)
@@ -159,11 +159,11 @@ def circle_of_neurons(
         (1, "^", ORANGE, masses[0], program[0]),
     ):
         shown = mass > 1e-3
-        ends = rays[shown] * (1 + 2 * mass[shown, None])
+        ends = rays[shown] * (1 + 4 * mass[shown, None])
         segments = np.stack([rays[shown], ends], axis=1)
         axes.add_collection(LineCollection(segments, colors=colour, linewidths=3))
         shown = wanted > 1e-3
-        ends = rays[shown] * (1 + 2 * wanted[shown, None])
+        ends = rays[shown] * (1 + 4 * wanted[shown, None])
         axes.scatter(*ends.T, facecolor="none", edgecolor=colour, s=90, linewidths=1.5)
         axes.scatter(*(0.9 * points[labels == sign]).T, marker=marker, color=colour, s=28)
     axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
