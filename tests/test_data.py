@@ -9,6 +9,7 @@ from scipy.optimize import nnls
 
 from latephase import data, images
 from latephase.data import Task
+from latephase.reference import variation_margin
 
 
 def max_margin(task):
@@ -259,3 +260,26 @@ def test_contradictions_refuse_a_bad_fraction(fraction):
 def test_contradictions_refuse_a_bad_distance(distance):
     with pytest.raises(ValueError, match=r"distance: expected a number in \(0, 1\)"):
         data.with_contradictions(data.planar_points(8), distance=distance)
+
+
+@pytest.mark.parametrize("sectors", [1, 3])
+def test_sector_points_alternate_and_squared_relus_separate_them(sectors):
+    task = data.sector_points(24, sectors, seed=4)
+    x, y = task.x.numpy(), task.y.numpy()
+    order = np.argsort(np.arctan2(x[:, 1], x[:, 0]))
+    assert np.sum(y[order] != np.roll(y[order], 1)) == 2 * sectors
+    angle = 2 * np.pi * np.arange(720) / 720
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert variation_margin(x, y, ring).margin > 0
+    lengths = np.linalg.norm(x, axis=1)
+    assert lengths.min() >= 0.5
+    assert lengths.max() <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"sectors": 2}, "odd number"), ({"n": 4}, "at least 6"), ({"gap": 0.5}, "share in")],
+)
+def test_sector_points_refuse(settings, message):
+    with pytest.raises(ValueError, match=message):
+        data.sector_points(**settings)

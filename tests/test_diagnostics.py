@@ -70,3 +70,22 @@ def test_layers_of_rank_one_are_aligned():
     assert d.spectral_ratio(np.eye(4)) == pytest.approx(0.5)
     assert d.neighbor_alignment(lower, upper) == pytest.approx(1.0, abs=1e-15)
     assert d.balancedness(lower, upper) == pytest.approx((9 - 2) * 25)
+
+
+def test_tangent_curvature_of_a_product_of_weights():
+    # p = u₁v₁ + 2 u₂v₂ at u = v = (1, 0)/√2: along (0, 1, 0, 1)/√2 the margin cos²/2 + sin² grows.
+    hessian = np.array([[0, 0, 1, 0], [0, 0, 0, 2], [1, 0, 0, 0], [0, 2, 0, 0]], dtype=float)
+    theta = np.array([1.0, 0.0, 1.0, 0.0]) / np.sqrt(2)
+    curvatures, tangents = d.tangent_curvature(hessian, theta, 0.5, 2.0)
+    np.testing.assert_allclose(curvatures, [-3.0, -2.0, 1.0], atol=1e-14)
+    np.testing.assert_allclose(tangents.T @ tangents, np.eye(3), atol=1e-14)
+    np.testing.assert_allclose(tangents.T @ theta, 0.0, atol=1e-14)
+    s = 1e-3
+    moved = np.cos(s) * theta + np.sin(s) * tangents[:, -1]
+    assert 0.5 * moved @ hessian @ moved == pytest.approx(0.5 + 0.5 * s**2, abs=1e-12)  # s⁴
+
+
+def test_circle_masses_sum_to_the_squared_norm():
+    vectors = np.array([[2.0, 0.0], [0.0, 1.0], [-3.0, -1e-9], [0.0, -1.0]])
+    edges = np.linspace(-np.pi / 4, 7 * np.pi / 4, 5)
+    np.testing.assert_array_equal(d.circle_masses(vectors, edges), [4.0, 1.0, 9.0, 1.0])

@@ -134,3 +134,18 @@ def test_a_globe_s_view_is_what_its_paths_are_drawn_over(axes):
     figures.globe_image(axes, points[..., 2])
     (image,) = axes.images
     assert image.get_extent() == [-1, 1, -1, 1]
+
+
+def test_masses_are_rays_outwards_and_the_program_open_circles(axes):
+    angles, none = np.array([0.0, np.pi / 2]), np.zeros(2)
+    masses, program = np.array([[0.25, 0.0], none]), np.array([none, [0.0, 0.125]])
+    points, labels = np.array([[0.5, 0.0], [0.0, 0.5]]), np.array([1, -1])
+    figures.circle_of_neurons(axes, angles, masses, program, points, labels)
+    drawn = [c for c in axes.collections if isinstance(c, LineCollection)]
+    segments = [segment for c in drawn for segment in c.get_segments()]
+    np.testing.assert_allclose(segments, [[[1.0, 0.0], [2.0, 0.0]]])
+    hollow = [
+        c for c in axes.collections if not isinstance(c, LineCollection) and c.get_sizes() > 80
+    ]
+    ends = np.concatenate([c.get_offsets() for c in hollow])
+    np.testing.assert_allclose(ends, [[0.0, 1.5]], atol=1e-15)

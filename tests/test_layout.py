@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 LIBRARY = ROOT / "lib" / "latephase"
 FLOORS = {
     "losses": 0, "kinks": 0, "inputs": 0, "trajectory": 0, "state": 0,
-    "networks": 0, "data": 0, "datafiles": 0, "pathology": 0,
+    "networks": 0, "data": 0, "datafiles": 0, "pathology": 0, "primal_dual": 0,
     "problem": 1, "homogeneity": 1, "clock": 1, "reference": 1, "figures": 1, "images": 1,
     "explore": 1,
     "linearization": 2, "diagnostics": 2, "convergence": 2, "early": 2, "recorder": 2,

@@ -19,6 +19,11 @@ IMAGE = (1, 14, 14)
 CASES = {
     "linear": (lambda g: networks.linear(4, generator=g), points(6, 4), 1),
     "deep linear": (lambda g: networks.deep_linear([4, 5, 3, 1], generator=g), points(6, 4), 3),
+    "diagonal": (
+        lambda g: networks.diagonal(*torch.randn(2, 3, generator=g).tolist()),
+        points(6, 3),
+        2,
+    ),
     "relu": (lambda g: networks.two_layer(4, 6, generator=g), points(6, 4), 2),
     "leaky relu": (lambda g: networks.two_layer(4, 6, "leaky_relu", generator=g), points(6, 4), 2),
     "squared relu": (
@@ -120,3 +125,11 @@ def test_weights_have_the_stated_deviation():
     network = networks.linear(200, 500, scale=0.3, generator=generator())
     # 10⁵ draws: the sample deviation lies within 1/√(2·10⁵) = 0.22 % of the true one, times five.
     assert network[0].weight.std().item() == pytest.approx(0.3 * (2 / 200) ** 0.5, rel=0.011)
+
+
+def test_a_diagonal_network_multiplies_its_two_weights():
+    x = points(3, 2)
+    outputs = networks.diagonal([1.0, 2.0], [0.5, 3.0])(x)[:, 0]
+    assert torch.allclose(outputs, x @ torch.tensor([0.5, 6.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"u \[d\] and v \[d\]"):
+        networks.diagonal([1.0, 2.0], [1.0])

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 import latephase
-from latephase.reference import finite_differences, physical_flow, stiff_direction_flow
+from latephase.reference import (
+    finite_differences,
+    hard_margin_dual,
+    physical_flow,
+    planar_variation_bound,
+    stiff_direction_flow,
+    variation_margin,
+)
 
 
 def test_hard_margin_of_two_points():
@@ -43,6 +50,86 @@ def test_hard_margin_satisfies_the_kkt_conditions():
 def test_hard_margin_refuses(x, y, message):
     with pytest.raises(ValueError, match=message):
         latephase.hard_margin(x, y)
+
+
+def test_the_dual_of_the_hard_margin_is_its_certificate():
+    rng = np.random.default_rng(1)
+    w = rng.normal(size=5)
+    x = rng.normal(size=(60, 5))
+    y = np.sign(x @ w)
+    x += 0.2 * y[:, None] * w
+    direction, margin = latephase.hard_margin(3.0 * x, y)
+    dual = hard_margin_dual(3.0 * x, y)
+    assert dual.min() >= 0.0
+    assert dual.sum() == pytest.approx(1.0, rel=1e-14)  # rounding
+    np.testing.assert_allclose((y * dual) @ (3.0 * x), margin * direction, atol=1e-12)
+
+
+def ring(count):
+    angle = 2 * np.pi * np.arange(count) / count
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def two_points(beta):
+    return np.array([[np.cos(beta), np.sin(beta)], [np.cos(beta), -np.sin(beta)]])
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.7])
+def test_variation_margin_of_two_points_of_one_class(beta):
+    # One neuron halfway serves both: cos²β. By duality no more: with q = (1/2, 1/2) a neuron at φ
+    # brings (1 + cos 2φ cos 2β)/2 at most.
+    solved = variation_margin(two_points(beta), [1, 1], ring(360))
+    assert solved.margin == pytest.approx(np.cos(beta) ** 2, rel=1e-12)  # 0 is on the grid
+    assert planar_variation_bound(two_points(beta), [1, 1], solved.dual) == pytest.approx(
+        np.cos(beta) ** 2,
+        rel=2e-4,  # half a step of the ring, squared
+    )
+    np.testing.assert_allclose(solved.mass[1], 0.0, atol=1e-9)
+
+
+def test_variation_margin_of_two_classes_splits_the_mass():
+    # (1, 0) and (0, 1) with labels +, -: a neuron of each sign on its own axis, half the mass each.
+    solved = variation_margin(np.eye(2), [1, -1], ring(8))
+    assert solved.margin == pytest.approx(0.5, rel=1e-12)
+    np.testing.assert_allclose(solved.mass.sum(axis=1), 0.5, atol=1e-9)
+    np.testing.assert_allclose(solved.dual, 0.5, atol=1e-9)
+
+
+def test_variation_margin_is_bracketed_and_the_bracket_closes():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 2)), np.where(np.arange(8) % 2 == 0, 1, -1)
+    y = np.where(np.maximum(x @ [[1.0], [0.3]], 0)[:, 0] > 0.5, 1, -1)
+    gaps = []
+    for count in (50, 500, 5000):
+        solved = variation_margin(x, y, ring(count))
+        bound = planar_variation_bound(x, y, solved.dual)
+        assert solved.margin <= bound
+        gaps.append(bound - solved.margin)
+    assert gaps[2] < 0.1 * gaps[0]
+
+
+def test_the_planar_bound_is_the_maximum_over_a_fine_ring():
+    rng = np.random.default_rng(3)
+    x, y, q = rng.normal(size=(9, 2)), np.sign(rng.normal(size=9)), rng.dirichlet(np.ones(9))
+    gains = np.abs(np.maximum(ring(20_000) @ x.T, 0) ** 2 @ (q * y))
+    assert planar_variation_bound(x, y, q) >= gains.max()
+    # The fine ring misses the best direction by π/20000 at most.
+    assert planar_variation_bound(x, y, q) == pytest.approx(gains.max(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: variation_margin(np.eye(2), [1, -1], np.eye(3)), r"directions \[k, d\]"),
+        (lambda: variation_margin(np.eye(2), [1, 0], np.eye(2)), "labels -1 and"),
+        (lambda: variation_margin(np.eye(2), [1, -1], np.zeros((1, 2))), "other than 0"),
+        (lambda: planar_variation_bound(np.eye(3), [1, 1, 1], np.ones(3) / 3), r"x \[n, 2\]"),
+        (lambda: planar_variation_bound(np.eye(2), [1, 1], [0.5, 0.6]), "sum 1"),
+    ],
+)
+def test_the_program_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_finite_differences_of_a_quadratic_are_exact():

@@ -152,6 +152,25 @@ def planar_points(n: int = 60, neurons: int = 6, deleted: float = 0.3, seed: int
     )
 
 
+def sector_points(n: int = 24, sectors: int = 3, gap: float = 0.2, seed: int = 0) -> Task:
+    """Points of the plane, ½ ≤ ‖x‖ ≤ 1, in 2·`sectors` equal sectors whose labels alternate.
+
+    Each sector is free of points over the share `gap` of its angle at either side; sectors take
+    turns, and the whole is turned by a random angle. One pair of sectors is two half-planes. With
+    an odd number the label of -x is minus that of x, and two-layer networks of squared ReLUs
+    separate the classes: the odd harmonics of relu(cos)² do not vanish.
+    """
+    _expect(sectors >= 1 and sectors % 2 == 1, f"sectors: expected an odd number, got {sectors}")
+    _expect(n >= 2 * sectors, f"n: expected at least {2 * sectors}, got {n}")
+    _expect(0 < gap < 0.5, f"gap: expected a share in (0, 0.5), got {gap}")
+    rng = np.random.default_rng(seed)
+    sector = np.arange(n) % (2 * sectors)
+    angle = (sector + rng.uniform(gap, 1 - gap, n)) * np.pi / sectors + rng.uniform(0, 2 * np.pi)
+    x = rng.uniform(0.5, 1, n)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    y = np.where(sector % 2 == 0, 1, -1)
+    return _task(x, y, f"sector_points(n={n}, sectors={sectors}, gap={gap:g}, seed={seed})")
+
+
 def with_contradictions(
     task: Task, fraction: float = 0.1, distance: float = 1e-3, seed: int = 0
 ) -> Task:

@@ -73,6 +73,22 @@ def kkt_residual(
     return stationarity, kkt_complementarity(margins, dual, norm, degree)
 
 
+def tangent_curvature(
+    hessian: np.ndarray, direction: np.ndarray, margin: float, degree: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (curvatures [P-1] in ascending order, their unit tangents [P, P-1]) at a KKT point.
+
+    hessian: Σ q_i ∇²p_i at the unit vector θ = `direction`, Σq = 1; margin: Σ q_i p_i(θ). Along a
+    great circle through θ with unit tangent d, Σ q_i p_i grows like ½ s² c, c = dᵀHd - L Σ q_i p_i:
+    the arc turns back towards -θ, which by Euler's relation costs its radial derivative. Where one
+    example alone holds the margin, c > 0 means that θ is no local maximum of the margin.
+    """
+    theta = unit(direction)
+    basis = np.linalg.svd(theta[None])[2][1:].T
+    curvatures, tangents = np.linalg.eigh(basis.T @ hessian @ basis)
+    return curvatures - degree * margin, basis @ tangents
+
+
 def path_length(directions: np.ndarray) -> np.ndarray:
     """Return the length [records] of the polygon through directions [records, P] up to each.
 
@@ -81,6 +97,16 @@ def path_length(directions: np.ndarray) -> np.ndarray:
     chords = np.linalg.norm(np.diff(directions, axis=0), axis=1)
     pieces = 2.0 * np.arcsin(np.minimum(1.0, 0.5 * chords))
     return np.concatenate([[0.0], np.cumsum(pieces)])
+
+
+def circle_masses(vectors: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the sum of ‖w_j‖² over the vectors [m, 2] whose angle lies in each bin, [bins].
+
+    edges [bins + 1]: ascending angles in radians that cover one turn, from any angle on.
+    """
+    angles = np.arctan2(vectors[:, 1], vectors[:, 0])
+    turned = (angles - edges[0]) % (2.0 * np.pi) + edges[0]
+    return np.histogram(turned, bins=edges, weights=(vectors**2).sum(axis=1))[0]
 
 
 def spectral_ratio(weight: np.ndarray) -> float:

@@ -196,3 +196,36 @@ def _seen(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y, z = np.moveaxis(points, -1, 0)
     sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
     return np.stack([x, y * sine + z * cosine], axis=-1), z * sine - y * cosine
+
+
+def circle_of_neurons(
+    axes: Axes,
+    angles: np.ndarray,
+    masses: np.ndarray,
+    program: np.ndarray,
+    points: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    """Draw masses on the unit circle as rays outwards, the points that they must fit inside.
+
+    angles [k]; masses [2, k], of the neurons with sign + (orange) and - (blue); program [2, k],
+    masses to compare with, as open circles where the ray would end; a mass of 0.25 has length 1.
+    points [n, 2] within the unit disc, labels [n] in {-1, +1}.
+    """
+    around = np.linspace(0, 2 * np.pi, 200)
+    axes.plot(np.cos(around), np.sin(around), color=GREY, linewidth=1)
+    rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for sign, marker, colour, mass, wanted in (
+        (-1, "o", BLUE, masses[1], program[1]),
+        (1, "^", ORANGE, masses[0], program[0]),
+    ):
+        shown = mass > 1e-3
+        ends = rays[shown] * (1 + 4 * mass[shown, None])
+        segments = np.stack([rays[shown], ends], axis=1)
+        axes.add_collection(LineCollection(segments, colors=colour, linewidths=3))
+        shown = wanted > 1e-3
+        ends = rays[shown] * (1 + 4 * wanted[shown, None])
+        axes.scatter(*ends.T, facecolor="none", edgecolor=colour, s=90, linewidths=1.5)
+        axes.scatter(*(0.9 * points[labels == sign]).T, marker=marker, color=colour, s=28)
+    axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
+    sns.despine(ax=axes, left=True, bottom=True)

@@ -24,6 +24,17 @@ class SquaredReLU(nn.Module):
         return rectified * rectified
 
 
+class Scaling(nn.Module):
+    """x ↦ w ∘ x with one trainable weight for each input."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
 # Constructor of each activation, and the power with which it scales.
 ACTIVATIONS = {
     "identity": (nn.Identity, 1),
@@ -54,6 +65,22 @@ def deep_linear(
 ) -> nn.Sequential:
     """Return x ↦ x W_1ᵀ ⋯ W_Lᵀ, of degree L = len(widths) - 1; widths from inputs to outputs."""
     return mlp(widths, "identity", generator=generator, scale=scale, dtype=dtype)
+
+
+def diagonal(first: Sequence[float], second: Sequence[float]) -> nn.Sequential:
+    """Return x ↦ Σ_j u_j v_j x_j from the weights u = `first`, v = `second`; of degree 2.
+
+    A deep linear network whose first layer is diagonal: small enough for its KKT points to be
+    listed by hand, and already with some that are no local maxima of the margin.
+    """
+    u, v = (torch.tensor(weights, dtype=torch.float64) for weights in (first, second))
+    if u.ndim != 1 or u.shape != v.shape or len(u) == 0:
+        raise ValueError(f"expected u [d] and v [d], got {list(u.shape)} and {list(v.shape)}")
+    output = nn.Linear(len(v), 1, bias=False, dtype=torch.float64)
+    output.weight = nn.Parameter(v[None])
+    network = nn.Sequential(Scaling(u), output)
+    network.degree = 2
+    return network
 
 
 def two_layer(
