@@ -22,7 +22,6 @@ from latephase.diagnostics import (
     rank_defect,
     unit,
 )
-from latephase.early import early_phase
 from latephase.problem import Problem
 from latephase.trajectory import Trajectory
 
@@ -99,26 +98,46 @@ def with_duals_from_margins(problem: Problem, flow: Trajectory, record: int = -1
     return misalignment(direction, problem.weighted_gradient(direction, dual / dual.sum())[1])
 
 
-def explicit(problem: Problem, until: float, tol: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
+def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
     """Return (α [k], 1 - cos(W, -∇R) [k]) along the flow of any module, homogeneous or not.
 
-    By the explicit method of the early phase, so that the cost grows with `until`. Ends at the
-    first state with α ≥ until.
+    By scipy's LSODA for dW/dσ = ‖W‖ ∇α/‖∇α‖ with the exact second derivatives, up to α = until.
+    The dual variables come from the margins, which carry the error rtol·α: the misalignment is
+    to be trusted while that is far below one. Raises RuntimeError where α does not get there.
     """
-    alphas, defects = [], []
-    for state in early_phase(problem, problem.w0, tol, until):
-        alphas.append(state.alpha)
-        defects.append(misalignment(state.w, state.gradient))
-        if state.alpha >= until or state.stationary():
-            break
-    return np.array(alphas), np.array(defects)
+
+    def velocity(_: float, w: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(w) * unit(problem.smoothed_margin(w)[3])
+
+    def derivative(_: float, w: np.ndarray) -> np.ndarray:
+        _, _, log_dual, gradient = problem.smoothed_margin(w)
+        dual, norm, jacobian = np.exp(log_dual), np.linalg.norm(w), problem.jacobian(w)
+        curvature = problem.hessian(w, dual) - (jacobian.T * dual) @ jacobian
+        curvature += np.outer(gradient, gradient)
+        along, slope = unit(gradient), np.linalg.norm(gradient)
+        across = curvature - np.outer(along, along @ curvature)
+        return norm / slope * across + np.outer(along, w / norm)
+
+    def arrived(_: float, w: np.ndarray) -> float:
+        return problem.smoothed_margin(w)[0] - until
+
+    arrived.terminal = True
+    solution = solve_ivp(
+        velocity, (0.0, 1e3), problem.w0, "LSODA", events=arrived, jac=derivative,
+        rtol=rtol, atol=rtol * float(np.linalg.norm(problem.w0)),
+    )  # fmt: skip
+    if solution.status != 1:
+        raise RuntimeError(f"α did not reach {until:g}: {solution.message}")
+    states = [(w, *problem.smoothed_margin(w)) for w in solution.y.T]
+    misaligned = [misalignment(w, gradient) for w, *_, gradient in states]
+    return np.array([alpha for _, alpha, *_ in states]), np.array(misaligned)
 
 
-def squared_loss(problem: Problem, fall: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
+def squared_loss(problem: Problem, fall: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
     """Return (‖∇R‖ relative to the start [k], 1 - cos(W, -∇R) [k]) for R = ½Σ(Φ - y)².
 
     The flow dW/dt = -∇R from the problem's weights, labels ±1, until the gradient has fallen to
-    `fall` of its norm at the start; by scipy's BDF with the exact second derivatives.
+    `fall` of its norm at the start; by scipy's LSODA with the exact second derivatives.
     """
 
     def velocity(_: float, w: np.ndarray) -> np.ndarray:
@@ -136,8 +155,8 @@ def squared_loss(problem: Problem, fall: float = 1e-6) -> tuple[np.ndarray, np.n
 
     arrived.terminal = True
     solution = solve_ivp(
-        velocity, (0.0, 1e12), problem.w0, "BDF", None, events=arrived, jac=derivative,
-        rtol=1e-8, atol=1e-3 * fall,
+        velocity, (0.0, 1e12), problem.w0, "LSODA", events=arrived, jac=derivative,
+        rtol=1e-4, atol=1e-2 * fall,
     )  # fmt: skip
     if solution.status != 1:
         raise RuntimeError(f"the gradient did not fall to {fall:g}: {solution.message}")
