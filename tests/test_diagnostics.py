@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from latephase import diagnostics as d
 
@@ -89,3 +90,31 @@ def test_circle_masses_sum_to_the_squared_norm():
     vectors = np.array([[2.0, 0.0], [0.0, 1.0], [-3.0, -1e-9], [0.0, -1.0]])
     edges = np.linspace(-np.pi / 4, 7 * np.pi / 4, 5)
     np.testing.assert_array_equal(d.circle_masses(vectors, edges), [4.0, 1.0, 9.0, 1.0])
+
+
+def test_misalignment_does_not_cancel():
+    a, b = np.array([1.0, 0.0]), np.array([1.0, 1e-10])
+    assert d.misalignment(a, b) == pytest.approx(0.5e-20, rel=1e-6)
+    assert d.misalignment(a, -a) == pytest.approx(2.0)
+
+
+def test_defects_of_rank_and_of_neighbours_do_not_cancel():
+    lower = np.array([[3.0, 0.0], [0.0, 3e-9]])
+    assert d.rank_defect(lower) == pytest.approx(1e-18, rel=1e-6)
+    assert d.rank_defect(np.eye(4)) == pytest.approx(0.75)
+    assert d.neighbor_defect(lower, np.array([[1.0, 1e-9]])) == pytest.approx(1e-18, rel=1e-6)
+    assert d.neighbor_defect(lower, np.array([[0.0, 2.0]])) == pytest.approx(1.0)
+
+
+def test_saliency_of_a_product_by_hand():
+    module = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 1, bias=False)).double()
+    torch.nn.init.constant_(module[1].weight, 3.0)
+    came = d.saliency(module, np.array([[1.0, 2.0], [0.0, 1.0]], dtype=np.float32))
+    np.testing.assert_array_equal(came, [[3.0, 3.0], [3.0, 3.0]])
+    assert module.training
+    assert module[1].weight.grad is None
+
+
+def test_saliency_needs_one_output():
+    with pytest.raises(ValueError, match="expected one output for each of 3 inputs"):
+        d.saliency(torch.nn.Linear(2, 4), np.zeros((3, 2)))

@@ -149,3 +149,23 @@ def test_masses_are_rays_outwards_and_the_program_open_circles(axes):
     ]
     ends = np.concatenate([c.get_offsets() for c in hollow])
     np.testing.assert_allclose(ends, [[0.0, 1.5]], atol=1e-15)
+
+
+def test_misalignments_share_one_alpha_or_have_their_own(axes):
+    runs = [np.array([0.1, 0.01]), np.array([0.2, 0.02])]
+    figures.misalignment(axes, np.array([1.0, 10.0]), runs, "shared")
+    figures.misalignment(axes, [np.array([2.0, 3.0]), np.array([4.0, 5.0])], runs, "own")
+    starts = [line.get_xdata()[0] for line in axes.get_lines()]
+    assert starts == [1.0, 1.0, 2.0, 4.0]
+    assert axes.get_legend_handles_labels()[1] == ["shared", "own"]
+    assert axes.get_yscale() == "log"
+
+
+def test_an_image_stands_above_its_saliency_map():
+    figure, (top, bottom) = plt.subplots(2)
+    image, saliency = np.eye(3), np.diag([1.0, -2.0, 0.5])
+    figures.image_and_saliency(top, bottom, image, saliency, 2.0)
+    np.testing.assert_array_equal(top.get_images()[0].get_array(), image)
+    np.testing.assert_array_equal(bottom.get_images()[0].get_array(), saliency)
+    assert bottom.get_images()[0].get_clim() == (-2.0, 2.0)
+    plt.close(figure)

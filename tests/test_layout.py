@@ -15,7 +15,7 @@ FLOORS = {
     "problem": 1, "homogeneity": 1, "clock": 1, "reference": 1, "figures": 1, "images": 1,
     "explore": 1,
     "linearization": 2, "diagnostics": 2, "convergence": 2, "early": 2, "recorder": 2,
-    "stage": 3, "descent": 3, "diagnosis": 3,
+    "stage": 3, "descent": 3, "diagnosis": 3, "alignment": 3,
     "late": 4,
     "flow": 5,
 }  # fmt: skip

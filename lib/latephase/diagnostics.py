@@ -7,6 +7,8 @@ All take NumPy arrays. p are margins [n] or pairwise margins [n, k-1] at W, q th
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -25,6 +27,11 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
 def alignment(w: np.ndarray, gradient: np.ndarray) -> float:
     """Return cos(W, ∇α), equal to cos(W, -∇R)."""
     return float(unit(w) @ unit(gradient))
+
+
+def misalignment(a: np.ndarray, b: np.ndarray) -> float:
+    """Return 1 - cos of the angle between two vectors, as ½‖â - b̂‖², which does not cancel."""
+    return 0.5 * float(np.sum((unit(a) - unit(b)) ** 2))
 
 
 def normalized_margins(margins: np.ndarray, log_norm: float, degree: float) -> np.ndarray:
@@ -115,6 +122,19 @@ def spectral_ratio(weight: np.ndarray) -> float:
     return float(np.linalg.norm(matrix, 2) / np.linalg.norm(matrix))
 
 
+def rank_defect(weight: np.ndarray) -> float:
+    """Return 1 - ‖A‖_2²/‖A‖_F², from the smaller singular values; kernels as [out, rest]."""
+    squares = np.linalg.svd(weight.reshape(len(weight), -1), compute_uv=False) ** 2
+    return float(np.sum(squares[1:]) / np.sum(squares))
+
+
+def neighbor_defect(lower: np.ndarray, upper: np.ndarray) -> float:
+    """Return 1 - ⟨v, u⟩² of the vectors of `neighbor_alignment`, without cancellation."""
+    left = np.linalg.svd(lower, full_matrices=False)[0][:, 0]
+    right = np.linalg.svd(upper, full_matrices=False)[2][0]
+    return float(np.sum((right - (right @ left) * left) ** 2))
+
+
 def neighbor_alignment(lower: np.ndarray, upper: np.ndarray) -> float:
     """Return |⟨v, u⟩| of the top right singular vector of `upper` and top left of `lower`.
 
@@ -128,3 +148,25 @@ def neighbor_alignment(lower: np.ndarray, upper: np.ndarray) -> float:
 def balancedness(lower: np.ndarray, upper: np.ndarray) -> float:
     """Return ‖upperᵀ upper - lower lowerᵀ‖_2, conserved by the flow of a deep linear network."""
     return float(np.linalg.norm(upper.T @ upper - lower @ lower.T, 2))
+
+
+def saliency(module: torch.nn.Module, x: Tensor | np.ndarray) -> np.ndarray:
+    """Return ∇_x Φ(x_i; W) of each input, of the shape of x, for a module with one output.
+
+    With W/‖W‖ in the module (`Trajectory.write_to`, normalized=True) it is ∇_x Φ/‖W‖^L. Evaluates
+    in evaluation mode and restores the mode. Raises ValueError for several outputs.
+    """
+    parameter = next(module.parameters())
+    inputs = torch.as_tensor(x).detach().to(parameter.device, parameter.dtype).requires_grad_(True)
+    training = module.training
+    try:
+        output = module.eval()(inputs)
+    finally:
+        module.train(training)
+    if output.numel() != len(inputs):
+        raise ValueError(
+            f"saliency: expected one output for each of {len(inputs)} inputs, got outputs of "
+            f"shape {list(output.shape)}"
+        )
+    (gradient,) = torch.autograd.grad(output.sum(), inputs)
+    return gradient.cpu().numpy()

@@ -22,6 +22,8 @@ BLUE, ORANGE, GREEN, VERMILION, PINK = sns.color_palette("colorblind").as_hex()[
 LATE = LinearSegmentedColormap.from_list("late", ["#2f7fbf", "#8d79a8", "#e0861a"])
 # Classes and predictions: blue negative, orange positive, nothing in between.
 SIGN = LinearSegmentedColormap.from_list("sign", ["#2f7fbf", "#2f7fbf00", "#e0861a00", "#e0861a"])
+# Pictures: from the page itself to grey.
+SHADE = LinearSegmentedColormap.from_list("shade", [GREY + "00", GREY])
 
 
 def style() -> None:
@@ -229,3 +231,36 @@ def circle_of_neurons(
         axes.scatter(*(0.9 * points[labels == sign]).T, marker=marker, color=colour, s=28)
     axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
     sns.despine(ax=axes, left=True, bottom=True)
+
+
+def misalignment(
+    axes: Axes,
+    smoothed_margin: np.ndarray,
+    runs: Sequence[np.ndarray],
+    label: str | None = None,
+    **line,
+) -> None:
+    """Draw 1 - cos of some angle against α, one line for each run, both axes logarithmic.
+
+    smoothed_margin: one array for each run, or one for all of them.
+    """
+    alphas = smoothed_margin if np.ndim(smoothed_margin[0]) else [smoothed_margin] * len(runs)
+    for i, (alpha, run) in enumerate(zip(alphas, runs, strict=True)):
+        axes.plot(alpha, run, label=None if i else label, **line)
+    axes.set(xscale="log", yscale="log", xlabel="smoothed margin α")
+    axes.set(ylabel="1 − cos(W, −∇R)")
+
+
+def image_and_saliency(
+    top: Axes, bottom: Axes, image: np.ndarray, saliency: np.ndarray, largest: float
+) -> None:
+    """Draw an image [h, w] with values in [0, 1] and, below it, its saliency map [h, w].
+
+    Orange where a brighter pixel raises the output, blue where it lowers it, full colour from
+    |∂Φ/∂x| = largest on.
+    """
+    top.imshow(image, cmap=SHADE, vmin=0.0, vmax=1.0, interpolation="none")
+    bottom.imshow(saliency, cmap=SIGN, vmin=-largest, vmax=largest, interpolation="none")
+    for axes in (top, bottom):
+        axes.set(xticks=[], yticks=[])
+        sns.despine(ax=axes, left=True, bottom=True)

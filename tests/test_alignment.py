@@ -1,0 +1,94 @@
+"""Alignment along the flow: identities that hold exactly, and cases worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+import latephase
+from latephase import alignment, data, diagnostics, networks
+from latephase.problem import Problem
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def squared_relu():
+    task = data.planar_points(20, deleted=0.5, seed=0)
+    net = networks.two_layer(3, 20, "squared_relu", generator=generator(), scale=0.5)
+    flow = latephase.gradient_flow(net, task.x, task.y, until=1e4, records=20)
+    return Problem(net, task.x, task.y), flow
+
+
+def test_alignment_agrees_with_the_trajectory_and_with_euler(squared_relu):
+    problem, flow = squared_relu
+    along = alignment.along(problem, flow)
+    np.testing.assert_allclose(1 - along.misalignment, flow.alignment, atol=1e-12)
+    assert along.euler_defect().max() < 1e-10
+    assert (along.gap() > 0).all()
+    np.testing.assert_allclose(np.linalg.norm(along.gradient, axis=1), 1.0)
+    assert len(along.gradient_length) == len(flow)
+    assert alignment.along(problem, flow, degree=4.0).euler_defect()[-1] == pytest.approx(
+        0.25, abs=1e-3
+    )
+
+
+def test_the_dual_potential_of_a_linear_model_bounds_the_margin_from_above():
+    task = data.separable_points(30, 4, margin=0.2, seed=1)
+    net = networks.linear(4, generator=generator())
+    flow = latephase.gradient_flow(net, task.x, task.y, until=1e8)
+    problem = Problem(net, task.x, task.y)
+    along = alignment.along(problem, flow)
+    direction, margin = latephase.hard_margin(task.x, task.y)
+    assert (along.margin <= margin * (1 + 1e-12)).all()
+    assert (along.potential >= margin * (1 - 1e-12)).all()
+    assert diagnostics.angle(along.gradient[-1], direction) < 1e-6
+    # Duals from margins of size 1e8 lose what the carried ones keep.
+    assert alignment.with_duals_from_margins(problem, flow) > 1e3 * along.misalignment[-1]
+
+
+def test_squared_loss_ends_at_a_finite_minimum_unaligned(squared_relu):
+    problem, _ = squared_relu
+    gradient, misaligned = alignment.squared_loss(problem, fall=1e-4)
+    assert gradient[0] == pytest.approx(1.0)
+    assert gradient[-1] == pytest.approx(1e-4, rel=1e-3)
+    assert misaligned[-1] > 0.1
+
+
+def test_the_primal_flow_is_the_flow(squared_relu):
+    problem, flow = squared_relu
+    alpha, misaligned = alignment.primal(problem, until=50.0)
+    along = alignment.along(problem, flow)
+    expected = np.interp(np.log(50.0), np.log(along.smoothed_margin), along.misalignment)
+    assert alpha[-1] == pytest.approx(50.0, rel=1e-6)
+    assert misaligned[-1] == pytest.approx(expected, rel=0.05)
+
+
+def test_layers_bounds_hold_along_a_flow_and_not_for_other_layers():
+    task = data.separable_points(15, 4, margin=0.2, seed=0)
+    net = networks.deep_linear([4, 3, 3, 1], generator=generator(), scale=0.8)
+    flow = latephase.gradient_flow(net, task.x, task.y, until=100.0, tol=1e-5)
+    problem = Problem(net, task.x, task.y)
+    start = alignment.split_layers(problem.w0, problem.shapes)
+    w = np.exp(flow.log_norm)[:, None] * flow.direction
+    layers = alignment.layers_along(start, [alignment.split_layers(v, problem.shapes) for v in w])
+    assert layers.rank.shape == (len(flow), 3)
+    assert layers.neighbor.shape == (len(flow), 2)
+    assert 0.0 < layers.used() <= 1.0
+    rng = np.random.default_rng(0)
+    other = [np.linalg.norm(a) * diagnostics.unit(rng.normal(size=a.shape)) for a in start]
+    grown = [[10 * a for a in other]]
+    assert alignment.layers_along(start, grown).used() > 1.0
+
+
+def test_imbalance_by_hand():
+    # Layers of rank one that follow each other: W_1 W_1ᵀ = diag(9, 0), W_2ᵀ W_2 = diag(4, 0).
+    lower, upper = np.array([[3.0], [0.0]]), np.array([[2.0, 0.0]])
+    assert alignment.imbalance([lower, upper]) == pytest.approx((9 - 4) + 5)
+
+
+def test_split_layers_restores_the_shapes():
+    first, second = alignment.split_layers(np.arange(8.0), [(2, 3), (1, 2)])
+    np.testing.assert_array_equal(first, [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(second, [[6, 7]])
