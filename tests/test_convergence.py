@@ -1,5 +1,7 @@
 """The measures of settling: known series, and what must not pass for convergence."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -119,3 +121,22 @@ def test_secants_point_to_the_last_record():
     units, lengths = convergence.secants(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
     np.testing.assert_allclose(units, [[0.6, 0.8], [0.0, 1.0]])
     np.testing.assert_allclose(lengths, [5.0, 4.0])
+
+
+def test_measures_of_a_run_and_of_none():
+    alpha = 10.0 ** (2.0 ** np.arange(5))
+    angles = 0.1 * np.arange(5.0)
+    run = SimpleNamespace(
+        smoothed_margin=alpha,
+        normalized_smoothed_margin=np.array([0.5, 0.6, 0.57, 0.7, 0.8]),
+        path_length=angles,
+        direction=np.stack([np.cos(angles), np.sin(angles)], axis=1),
+        margins=np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.5, 2.5]]),
+        settings={},
+    )
+    found = convergence.measures(run, 1e16)
+    assert found == pytest.approx(
+        {"margin_drop": 0.05, "squaring": 1.0, "turn": 0.1, "distribution": 0.25}
+    )
+    assert set(convergence.measures(None, 1e16).values()) == {INF}
+    assert set(convergence.measures(run, 1e32).values()) == {INF}

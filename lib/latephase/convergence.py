@@ -13,6 +13,7 @@ definability rules out, shortens its stretches per decade of α and keeps those 
 import numpy as np
 
 from latephase.diagnostics import angle
+from latephase.trajectory import Trajectory
 
 
 def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:
@@ -101,6 +102,29 @@ def distribution_change(
     return float(_between_successive(np.asarray(margins)[pair])[0])
 
 
+def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[str, float]:
+    """Return the measures of settling that every flow of the book is asked, by name.
+
+    run: None for examples that were not separated; +inf throughout then, and for a run that does
+    not reach α = end. Its records should include α = start, start², √end and end.
+    margin_drop        largest relative drop of γ̃, over all steps where the run counted them
+    squaring           length while α goes from √end to end, over that from start to start²
+    turn               angle between the directions at α = √end and end
+    distribution       distance of the margin distributions at the same two
+    """
+    if run is None or run.smoothed_margin[-1] < end:
+        return dict.fromkeys(("margin_drop", "squaring", "turn", "distribution"), float("inf"))
+    alpha, root = run.smoothed_margin, float(np.sqrt(end))
+    first, last = _pair(alpha, start, start**2), _pair(alpha, root, end)
+    drop = run.settings.get("margin_drop", largest_drop(run.normalized_smoothed_margin))
+    return {
+        "margin_drop": drop,
+        "squaring": float(np.diff(run.path_length[last])[0] / np.diff(run.path_length[first])[0]),
+        "turn": turn(run.direction, alpha, root, end),
+        "distribution": distribution_change(run.margins, alpha, root, end),
+    }
+
+
 def tails(path_length: np.ndarray) -> np.ndarray:
     """Return the length still to come at each record, up to the last: 0 there.
 
@@ -180,7 +204,8 @@ def _between_successive(margins: np.ndarray) -> np.ndarray:
 
 def _pair(smoothed_margin: np.ndarray, start: float, end: float) -> list[int] | None:
     """Return the indices of the first records with α ≥ start and α ≥ end, None without both."""
-    alpha = np.asarray(smoothed_margin, dtype=float)
+    # Levels that a run aimed at may be missed by the rounding of a power.
+    alpha = np.asarray(smoothed_margin, dtype=float) * (1 + 1e-9)
     if not np.any(alpha >= end):
         return None
     return [_first(alpha >= start), _first(alpha >= end)]

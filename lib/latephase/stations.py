@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from latephase.convergence import largest_drop
-from latephase.flow import gradient_flow
+from latephase.flow import NotSeparated, gradient_flow
 from latephase.trajectory import Trajectory
 
 # Enough to keep every step the solver accepts: the grid of records is finer than its steps.
@@ -45,6 +45,14 @@ def stations(
         **{name: np.array([end[name] for end in ends]) for name in ends[0]},
         settings=flow.settings | {"margin_drop": drop},
     )
+
+
+def attempted(module: torch.nn.Module, x, y, levels, **settings: Any) -> Trajectory | None:
+    """Return `stations`, or None where the flow finds that the examples cannot be separated."""
+    try:
+        return stations(module, x, y, levels, **settings)
+    except NotSeparated:
+        return None
 
 
 def _last(flow: Trajectory) -> dict[str, np.ndarray]:
