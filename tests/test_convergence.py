@@ -140,3 +140,5 @@ def test_measures_of_a_run_and_of_none():
     )
     assert set(convergence.measures(None, 1e16).values()) == {INF}
     assert set(convergence.measures(run, 1e32).values()) == {INF}
+    table = {"a": [found, found], "b": [{"turn": 0.05}, {"turn": 0.2}]}
+    assert convergence.worst_of(table, ("a", "b"), "turn") == pytest.approx([0.1, 0.2])
