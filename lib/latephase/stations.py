@@ -15,7 +15,7 @@ from latephase.flow import NotSeparated, gradient_flow
 from latephase.trajectory import Trajectory
 
 # Enough to keep every step the solver accepts: the grid of records is finer than its steps.
-_RECORDS = 2000
+_RECORDS = 600
 
 
 def stations(
