@@ -1,5 +1,7 @@
 """The measures of settling: known series, and what must not pass for convergence."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -77,3 +79,66 @@ def test_the_leading_plane_of_a_plane_curve_holds_it():
         np.linalg.norm(np.diff(curve, axis=0), axis=1),
         rtol=1e-12,
     )
+
+
+def test_a_spiral_in_ln_ln_alpha_keeps_its_length_per_squaring_and_not_per_decade():
+    alpha = 10.0 ** np.arange(1, 17)
+    spiral = np.log(np.log(alpha))
+    per_squaring = convergence.lengths_per_squaring(spiral, np.log(alpha))
+    np.testing.assert_allclose(per_squaring, np.log(2.0), rtol=1e-12)
+    assert convergence.last_to_first(convergence.stretches(spiral, alpha, 10.0, 10.0)) < 0.1
+    settling = convergence.lengths_per_squaring(-1.0 / alpha, np.log(alpha))
+    assert convergence.last_to_first(settling) == pytest.approx(1e-8 / 0.09, rel=1e-6)
+
+
+def test_turn_is_the_angle_between_two_moments():
+    angles = np.array([0.0, 0.3, 0.5, 0.6])
+    direction = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    alpha = np.array([1.0, 10.0, 100.0, 1000.0])
+    assert convergence.turn(direction, alpha, 10.0, 1000.0) == pytest.approx(0.3)
+    assert convergence.turn(direction, alpha, 10.0, 2000.0) == INF
+
+
+def test_distribution_change_is_the_distance_of_two_moments():
+    margins = np.array([[3.0, 1.0], [9.0, 9.0], [2.0, 4.0]])
+    alpha = np.array([10.0, 20.0, 40.0])
+    assert convergence.distribution_change(margins, alpha, 10.0, 40.0) == pytest.approx(1 / 3)
+    assert convergence.distribution_change(margins, alpha, 10.0, 80.0) == INF
+
+
+def test_tails_are_resolved_up_to_the_first_disagreement():
+    first = convergence.tails(np.array([0.0, 0.9, 0.99, 0.999, 1.0]))
+    np.testing.assert_allclose(first, [1.0, 0.1, 0.01, 0.001, 0.0], rtol=1e-9)
+    second = first * [1.0, 1.05, 1.2, 1.0, 1.0]
+    assert convergence.resolved(first, second) == 2
+    assert convergence.smallest_resolved(first, second) == pytest.approx(0.105)
+    assert convergence.resolved(first, first) == 4  # nothing is claimed below the floor
+    assert convergence.resolved(first, first, floor=0.05) == 2
+    assert convergence.smallest_resolved(np.array([]), np.array([])) == INF
+
+
+def test_secants_point_to_the_last_record():
+    units, lengths = convergence.secants(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(units, [[0.6, 0.8], [0.0, 1.0]])
+    np.testing.assert_allclose(lengths, [5.0, 4.0])
+
+
+def test_measures_of_a_run_and_of_none():
+    alpha = 10.0 ** (2.0 ** np.arange(5))
+    angles = 0.1 * np.arange(5.0)
+    run = SimpleNamespace(
+        smoothed_margin=alpha,
+        normalized_smoothed_margin=np.array([0.5, 0.6, 0.57, 0.7, 0.8]),
+        path_length=angles,
+        direction=np.stack([np.cos(angles), np.sin(angles)], axis=1),
+        margins=np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.5, 2.5]]),
+        settings={},
+    )
+    found = convergence.measures(run, 1e16)
+    assert found == pytest.approx(
+        {"margin_drop": 0.05, "squaring": 1.0, "turn": 0.1, "distribution": 0.25}
+    )
+    assert set(convergence.measures(None, 1e16).values()) == {INF}
+    assert set(convergence.measures(run, 1e32).values()) == {INF}
+    table = {"a": [found, found], "b": [{"turn": 0.05}, {"turn": 0.2}]}
+    assert convergence.worst_of(table, ("a", "b"), "turn") == pytest.approx([0.1, 0.2])

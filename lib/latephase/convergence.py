@@ -4,9 +4,18 @@ ln α is the late phase's natural clock, so states are compared at checkpoints t
 evenly, from α = `start` on. A run that offers nothing to compare, in particular one that never
 separates its examples, gives no checkpoints and +inf: what was not seen to converge must not pass
 for convergence.
+
+Every measure takes the arrays of a run and the variable to compare states in: α itself, or ln α
+where one asks for the pace while α is squared. A direction that turns for ever with ln ln α, as
+definability rules out, shortens its stretches per decade of α and keeps those per squaring.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
+
+from latephase.diagnostics import angle
+from latephase.trajectory import Trajectory
 
 
 def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:
@@ -60,8 +69,97 @@ def distribution_distances(
     margins: p_i/‖W‖^L, [records, n]. The distance is Wasserstein-1, for n equal masses the mean
     absolute difference of the sorted values, in units of the later checkpoint's mean |p_i|/‖W‖^L.
     """
-    ordered = np.sort(np.asarray(margins)[checkpoints(smoothed_margin, start, ratio)], axis=1)
-    return np.abs(np.diff(ordered, axis=0)).mean(axis=1) / np.abs(ordered[1:]).mean(axis=1)
+    return _between_successive(np.asarray(margins)[checkpoints(smoothed_margin, start, ratio)])
+
+
+def lengths_per_squaring(
+    path_length: np.ndarray, log_alpha: np.ndarray, start: float = 10.0
+) -> np.ndarray:
+    """Return the length that the direction travels from α = start to start², to start⁴, ...
+
+    log_alpha: ln α [records], so that α may lie beyond the numbers. start > 1.
+    """
+    return stretches(path_length, log_alpha, float(np.log(start)), ratio=2.0)
+
+
+def turn(direction: np.ndarray, smoothed_margin: np.ndarray, start: float, end: float) -> float:
+    """Return the angle between the directions at the first records with α ≥ start and α ≥ end.
+
+    direction: [records, P]; radians. +inf if the run never reaches `end`.
+    """
+    pair = _pair(smoothed_margin, start, end)
+    return float("inf") if pair is None else angle(*np.asarray(direction)[pair])
+
+
+def distribution_change(
+    margins: np.ndarray, smoothed_margin: np.ndarray, start: float, end: float
+) -> float:
+    """Return the distance of the margin distributions at the first records with α ≥ start, end.
+
+    As `distribution_distances` measures it; +inf if the run never reaches `end`.
+    """
+    pair = _pair(smoothed_margin, start, end)
+    if pair is None:
+        return float("inf")
+    return float(_between_successive(np.asarray(margins)[pair])[0])
+
+
+def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[str, float]:
+    """Return the measures of settling that every flow of the book is asked, by name.
+
+    run: None for examples that were not separated; +inf throughout then, and for a run that does
+    not reach α = end. Its records should include α = start, start², √end and end.
+    margin_drop        largest relative drop of γ̃, over all steps where the run counted them
+    squaring           length while α goes from √end to end, over that from start to start²
+    turn               angle between the directions at α = √end and end
+    distribution       distance of the margin distributions at the same two
+    """
+    if run is None or run.smoothed_margin[-1] < end:
+        return dict.fromkeys(("margin_drop", "squaring", "turn", "distribution"), float("inf"))
+    alpha, root = run.smoothed_margin, float(np.sqrt(end))
+    first, last = _pair(alpha, start, start**2), _pair(alpha, root, end)
+    drop = run.settings.get("margin_drop", largest_drop(run.normalized_smoothed_margin))
+    return {
+        "margin_drop": drop,
+        "squaring": float(np.diff(run.path_length[last])[0] / np.diff(run.path_length[first])[0]),
+        "turn": turn(run.direction, alpha, root, end),
+        "distribution": distribution_change(run.margins, alpha, root, end),
+    }
+
+
+def worst_of(table: Mapping[str, Sequence[dict]], names: Iterable[str], key: str) -> list[float]:
+    """Return, for each run of `measures` in table[name], the largest measure over the names."""
+    return [max(run[key] for run in runs) for runs in zip(*(table[n] for n in names), strict=True)]
+
+
+def tails(path_length: np.ndarray) -> np.ndarray:
+    """Return the length still to come at each record, up to the last: 0 there.
+
+    What lies beyond the last record is not in it; with a pace that falls like α^(-r) it is the
+    part (α/α_last)^r of the whole.
+    """
+    path_length = np.asarray(path_length, dtype=float)
+    return path_length[-1] - path_length
+
+
+def resolved(
+    first: np.ndarray, second: np.ndarray, agreement: float = 0.1, floor: float = 1e-13
+) -> int:
+    """Return how many leading terms of two series agree within `agreement` and exceed `floor`.
+
+    The series are one quantity from runs at two tolerances; from the first disagreement on
+    nothing is claimed. 0 for a run that has none.
+    """
+    length = min(len(first), len(second))
+    first, second = np.asarray(first[:length]), np.asarray(second[:length])
+    agree = np.abs(first - second) <= agreement * np.minimum(np.abs(first), np.abs(second))
+    return _first(~(agree & (np.minimum(first, second) > floor)))
+
+
+def smallest_resolved(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the smallest leading term on which two runs agree (`resolved`), +inf for none."""
+    count = resolved(first, second)
+    return float(np.min(np.asarray(second)[:count])) if count else float("inf")
 
 
 def last_to_first(series: np.ndarray) -> float:
@@ -92,6 +190,32 @@ def leading_plane(direction: np.ndarray) -> tuple[np.ndarray, float]:
     )
     share = np.sum(singular_values[:2] ** 2) / np.sum(singular_values**2)
     return (direction - direction[-1]) @ components[:2].T, float(share)
+
+
+def secants(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (unit vectors [records - 1, P] from each record to the last, their chords).
+
+    Whether these vectors converge as well is what Thom's conjecture asks of a gradient's curve.
+    Records that coincide with the last give a zero vector.
+    """
+    direction = np.asarray(direction, dtype=float)
+    chords = direction[-1] - direction[:-1]
+    lengths = np.linalg.norm(chords, axis=1)
+    return chords / np.where(lengths > 0.0, lengths, 1.0)[:, None], lengths
+
+
+def _between_successive(margins: np.ndarray) -> np.ndarray:
+    ordered = np.sort(margins, axis=1)
+    return np.abs(np.diff(ordered, axis=0)).mean(axis=1) / np.abs(ordered[1:]).mean(axis=1)
+
+
+def _pair(smoothed_margin: np.ndarray, start: float, end: float) -> list[int] | None:
+    """Return the indices of the first records with α ≥ start and α ≥ end, None without both."""
+    # Levels that a run aimed at may be missed by the rounding of a power.
+    alpha = np.asarray(smoothed_margin, dtype=float) * (1 + 1e-9)
+    if not np.any(alpha >= end):
+        return None
+    return [_first(alpha >= start), _first(alpha >= end)]
 
 
 def _first(holds: np.ndarray) -> int:

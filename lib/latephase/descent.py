@@ -104,7 +104,9 @@ def gradient_descent(
             size = rate * state.norm / state.gradient_norm
             if rule == "curvature":
                 largest = _LARGEST_RELATIVE_STEP * state.norm / state.gradient_norm
-                size = min(rate / curvature.bound(state), largest)
+                # Zero where an example woke up since the Gram matrix was measured.
+                bound = curvature.bound(state)
+                size = largest if bound == 0.0 else min(rate / bound, largest)
             record.sizes.append(size)
             w.add_(state.gradient, alpha=size)
             state = _evaluate(network, parameters, x, y, loss, w)

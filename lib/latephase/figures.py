@@ -12,6 +12,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from mpl_toolkits.mplot3d import Axes3D
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
 # One file serves the light and the dark page: the background is transparent, and of all greys
 # this one keeps the same contrast, 4.2, to white and to the dark theme's #14181e. Text is large.
@@ -94,6 +96,75 @@ def direction_path(
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend()
     return axes.figure.colorbar(path, ax=axes, label="smoothed margin α")
+
+
+def unit_sphere(axes: Axes3D, facing: np.ndarray, turned: float = 35.0) -> None:
+    """Draw the unit sphere's grid on three-dimensional axes and look at it from outside.
+
+    facing [3]: the direction that is to be seen, `turned` degrees away from the middle.
+    """
+    around, along = np.linspace(0, 2 * np.pi, 121), np.linspace(-np.pi / 2, np.pi / 2, 61)
+    thin = {"color": GREY, "linewidth": 0.5, "alpha": 0.45}
+    for latitude in np.radians([-60, -30, 0, 30, 60]):
+        flat = np.cos(latitude) * np.cos(around), np.cos(latitude) * np.sin(around)
+        axes.plot(*flat, np.full_like(around, np.sin(latitude)), **thin)
+    for longitude in np.radians(range(0, 360, 30)):
+        across = np.cos(along) * np.cos(longitude), np.cos(along) * np.sin(longitude)
+        axes.plot(*across, np.sin(along), **thin)
+    elevation = np.degrees(np.arcsin(facing[2] / np.linalg.norm(facing)))
+    azimuth = np.degrees(np.arctan2(facing[1], facing[0]))
+    axes.view_init(elev=0.5 * elevation + 10.0, azim=azimuth - turned)
+    axes.set(xlim=(-0.72, 0.72), ylim=(-0.72, 0.72), zlim=(-0.72, 0.72))
+    axes.set_box_aspect((1, 1, 1), zoom=1.25)
+    axes.set_axis_off()
+
+
+def path_on_sphere(
+    axes: Axes3D, path: np.ndarray, smoothed_margin: np.ndarray, label: str | None = None
+) -> Line3DCollection:
+    """Draw a path [records, 3] of unit vectors, grey before α = 1, then coloured by α."""
+    segments = np.stack([path[:-1], path[1:]], axis=1)
+    late = smoothed_margin[1:] >= 1
+    if (~late).any():
+        axes.add_collection3d(Line3DCollection(segments[~late], colors=GREY, linewidths=1.5))
+    norm = LogNorm(1, smoothed_margin.max())
+    drawn = Line3DCollection(segments[late], cmap=LATE, norm=norm, linewidths=2.5)
+    drawn.set_array(smoothed_margin[1:][late])
+    axes.add_collection3d(drawn)
+    axes.scatter(*path[0], color=GREY, s=24, depthshade=False, label=label)
+    return drawn
+
+
+def approach(
+    axes: mpl.projections.polar.PolarAxes,
+    plane: np.ndarray,
+    distance: np.ndarray,
+    smoothed_margin: np.ndarray,
+    floor: float = 1e-12,
+) -> None:
+    """Draw how a path comes to its limit, in decades of distance to it: a polar picture.
+
+    plane [records, 2]: the difference to the limit in a plane, of which only the angle is drawn;
+    distance [records]: to the limit, whose decades above `floor` are the radius. A path that ends
+    in one direction runs straight into the middle, a spiral goes round.
+    """
+    kept = distance > floor
+    turned = np.unwrap(np.arctan2(plane[kept, 1], plane[kept, 0]))
+    radius = np.log10(distance[kept] / floor)
+    points = np.stack([turned, radius], axis=1)
+    colours = LATE(LogNorm(1, smoothed_margin.max(), clip=True)(smoothed_margin[kept]))
+    for a, b, colour in zip(points[:-1], points[1:], colours[1:], strict=True):
+        # An edge of a polar picture is drawn with points between, or it cuts through the middle.
+        steps = np.linspace(0, 1, 12)[:, None]
+        axes.plot(*(a + steps * (b - a)).T, color=colour, linewidth=2)
+    axes.scatter(*points[0], color=GREY, s=24, zorder=3)
+    top = int(np.ceil(-np.log10(floor)))
+    rings = np.arange(3, top + 1, 3)
+    axes.set_rmax(top + 0.5)
+    axes.set_rticks(rings, [f"$10^{{{ring - top}}}$" for ring in rings])
+    axes.set_xticks([])
+    axes.grid(color=GREY, alpha=0.4, linewidth=0.6)
+    axes.spines["polar"].set_color(GREY)
 
 
 def margin_distributions(axes: Axes, margins: np.ndarray, smoothed_margin: np.ndarray) -> None:
