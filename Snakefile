@@ -17,6 +17,8 @@ SCIENCE = [f for f in LIBRARY if f.parent.name != "book"]
 WING = [f for f in LIBRARY if f.parent.name == "book" and f.stem in ("claims", "execute", "gate")]
 PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
          and ".ipynb_checkpoints" not in f.parts]
+# Recorded runs, which chapters draw.
+RECORDED = [str(f) for f in sorted(Path("results").glob("*.json"))]
 EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
 PYTHON = sys.executable
 STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
@@ -47,7 +49,7 @@ rule ledger:
     shell: STEP
 
 rule chapter:
-    input: "book/{chapter}.ipynb", SCIENCE, WING
+    input: "book/{chapter}.ipynb", SCIENCE, WING, RECORDED
     output: update(EXECUTED)
     params: claims=claims_of, parameters=lambda wildcards: BOOK.parameters(wildcards.chapter)
     threads: 1
