@@ -254,8 +254,10 @@ class _Flow:
                 self.next_step = step * max(0.2, factor)
             elif arrived.smoothed_margin > until * (1.0 + LANDING):
                 self.next_step = step * _fraction(state, arrived, until)
-            elif _falls(state, arrived) and newton > _FINEST_NEWTON:
+            elif _fall(state, arrived) > _MONOTONE and newton > _FINEST_NEWTON:
                 newton *= 1e-3
+            elif _fall(state, arrived) > 4.0 * _MONOTONE and step > _SMALLEST_STEP:
+                self.next_step = self.longest = 0.5 * step
             else:
                 newton = _NEWTON * self.tol
                 self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
@@ -370,10 +372,10 @@ def _fraction(state: State, arrived: State, until: float) -> float:
     return min(0.9, wanted / math.log(arrived.smoothed_margin / state.smoothed_margin))
 
 
-def _falls(state: State, arrived: State) -> bool:
-    """Return whether α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
+def _fall(state: State, arrived: State) -> float:
+    """Return by which part α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
     before = state.normalized_smoothed_margin
-    return before > 0.0 and arrived.normalized_smoothed_margin < before * (1.0 - _MONOTONE)
+    return 1.0 - arrived.normalized_smoothed_margin / before if before > 0.0 else 0.0
 
 
 def _measured(problem: Problem, degree: float, state: State) -> dict[str, Any]:
