@@ -30,9 +30,11 @@ class LogClock:
 
     def advance(self, alpha: float, log_gradient_norm: float) -> float:
         """Move to the state with that α and ln‖∇α‖, and return ln t there."""
-        if self._points and alpha <= self._points[-1][1]:
+        slow = float(_slow(alpha))
+        # An α that rounds to the last one is no new node of the interpolation.
+        if self._points and slow <= self._points[-1][0]:
             return self.log_time
-        self._points = [*self._points[-3:], (_slow(alpha), alpha, 2.0 * log_gradient_norm)]
+        self._points = [*self._points[-3:], (slow, alpha, 2.0 * log_gradient_norm)]
         if len(self._points) > 1:
             self.log_time = float(np.logaddexp(self.log_time, self._log_interval()))
         return self.log_time

@@ -66,6 +66,12 @@ def solve_stage(
     theta, u = guess
     dual_tol = min(1e-3, 500.0 * tol)
     inverse_scale = np.exp(-log_scale)
+
+    def newton(linearization: Linearization, arguments: tuple) -> _Step:
+        # A step that overflows is not finite, and ends the stage below.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return _newton_step(linearization, *arguments, kappa, degree, inverse_scale)
+
     nu, size, fresh = None, np.inf, False
     for iteration in range(1, MAX_ITERATIONS + 1):
         p, pulled = problem.weighted_gradient(theta, problem.shaped(np.exp(u)))
@@ -76,11 +82,11 @@ def solve_stage(
         if not linearization.covers(u):
             linearization, fresh = linearize(theta, u), True
         arguments = (p, u, center + pulled - (1.0 + kappa) * theta, correction)
-        step = _newton_step(linearization, *arguments, kappa, degree, inverse_scale)
+        step = newton(linearization, arguments)
         previous, size = size, float(np.linalg.norm(step.theta))
         if not fresh and size > tol and size > linearization.slow(_SLOW) * previous:
             linearization, fresh = linearize(theta, u), True
-            step = _newton_step(linearization, *arguments, kappa, degree, inverse_scale)
+            step = newton(linearization, arguments)
             size = float(np.linalg.norm(step.theta))
             previous = np.inf
         # A linearly convergent sequence with this rate ends rate/(1 - rate) of the last step away.
