@@ -8,8 +8,8 @@ from importlib import import_module
 
 _HOME = {
     "Loss": "losses",
-    "NotSeparated": "flow",
-    "StepCollapse": "flow",
+    "NotSeparated": "errors",
+    "StepCollapse": "errors",
     "Trajectory": "trajectory",
     "diagnose": "diagnosis",
     "gradient_flow": "flow",

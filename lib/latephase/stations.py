@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from latephase.convergence import largest_drop
-from latephase.flow import NotSeparated, gradient_flow
+from latephase.errors import NotSeparated
+from latephase.flow import gradient_flow
 from latephase.trajectory import Trajectory
 
 # Enough to keep every step the solver accepts: the grid of records is finer than its steps.

@@ -1,0 +1,326 @@
+"""Following one flow: early phase, late phase, clock and records, until α is reached or an error.
+
+An explicit method in relative arc length brings any start to separation; from there the implicit
+late phase multiplies α by a factor a step, so that the cost grows with ln α.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from latephase import diagnostics
+from latephase.clock import LogClock
+from latephase.early import STATIONARY, STEP_BUDGET, EarlyState, early_phase
+from latephase.errors import NotSeparated, StepCollapse
+from latephase.late import LateStepper
+from latephase.losses import EXPONENTIAL
+from latephase.problem import Problem
+from latephase.recorder import offered, thinned
+from latephase.state import State, exp_times
+from latephase.trajectory import Trajectory
+
+# The late phase starts here: below, the explicit method is cheap and needs no positive margins.
+HANDOVER = 2.0
+LANDING = 1e-3
+LATE_STEP_BUDGET = 20_000
+# Where the late phase was entered for stiffness, before α > 0: so many steps must take off a
+# hundredth of -α, or else the examples count as not separable.
+STAGNATION_STEPS = 100
+# Short steps mean chatter along kinks only where the risk is not nearly stationary.
+CHATTER_SLOPE = 1e-2
+_LONGEST_STEP = 3.0
+_SMALLEST_STEP = 1e-9
+_FIRST_CURVED_STEP = 1e-3
+# Error of the stages' solution as a part of tol.
+_NEWTON = 0.02
+_FINEST_NEWTON = 1e-11
+# Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
+_MONOTONE = 2e-13
+
+
+class Flow:
+    """The flow of one problem: where it is, its clock, and what it has recorded."""
+
+    def __init__(self, problem: Problem, degree: float, settings: dict[str, Any]) -> None:
+        self.problem, self.degree, self.settings = problem, degree, settings
+        self.tol = settings["tol"]
+        self.clock = LogClock(problem.loss)
+        # With kinks smoothed the early phase is stiff, and left as soon as the late one can step.
+        self.stiff = problem.kink_smoothing is not None
+        self.tried_stiff = self.stiff
+        self.stepper = LateStepper(problem, degree, curved=self.stiff)
+        self.next_step = self.longest = 0.01
+        self.steps, self.best, self.path_length = 0, -math.inf, 0.0
+        self.state: State | None = None
+        self.entries: list[tuple[float, State]] = []
+
+    def run(self, until: float) -> Trajectory:
+        """Return the trajectory up to α = until."""
+        while self.state is None or self.state.smoothed_margin < until:
+            if self.state is not None and self._separated():
+                self._late(until)
+            else:
+                self._early(until)
+        return self.trajectory()
+
+    def _separated(self) -> bool:
+        """Return whether the late phase can step from here.
+
+        It needs ‖W‖ to grow, that is Σ q p > 0, and, unless the loss is exponential, margins
+        where ln(-ℓ') is not flat.
+        """
+        state = self.state
+        if state.smoothed_margin >= HANDOVER and state.p.min() > 0.0:
+            return True
+        smallest = state.p.min() * math.exp(self.degree * state.log_norm)
+        steep = self.problem.loss is EXPONENTIAL or smallest > 0.0
+        return self.stiff and steep and state.alignment() > 0.1
+
+    def _early(self, until: float) -> None:
+        start = self.problem.w0 if self.state is None else self.state.w()
+        states = early_phase(self.problem, start, 0.1 * self.tol, until, self.degree)
+        advances: list[float] = []
+        while True:
+            try:
+                early = next(states)
+            except FloatingPointError as error:
+                raise self._collapse(str(error)) from error
+            self._arrive_early(early)
+            if self.state is not None and (early.alpha >= until or self._separated()):
+                return
+            if early.stationary():
+                raise self._not_separated("the risk is stationary", early.slope(), early.p)
+            if self.steps > STEP_BUDGET:
+                spent = f"the budget of {STEP_BUDGET} early steps is spent"
+                raise self._not_separated(spent, early.slope(), early.p)
+            advances = [*advances[-199:], early.advance]
+            # A smooth flow that is not stiff allows the method of order 5 steps near tol^{1/5}; a
+            # jump of the gradient that the flow keeps crossing allows steps near tol.
+            short = len(advances) == 200 and sum(advances) < 200 * 10 * self.tol
+            if short and not self.tried_stiff:
+                self._leave_explicit(early)
+
+    def _leave_explicit(self, early: EarlyState) -> None:
+        """Raise StepCollapse at a kink; otherwise let the implicit method try what is stiff."""
+        if self.problem.smoothable() or self.problem.kinks().other:
+            if early.slope() > CHATTER_SLOPE:
+                raise self._collapse("the explicit step chatters along a kink")
+        else:
+            self.stiff = self.tried_stiff = True
+
+    def _arrive_early(self, early: EarlyState) -> None:
+        self.best = max(self.best, early.alpha)
+        self.steps += int(early.advance > 0.0)
+        norm = float(np.linalg.norm(early.w))
+        length = float(np.linalg.norm(early.gradient))
+        if self.state is None or early.advance > 0.0:
+            self.clock.advance(early.alpha, math.log(max(length, 1e-300)))
+        if norm == 0.0:
+            return
+        log_norm = math.log(norm)
+        shrink = math.exp(-self.degree * log_norm)
+        self._move(
+            State(
+                early.w / norm,
+                log_norm,
+                early.p * shrink,
+                early.log_dual,
+                early.gradient * norm ** (1.0 - self.degree),
+                early.alpha * shrink,
+                early.alpha,
+            )
+        )
+
+    def _late(self, until: float) -> None:
+        newton, started, advances = _NEWTON * self.tol, self.steps, []
+        stood, since = self.state.smoothed_margin, 0
+        self.longest = _LONGEST_STEP
+        while self.state.smoothed_margin < until:
+            state = self.state
+            step = min(self.next_step, self.longest, _left(state, self.degree, until))
+            if step < _SMALLEST_STEP and state.smoothed_margin < HANDOVER:
+                self.stiff = False
+                return
+            # Attempts that on average hardly advance: short steps and rejections along kinks.
+            crawls = len(advances) == 100 and sum(advances) < 100 * self._crawl()
+            if step < _SMALLEST_STEP or crawls:
+                self._add_curvature(f"the implicit step fell to {step:.1e}")
+                advances = []
+                continue
+            advances = [*advances[-99:], 0.0]
+            slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
+            if state.smoothed_margin <= 0.0 and slope < STATIONARY:
+                raise self._not_separated("the risk is stationary", slope, state.p)
+            taken = self.steps - started
+            if taken > LATE_STEP_BUDGET:
+                raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
+            if state.smoothed_margin > 0.99 * stood:
+                stood, since = state.smoothed_margin, taken
+            if state.smoothed_margin <= 0.0 and taken - since > STAGNATION_STEPS:
+                stands = f"the smoothed margin stands still over {taken - since} steps"
+                raise self._not_separated(stands, slope, state.p)
+            stepped = self.stepper.step(state, step, newton)
+            if stepped is None:
+                self.next_step = self.longest = 0.5 * step
+                continue
+            arrived, error = stepped
+            factor = 0.9 * max(error / self.tol, 1e-9) ** -0.5
+            if error > self.tol:
+                self.next_step = step * max(0.2, factor)
+            elif arrived.smoothed_margin > until * (1.0 + LANDING):
+                self.next_step = step * _fraction(state, arrived, until)
+            elif _fall(state, arrived) > _MONOTONE and newton > _FINEST_NEWTON:
+                newton *= 1e-3
+            elif _fall(state, arrived) > 4.0 * _MONOTONE and step > _SMALLEST_STEP:
+                self.next_step = self.longest = 0.5 * step
+            else:
+                newton = _NEWTON * self.tol
+                self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
+                self.longest = min(1.25 * self.longest, _LONGEST_STEP)
+                self._accept_late(arrived)
+                advances[-1] = step
+
+    def _crawl(self) -> float:
+        """Return the mean step in ρ below which the late phase counts as collapsed."""
+        return (0.1 if self.stepper.curved else 10.0) * self.tol
+
+    def _add_curvature(self, what: str) -> None:
+        """Give Newton's method the curvature of a smooth model, so far left out, or collapse."""
+        kinked = self.problem.smoothable() or self.problem.kinks().other
+        fits = 8 * self.problem.w0.size**2 <= self.problem.jacobian_bytes
+        if self.stepper.curved or kinked or not fits:
+            raise self._collapse(what)
+        self.stepper = LateStepper(self.problem, self.degree, curved=True)
+        self.next_step, self.longest = _FIRST_CURVED_STEP, _LONGEST_STEP
+
+    def _accept_late(self, arrived: State) -> None:
+        log_gradient = math.log(np.linalg.norm(arrived.gradient))
+        log_gradient += (self.degree - 1.0) * arrived.log_norm
+        self.clock.advance(arrived.smoothed_margin, log_gradient)
+        self.best = max(self.best, arrived.smoothed_margin)
+        self.steps += 1
+        self._move(arrived)
+
+    def _move(self, state: State) -> None:
+        if self.state is not None:
+            self.path_length += diagnostics.angle(self.state.direction, state.direction)
+        self.state = dataclasses.replace(
+            state, log_time=self.clock.log_time, path_length=self.path_length
+        )
+        alpha = self.state.smoothed_margin
+        if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
+            records, until = self.settings["records"], self.settings["until"]
+            self.entries = offered(self.entries, alpha, self.state, records, until)
+
+    def trajectory(self) -> Trajectory | None:
+        """Return what has been recorded, or None before the first state with α > 0."""
+        if not self.entries:
+            return None
+        kept = thinned(self.entries, self.settings["records"], self.settings["until"])
+        states = [state for _, state in kept]
+        columns = [_measured(self.problem, self.degree, state) for state in states]
+        return Trajectory(
+            **{name: np.array([column[name] for column in columns]) for name in columns[0]},
+            log_dual=states[-1].log_dual,
+            degree=self.degree,
+            evaluations=dict(self.problem.evaluations),
+            steps=self.steps,
+            settings=dict(self.settings),
+            continuation=self._extended,
+        )
+
+    def _extended(self, trajectory: Trajectory, until: float) -> Trajectory:
+        reached = float(trajectory.smoothed_margin[-1])
+        if not reached < until <= 1e300:
+            raise ValueError(
+                f"extend: expected `until` beyond the smoothed margin {reached:.6g} that the "
+                f"trajectory has reached and at most 1e300, got {until!r}"
+            )
+        # A flow of its own, so that the same trajectory can be extended again.
+        flow = copy.copy(self)
+        flow.problem, flow.clock = self.problem.recounted(), copy.copy(self.clock)
+        flow.stepper = LateStepper(flow.problem, self.degree, self.stepper.curved)
+        flow.settings = self.settings | {"until": float(until)}
+        return flow.run(until)
+
+    def _collapse(self, what: str) -> StepCollapse:
+        kinks = self.problem.kinks()
+        if self.problem.kink_smoothing is not None:
+            why = "its ReLU kinks are smoothed already"
+        elif self.problem.smoothable():
+            why = "it calls ReLU"
+        else:
+            why = "it calls no ReLU that could be smoothed"
+        if kinks.other:
+            why += f"; kinks that cannot be smoothed: {', '.join(sorted(kinks.other))}"
+        return StepCollapse(
+            f"{what} at smoothed margin {self.best:.6g}: the module is not smooth there ({why})",
+            self.trajectory(),
+        )
+
+    def _not_separated(self, why: str, slope: float, p: np.ndarray) -> NotSeparated:
+        until, examples = self.settings["until"], self.problem.true_margins(p)
+        return NotSeparated(
+            f"{why} (‖W‖‖∇α‖ = {slope:.1e}), the largest smoothed margin being {self.best:.6g}, "
+            f"short of {until:.6g}, with {int((examples <= 0).sum())} of {len(examples)} examples "
+            "on the wrong side",
+            self.best,
+            self.trajectory(),
+        )
+
+
+def _left(state: State, degree: float, until: float) -> float:
+    """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
+    if state.smoothed_margin <= 0.0:
+        return math.inf
+    growth = np.vdot(state.gradient, state.gradient) / (
+        degree * state.mean_margin() * state.normalized_smoothed_margin
+    )
+    return (math.log(until / state.smoothed_margin) + 0.4 * LANDING) / growth
+
+
+def _fraction(state: State, arrived: State, until: float) -> float:
+    """Return the part of a step past `until` that would have landed."""
+    if state.smoothed_margin <= 0.0:
+        return 0.5
+    wanted = math.log(until / state.smoothed_margin) + 0.4 * LANDING
+    return min(0.9, wanted / math.log(arrived.smoothed_margin / state.smoothed_margin))
+
+
+def _fall(state: State, arrived: State) -> float:
+    """Return by which part α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
+    before = state.normalized_smoothed_margin
+    return 1.0 - arrived.normalized_smoothed_margin / before if before > 0.0 else 0.0
+
+
+def _measured(problem: Problem, degree: float, state: State) -> dict[str, Any]:
+    """Return one record of a trajectory, field by field."""
+    q = np.exp(state.log_dual)
+    margins = problem.true_margins(state.p)
+    stationarity, complementarity = diagnostics.kkt_residual(
+        state.direction, state.gradient, state.p, q, degree
+    )
+    raw = margins
+    if problem.kink_smoothing is not None:
+        raw = problem.true_margins(problem.smoothed(None).margins(state.direction))
+    return {
+        "smoothed_margin": state.smoothed_margin,
+        "log_norm": state.log_norm,
+        "log_time": state.log_time,
+        "normalized_margin": float(margins.min()),
+        "normalized_smoothed_margin": state.normalized_smoothed_margin,
+        "raw_normalized_margin": float(raw.min()),
+        "alignment": diagnostics.alignment(state.direction, state.gradient),
+        "kkt_stationarity": stationarity,
+        "kkt_complementarity": complementarity,
+        "path_length": state.path_length,
+        "dual_gap": state.dual_gap,
+        "direction": state.direction,
+        "margins": margins,
+        "dual": q,
+    }
