@@ -208,6 +208,15 @@ def test_examples_that_depend_on_the_batch_are_refused():
         Problem(Centered(), X, Y)
 
 
+def test_outputs_that_are_not_finite():
+    class Log(nn.Linear):
+        def forward(self, x):
+            return torch.log(-super().forward(x).square())
+
+    with pytest.raises(ValueError, match="outputs contain NaN"):
+        Problem(Log(3, 1, bias=False), X, Y)
+
+
 def test_parameters_that_are_not_finite():
     module = two_layer()
     with torch.no_grad():
@@ -245,6 +254,15 @@ def test_zero_initialized_biases_are_found_and_named():
     tanh = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 1, bias=False))
     with pytest.raises(ValueError, match="an activation such as tanh may"):
         checked_degree(tanh, X, None)
+
+
+def test_a_degree_that_is_not_positive():
+    class Inverse(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / self.weight.square().sum()
+
+    with pytest.raises(ValueError, match="expected a positive degree of homogeneity, got -1"):
+        checked_degree(Inverse(3, 1, bias=False), X, None)
 
 
 def test_wrong_degree():
