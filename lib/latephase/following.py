@@ -179,7 +179,8 @@ class Flow:
             elif _fall(state, arrived) > 4.0 * _MONOTONE and step > _SMALLEST_STEP:
                 self.next_step = self.longest = 0.5 * step
             else:
-                newton = _NEWTON * self.tol
+                # Where margins are level to rounding, the next step would have to tighten it again.
+                newton = min(_NEWTON * self.tol, 30.0 * newton)
                 self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
                 self.longest = min(1.25 * self.longest, _LONGEST_STEP)
                 self._accept_late(arrived)
