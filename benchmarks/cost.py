@@ -17,7 +17,7 @@ from latephase.diagnostics import angle
 
 
 def main() -> None:
-    rows = []
+    rows, started = [], time.process_time()
     print(
         f"{'problem':<14}{'P':>6}{'α':>8}{'J':>6}{'gradients':>11}{'steps':>7}{'seconds':>9}"
         f"{'1 - cos':>10}{'to SVM':>10}{'fall of γ̃':>11}"
@@ -52,7 +52,7 @@ def main() -> None:
                 f"{row['largest_fall']:>11.1e}",
                 flush=True,
             )
-    save("cost", {"rows": rows})
+    save("cost", {"rows": rows, "duration": time.process_time() - started})
 
 
 if __name__ == "__main__":
