@@ -37,14 +37,14 @@ def test_alignment_agrees_with_the_trajectory_and_with_euler(squared_relu):
 def test_the_dual_potential_of_a_linear_model_bounds_the_margin_from_above():
     task = data.separable_points(30, 4, margin=0.2, seed=1)
     net = networks.linear(4, generator=generator())
-    flow = latephase.gradient_flow(net, task.x, task.y, until=1e8)
+    flow = latephase.gradient_flow(net, task.x, task.y, until=1e12)
     problem = Problem(net, task.x, task.y)
     along = alignment.along(problem, flow)
     direction, margin = latephase.hard_margin(task.x, task.y)
     assert (along.margin <= margin * (1 + 1e-12)).all()
     assert (along.potential >= margin * (1 - 1e-12)).all()
     assert diagnostics.angle(along.gradient[-1], direction) < 1e-6
-    # Duals from margins of size 1e8 lose what the carried ones keep.
+    # Rounded margins of size 1e12 are off by 1e-4 and more; the carried duals are not.
     assert alignment.with_duals_from_margins(problem, flow) > 1e3 * along.misalignment[-1]
 
 

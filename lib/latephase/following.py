@@ -30,7 +30,7 @@ LANDING = 1e-3
 LATE_STEP_BUDGET = 20_000
 # Where the late phase was entered for stiffness, before α > 0: so many steps must take off a
 # hundredth of -α, or else the examples count as not separable.
-STAGNATION_STEPS = 100
+STAGNATION_STEPS = 200
 # Short steps mean chatter along kinks only where the risk is not nearly stationary.
 CHATTER_SLOPE = 1e-2
 _LONGEST_STEP = 3.0
@@ -164,7 +164,7 @@ class Flow:
             if state.smoothed_margin <= 0.0 and taken - since > STAGNATION_STEPS:
                 stands = f"the smoothed margin stands still over {taken - since} steps"
                 raise self._not_separated(stands, slope, state.p)
-            stepped = self.stepper.step(state, step, newton)
+            stepped = self.stepper.step(state, step, min(newton, self._resolving(state, step)))
             if stepped is None:
                 self.next_step = self.longest = 0.5 * step
                 continue
@@ -176,8 +176,6 @@ class Flow:
                 self.next_step = step * _fraction(state, arrived, until)
             elif _fall(state, arrived) > _MONOTONE and newton > _FINEST_NEWTON:
                 newton *= 1e-3
-            elif _fall(state, arrived) > 4.0 * _MONOTONE and step > _SMALLEST_STEP:
-                self.next_step = self.longest = 0.5 * step
             else:
                 # Where margins are level to rounding, the next step would have to tighten it again.
                 newton = min(_NEWTON * self.tol, 30.0 * newton)
@@ -185,6 +183,15 @@ class Flow:
                 self.longest = min(1.25 * self.longest, _LONGEST_STEP)
                 self._accept_late(arrived)
                 advances[-1] = step
+
+    def _resolving(self, state: State, step: float) -> float:
+        """Return the error of a stage that leaves the growth of α/‖W‖^L over the step visible.
+
+        Over dρ its logarithm grows by L tan² of the angle between W and ∇α, while an error of the
+        stage changes it by that error times the angle.
+        """
+        growth = 0.01 * self.degree * step * diagnostics.angle(state.direction, state.gradient)
+        return max(growth, _FINEST_NEWTON)
 
     def _crawl(self) -> float:
         """Return the mean step in ρ below which the late phase counts as collapsed."""

@@ -59,12 +59,12 @@ def solve_stage(
 ) -> Stage:
     """Return the stage solved from the guess (θ, u) to an estimated error of θ within tol.
 
-    The last change of the multipliers, relative, is within 500 tol and a thousandth.
+    The last change of the multipliers, relative, is within 5 tol and 1e-5.
     linearize(θ, u) makes a fresh linearization; the one passed is tried first. center is c
     above, log_scale is ln S.
     """
     theta, u = guess
-    dual_tol = min(1e-3, 500.0 * tol)
+    dual_tol = min(1e-5, 5.0 * tol)
     inverse_scale = np.exp(-log_scale)
 
     def newton(linearization: Linearization, arguments: tuple) -> _Step:

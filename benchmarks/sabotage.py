@@ -1,0 +1,112 @@
+"""The claims under sabotage: one line of the library is falsified, and the ledger must notice.
+
+    python benchmarks/sabotage.py [name ...]
+
+Each sabotage is made in a copy of the repository, never here. The theory chapters run in the copy
+in the quick profile; a chapter that stops is red as a whole, and of one that ends the claims are
+listed whose row turns the build red. Takes some minutes for each sabotage, on two cores.
+Saves results/sabotage.json.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from problems import save
+
+from latephase.book.claims import load
+from latephase.book.gate import recorded
+from latephase.book.layout import Book
+from latephase.book.ledger import entries, problems
+from latephase.book.notebooks import read
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = ("directional_convergence", "where_it_fails", "alignment", "margin_maximization")
+# name: (file of the library, the line as it is, the line as it must not be)
+SABOTAGES = {
+    "sign of the gradient": (
+        "alignment.py",
+        "        problem.weighted_gradient(w, q)[1] for w, q in",
+        "        -problem.weighted_gradient(w, q)[1] for w, q in",
+    ),
+    "sign of the gradient in the flow": (
+        "problem.py",
+        "            gradient += torch.autograd.grad(p, leaf, weights[rows])[0]\n",
+        "            gradient -= torch.autograd.grad(p, leaf, weights[rows])[0]\n",
+    ),
+    "degree off by one": (
+        "homogeneity.py",
+        "    return measured\n",
+        "    return measured + 1.0\n",
+    ),
+    "duals recomputed from margins": (
+        "late.py",
+        "        log_dual = log_dual.numpy()\n",
+        "        log_dual = np.log(np.maximum(1e-300, torch.softmax(torch.from_numpy("
+        "-p * math.exp(min(log_scale, 700.0))), 0).numpy()))\n",
+    ),
+    "wrong power of the norm": (
+        "following.py",
+        '        "normalized_smoothed_margin": state.normalized_smoothed_margin,\n',
+        '        "normalized_smoothed_margin": state.normalized_smoothed_margin'
+        " * math.exp(-state.log_norm),\n",
+    ),
+}
+
+
+def sabotaged(copy: Path, file: str, right: str, wrong: str) -> None:
+    path = copy / "lib" / "latephase" / file
+    text = path.read_text(encoding="utf8")
+    if text.count(right) != 1:
+        raise SystemExit(f"{file}: expected the line once, found {text.count(right)}: {right!r}")
+    path.write_text(text.replace(right, wrong), encoding="utf8")
+
+
+def outcome(copy: Path, chapter: str) -> dict:
+    """Return what became of a chapter in the copy: why it stopped, or which rows are red."""
+    environment = os.environ | {"PYTHONPATH": str(copy / "lib"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", "latephase.book", "chapter", "--chapter", chapter],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode:
+        said = [line for line in run.stderr.splitlines() if line.startswith("book:")]
+        return {"stopped": said[-1].split(" (see")[0] if said else run.stderr[-200:]}
+    book = Book(copy, "quick")
+    claims = {id: c for id, c in load(book.claims).items() if c.chapter == chapter}
+    notebook = read(book.executed(chapter))
+    found = {chapter: {"claims": recorded(notebook), "seconds": 0.0}}
+    return {"red": problems(entries(claims, found, "quick"))}
+
+
+def main() -> None:
+    names, begin, rows = sys.argv[1:] or list(SABOTAGES), time.perf_counter(), []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+            copy = Path(folder) / "copy"
+            shutil.copytree(
+                ROOT, copy, ignore=shutil.ignore_patterns("_build", ".venv", ".snakemake")
+            )
+            sabotaged(copy, *SABOTAGES[name])
+            results = pool.map(lambda chapter, copy=copy: outcome(copy, chapter), CHAPTERS)
+            rows.append({"sabotage": name} | dict(zip(CHAPTERS, results, strict=True)))
+        print(f"{name}:")
+        for chapter in CHAPTERS:
+            result = rows[-1][chapter]
+            lines = [result["stopped"]] if "stopped" in result else result["red"] or ["green"]
+            print(*(f"  {chapter}: {line}" for line in lines), sep="\n", flush=True)
+    save("sabotage", {"rows": rows, "duration": time.perf_counter() - begin})
+
+
+if __name__ == "__main__":
+    main()
