@@ -190,6 +190,8 @@ class Flow:
         Over dρ its logarithm grows by L tan² of the angle between W and ∇α, while an error of the
         stage changes it by that error times the angle.
         """
+        if state.smoothed_margin <= 0.0:
+            return math.inf
         growth = 0.01 * self.degree * step * diagnostics.angle(state.direction, state.gradient)
         return max(growth, _FINEST_NEWTON)
 

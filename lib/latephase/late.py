@@ -47,7 +47,9 @@ class LateStepper:
         rho, rest = state.log_norm, step - kappa
         bend, drift = self.trend or (0.0, 0.0)
         guess = (theta + kappa * (rate + kappa * bend), u + _limited(kappa * drift))
-        first = self._solve(guess, theta, kappa, rho + kappa, newton)
+        # From separation on the multipliers decide what α/‖W‖^L gains in a step.
+        tols = newton, min(1e-5, 5.0 * newton) if state.smoothed_margin > 0.0 else 1e-3
+        first = self._solve(guess, theta, kappa, rho + kappa, tols)
         if not first.converged:
             self.trend = None
             return None
@@ -58,7 +60,7 @@ class LateStepper:
             center + kappa * (slope + rest * bend),
             first.log_multiplier + _limited(rest * drift),
         )
-        second = self._solve(guess, center, kappa, rho + step, newton)
+        second = self._solve(guess, center, kappa, rho + step, tols)
         if not second.converged:
             self.trend = None
             return None
@@ -69,7 +71,7 @@ class LateStepper:
     def _linearize(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Linearization:
         return Linearization(self.problem, theta, log_multiplier, self.curved)
 
-    def _solve(self, guess, center, kappa: float, rho: float, tol: float) -> Stage:
+    def _solve(self, guess, center, kappa: float, rho: float, tols: tuple[float, float]) -> Stage:
         stage = solve_stage(
             self.problem,
             self._linearize,
@@ -79,7 +81,7 @@ class LateStepper:
             kappa,
             self.degree * rho,
             self.degree,
-            tol,
+            *tols,
         )
         self.linearization = stage.linearization
         return stage

@@ -56,15 +56,15 @@ def solve_stage(
     log_scale: float,
     degree: float,
     tol: float,
+    dual_tol: float = 1e-5,
 ) -> Stage:
     """Return the stage solved from the guess (θ, u) to an estimated error of θ within tol.
 
-    The last change of the multipliers, relative, is within 5 tol and 1e-5.
+    The last change of the multipliers, relative, is within dual_tol.
     linearize(θ, u) makes a fresh linearization; the one passed is tried first. center is c
     above, log_scale is ln S.
     """
     theta, u = guess
-    dual_tol = min(1e-5, 5.0 * tol)
     inverse_scale = np.exp(-log_scale)
 
     def newton(linearization: Linearization, arguments: tuple) -> _Step:
