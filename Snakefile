@@ -17,8 +17,6 @@ SCIENCE = [f for f in LIBRARY if f.parent.name != "book"]
 WING = [f for f in LIBRARY if f.parent.name == "book" and f.stem in ("claims", "execute", "gate")]
 PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
          and ".ipynb_checkpoints" not in f.parts]
-# Recorded runs, which chapters draw.
-RECORDED = [str(f) for f in sorted(Path("results").glob("*.json"))]
 EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
 PYTHON = sys.executable
 STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
@@ -27,6 +25,12 @@ STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
 def claims_of(wildcards):
     """The chapter's rows of the registry: a changed bound runs its own chapter again, no other."""
     return [str(asdict(claim)) for claim in CLAIMS.values() if claim.chapter == wildcards.chapter]
+
+
+def records_of(wildcards):
+    """The recorded runs that the chapter names: a new record runs its readers again, no other."""
+    source = Path(f"book/{wildcards.chapter}.ipynb").read_text(encoding="utf8")
+    return [str(f) for f in sorted(Path("results").glob("*.*")) if f'recorded(\\"{f.stem}\\"' in source]
 
 
 rule site:
@@ -49,7 +53,7 @@ rule ledger:
     shell: STEP
 
 rule chapter:
-    input: "book/{chapter}.ipynb", SCIENCE, WING, RECORDED
+    input: "book/{chapter}.ipynb", SCIENCE, WING, records_of
     output: update(EXECUTED)
     params: claims=claims_of, parameters=lambda wildcards: BOOK.parameters(wildcards.chapter)
     threads: 1

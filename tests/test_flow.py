@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import latephase
+from latephase.alignment import split_layers
 from latephase.diagnostics import angle
 from latephase.late import LateStepper
 from latephase.losses import LOGISTIC, Loss
@@ -132,9 +133,7 @@ def test_case_4_deep_linear(depth):
 
 def layers_of(module, w):
     """Split a flat w into the weights of a deep linear network."""
-    shapes = [p.shape for p in module.parameters()]
-    parts = np.split(w, np.cumsum([shape.numel() for shape in shapes])[:-1])
-    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return split_layers(w, [p.shape for p in module.parameters()])
 
 
 def imbalances(weights):

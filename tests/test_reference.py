@@ -15,6 +15,15 @@ from latephase.reference import (
 )
 
 
+def pushed_apart(n, dimension, seed):
+    """Gaussian points, moved away from the hyperplane that labels them."""
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=dimension)
+    x = rng.normal(size=(n, dimension))
+    y = np.sign(x @ w)
+    return x + 0.2 * y[:, None] * w, y
+
+
 def test_hard_margin_of_two_points():
     direction, margin = latephase.hard_margin(torch.tensor([[0.5, 1.5], [-1.5, -0.5]]), [1, -1])
     np.testing.assert_allclose(direction, np.ones(2) / np.sqrt(2), atol=1e-15)  # rounding
@@ -22,11 +31,7 @@ def test_hard_margin_of_two_points():
 
 
 def test_hard_margin_satisfies_the_kkt_conditions():
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=6)
-    x = rng.normal(size=(200, 6))
-    y = np.sign(x @ w)
-    x += 0.2 * y[:, None] * w
+    x, y = pushed_apart(200, 6, seed=0)
     direction, margin = latephase.hard_margin(7.0 * x, y)
     gaps = y * (7.0 * x @ direction) - margin
     # Every support vector at the margin, and the direction in their cone.
@@ -53,11 +58,7 @@ def test_hard_margin_refuses(x, y, message):
 
 
 def test_the_dual_of_the_hard_margin_is_its_certificate():
-    rng = np.random.default_rng(1)
-    w = rng.normal(size=5)
-    x = rng.normal(size=(60, 5))
-    y = np.sign(x @ w)
-    x += 0.2 * y[:, None] * w
+    x, y = pushed_apart(60, 5, seed=1)
     direction, margin = latephase.hard_margin(3.0 * x, y)
     dual = hard_margin_dual(3.0 * x, y)
     assert dual.min() >= 0.0

@@ -11,7 +11,7 @@ import io
 import json
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -39,8 +39,8 @@ _PAGE = """\
 class Frames:
     """A slider over frames, shown as HTML where a notebook's cell ends with it."""
 
-    page: str
-    count: int
+    # Kept out of the text that a notebook stores beside the HTML.
+    page: str = field(repr=False)
 
     def _repr_html_(self) -> str:
         return self.page
@@ -76,7 +76,7 @@ def frames(
         # A value must not end the script.
         values=json.dumps(list(values)).replace("<", "\\u003c"),
     )
-    return Frames(page, len(figures))
+    return Frames(page)
 
 
 def _source(figure: Figure) -> str:
