@@ -84,7 +84,10 @@ def solve_stage(
         arguments = (p, u, center + pulled - (1.0 + kappa) * theta, correction)
         step = newton(linearization, arguments)
         previous, size = size, float(np.linalg.norm(step.theta))
-        if not fresh and size > tol and size > linearization.slow(_SLOW) * previous:
+        # With an old curvature the multipliers may creep where θ stands within tol.
+        creeps = linearization.curvature is not None and not step.settled(dual_tol)
+        slow = size > linearization.slow(_SLOW) * previous
+        if not fresh and slow and (size > tol or creeps):
             linearization, fresh = linearize(theta, u), True
             step = newton(linearization, arguments)
             size = float(np.linalg.norm(step.theta))
