@@ -212,9 +212,11 @@ def test_a_key_that_would_be_passed_over_is_seen(tmp_path, change, message):
         ('<img src="a.png">', "without a description"),
         ('<img src="a.png" alt="">', "without a description"),
         ('<img src="a.png" alt="_images/0a1b2c3d4e5f60718293.png">', "without a description"),
+        ("<td>$10^{-10}$</td>", "shows raw TeX: '$10^{-10}$'"),
+        ('<p>with <span class="math">\\(x\\)</span> and \\lVert W</p>', "raw TeX: '\\\\lVert'"),
     ],
 )
-def test_a_page_that_loads_from_elsewhere_or_hides_a_picture_is_seen(tmp_path, page, fault):
+def test_a_page_with_a_fault_is_seen(tmp_path, page, fault):
     (tmp_path / "page.html").write_text(f"<html>{page}</html>")
     assert any(fault in found for found in gate.check_site(tmp_path))
 
@@ -222,6 +224,7 @@ def test_a_page_that_loads_from_elsewhere_or_hides_a_picture_is_seen(tmp_path, p
 def test_a_page_that_keeps_to_itself_passes(tmp_path):
     page = (
         '<script src="../mathjax/es5/tex-mml-chtml.js"></script><a href="https://example.org">x</a>'
+        '<pre>print("\\lVert $x$")</pre><p>2 $ <span class="math notranslate">\\(\\max\\)</span>'
     )
     (tmp_path / "page.html").write_text(page + '<img src="a.png" alt="A curve that rises">')
     assert gate.check_site(tmp_path) == []

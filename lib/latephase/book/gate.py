@@ -17,6 +17,7 @@ from latephase.book.files import read_yaml
 from latephase.book.notebooks import Cell, Notebook, cells_sha256, read
 
 _NAN = re.compile(r"(?<![\w.])nan(?![\w])", re.IGNORECASE)
+_RAW_TEX = re.compile(r"\$[^$\s][^$]*\$|\\[a-zA-Z]{3,}")
 
 
 def check_source(path: Path) -> list[str]:
@@ -158,14 +159,28 @@ def _known_keys() -> dict:
 
 
 class _Page(HTMLParser):
-    """Collects what a page loads from elsewhere and its images without a description."""
+    """Collects what a page loads from elsewhere, images without a description, and raw TeX."""
 
     def __init__(self):
         super().__init__()
         self.faults: list[str] = []
+        # The tag of the element in which TeX is no fault (code, or what MathJax renders), repeated.
+        self._verbatim: list[str] = []
+
+    def handle_data(self, data):
+        if not self._verbatim and (raw := _RAW_TEX.search(data)):
+            self.faults.append(f"shows raw TeX: {raw.group()!r}")
+
+    def handle_endtag(self, tag):
+        if tag in self._verbatim[:1]:
+            self._verbatim.pop()
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
+        begins = tag in ("script", "style", "pre", "code", "title")
+        begins |= "math" in (attributes.get("class") or "").split()
+        if (begins and not self._verbatim) or tag in self._verbatim[:1]:
+            self._verbatim.append(tag)
         loads = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src"}
         url = attributes.get(loads.get(tag, ""), "") or ""
         stays = tag == "link" and attributes.get("rel") in (
@@ -184,7 +199,7 @@ class _Page(HTMLParser):
 
 
 def check_site(html: Path) -> list[str]:
-    """Pages of the built site that load something from elsewhere or show an image undescribed."""
+    """Pages of the site that load from elsewhere, show an image undescribed, or TeX unrendered."""
     wrong = []
     for path in sorted(html.rglob("*.html")):
         page = _Page()
