@@ -5,13 +5,15 @@
 Each sabotage is made in a copy of the repository, never here. The theory chapters run in the copy
 in the quick profile; a chapter that stops is red as a whole, and of one that ends the claims are
 listed whose row turns the build red. Takes some minutes for each sabotage, on two cores.
-Saves results/sabotage.json.
+Saves results/sabotage.json after each; named ones replace their rows in it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from problems import save
+from problems import RESULTS, save
 
 from latephase.book.claims import load
 from latephase.book.gate import recorded
@@ -28,6 +30,8 @@ from latephase.book.ledger import entries, problems
 from latephase.book.notebooks import read
 
 ROOT = Path(__file__).parents[1]
+# Seconds for a chapter, some ten times what the slowest needs.
+LIMIT = 900
 CHAPTERS = ("directional_convergence", "where_it_fails", "alignment", "margin_maximization")
 # name: (file of the library, the line as it is, the line as it must not be)
 SABOTAGES = {
@@ -72,16 +76,24 @@ def sabotaged(copy: Path, file: str, right: str, wrong: str) -> None:
 def outcome(copy: Path, chapter: str) -> dict:
     """Return what became of a chapter in the copy: why it stopped, or which rows are red."""
     environment = os.environ | {"PYTHONPATH": str(copy / "lib"), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
+    run = subprocess.Popen(
         [sys.executable, "-m", "latephase.book", "chapter", "--chapter", chapter],
         cwd=copy,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+    try:
+        stderr = run.communicate(timeout=LIMIT)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        return {"stopped": f"not done within {LIMIT} s"}
     if run.returncode:
-        said = [line for line in run.stderr.splitlines() if line.startswith("book:")]
-        return {"stopped": said[-1].split(" (see")[0] if said else run.stderr[-200:]}
+        said = [line for line in stderr.splitlines() if line.startswith("book:")]
+        return {"stopped": said[-1].split(" (see")[0] if said else stderr[-200:]}
     book = Book(copy, "quick")
     claims = {id: c for id, c in load(book.claims).items() if c.chapter == chapter}
     notebook = read(book.executed(chapter))
@@ -90,8 +102,10 @@ def outcome(copy: Path, chapter: str) -> dict:
 
 
 def main() -> None:
-    names, begin, rows = sys.argv[1:] or list(SABOTAGES), time.perf_counter(), []
-    for name in names:
+    path = RESULTS / "sabotage.json"
+    rows = json.loads(path.read_text(encoding="utf8"))["rows"] if path.exists() else {}
+    for name in sys.argv[1:] or SABOTAGES:
+        begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
             copy = Path(folder) / "copy"
             shutil.copytree(
@@ -99,13 +113,13 @@ def main() -> None:
             )
             sabotaged(copy, *SABOTAGES[name])
             results = pool.map(lambda chapter, copy=copy: outcome(copy, chapter), CHAPTERS)
-            rows.append({"sabotage": name} | dict(zip(CHAPTERS, results, strict=True)))
+            rows[name] = dict(zip(CHAPTERS, results, strict=True))
         print(f"{name}:")
-        for chapter in CHAPTERS:
-            result = rows[-1][chapter]
+        for chapter, result in rows[name].items():
             lines = [result["stopped"]] if "stopped" in result else result["red"] or ["green"]
             print(*(f"  {chapter}: {line}" for line in lines), sep="\n", flush=True)
-    save("sabotage", {"rows": rows, "duration": time.perf_counter() - begin})
+        rows[name]["seconds"] = time.perf_counter() - begin
+        save("sabotage", {"rows": rows, "duration": sum(row["seconds"] for row in rows.values())})
 
 
 if __name__ == "__main__":
