@@ -13,7 +13,7 @@ FLOORS = {
     "losses": 0, "kinks": 0, "inputs": 0, "trajectory": 0, "state": 0, "errors": 1,
     "networks": 0, "data": 0, "datafiles": 0, "pathology": 0, "primal_dual": 0,
     "problem": 1, "homogeneity": 1, "clock": 1, "reference": 1, "figures": 1, "images": 1,
-    "explore": 1,
+    "explore": 1, "image_networks": 0,
     "linearization": 2, "diagnostics": 2, "tangent": 2, "early": 2, "recorder": 2,
     "stage": 3, "convergence": 3, "diagnosis": 3, "alignment": 3, "descent": 4,
     "late": 4,
