@@ -74,7 +74,7 @@ def diagnose(
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
     x = checked_inputs(x)
     measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
-    with _evaluating(module):
+    with evaluating(module):
         batches = _Batches(module, parameters[0], x, batch_size, progress)
         y, outputs = checked_labels(y, batches.outputs(slice(0, 2)), len(x), loss.name)
         raise_on_contradiction(x, y)
@@ -214,7 +214,8 @@ def _layers(module: torch.nn.Module) -> pd.DataFrame:
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module and its parts into evaluation mode, and each back into its own afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Networks for images of 28×28 or 32×32: H-AlexNet, homogeneous; DenseNet and ResNet, which are not.
+"""Networks for images: H-AlexNet, which is homogeneous; DenseNet and ResNet, which are not.
 
 `alexnet` without biases is positively homogeneous in its weights, of degree 8, one for each layer;
 its biased twin starts as the same function and has no degree. DenseNet and ResNet are torchvision's
@@ -111,7 +111,7 @@ def resnet(
     *,
     generator: Generator,
 ) -> nn.Sequential:
-    """Return torchvision's ResNet-18 with `width` channels in its first stage; 64 in the original."""
+    """Return torchvision's ResNet-18 with `width` channels in its first stage, 64 originally."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
     image = _checked(image, classes)
