@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from latephase import diagnostics
 from latephase.convergence import successive_distances
-from latephase.diagnosis import evaluating
+from latephase.inputs import in_mode
 from latephase.losses import named_loss, pairwise_margins, true_margins
 
 # Dual variables are exp(-p) up to a factor: rounding of p by more than this leaves no digit.
@@ -55,20 +55,21 @@ class Layer:
         return self.spectral / self.frobenius
 
 
-def layers(module: nn.Module, image: Sequence[int]) -> list[Layer]:
+def layers(module: nn.Module, image: Sequence[int], convolutions: bool = True) -> list[Layer]:
     """Return the dense and convolutional layers of a network for images (channels, height, width).
 
-    In the order in which an image passes them. Raises ValueError for grouped, dilated or
+    In the order in which an image passes them; convolutions=False leaves them out. Raises ValueError for grouped, dilated or
     non-zero padded convolutions, whose norms `convolution_norms` does not compute.
     """
     passed, hooks = [], []
+    kinds = (nn.Conv2d, nn.Linear) if convolutions else nn.Linear
     for name, part in module.named_modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
+        if isinstance(part, kinds):
             note = _noting(passed, name)
             hooks.append(part.register_forward_hook(note))
     parameter = next(module.parameters())
     try:
-        with evaluating(module), torch.no_grad():
+        with in_mode(module, training=False), torch.no_grad():
             module(torch.zeros(1, *image, dtype=parameter.dtype, device=parameter.device))
     finally:
         for hook in hooks:
@@ -169,7 +170,7 @@ def state(
     device = next(iter(parameters.values())).device
     parts = [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, len(x), batch_size)]
     parts = [(a.to(device), b.to(device)) for a, b in parts]
-    with evaluating(module):
+    with in_mode(module, training=False):
         with torch.no_grad():
             outputs = torch.cat([module(a) for a, _ in parts]).double()
         p = pairwise_margins(outputs, torch.cat([b for _, b in parts]))
@@ -204,7 +205,7 @@ def _cosine(module, parameters: list[Tensor], parts: list, dual: Tensor) -> floa
 def error_rate(module: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -> float:
     """Return the share of images on whose label another class wins or ties, in evaluation mode."""
     device = next(module.parameters()).device
-    with evaluating(module), torch.no_grad():
+    with in_mode(module, training=False), torch.no_grad():
         outputs = torch.cat([module(part.to(device)).cpu() for part in x.split(batch_size)])
     return float((true_margins(pairwise_margins(outputs, y.cpu())) <= 0).double().mean())
 
@@ -217,7 +218,7 @@ class Series:
     itself, float32. parameters: names of the P trainable tensors, `turns` [K - 1, P] the angle in
     radians between each one's successive directions, 0 while it stands still or is 0, `turn`
     [K - 1] that of the whole network. layers: names of the M dense and convolutional layers in
-    their order, `dense` [M] which of them are dense, `frobenius` and `spectral` [K, M] their
+    their order (with batch normalization of the dense ones), `dense` [M] which of them are dense, `frobenius` and `spectral` [K, M] their
     norms as operators, smallest_ratio [M]. degree: 0 for a network without one; batch_normalized:
     whether it makes products of norms meaningless.
     """
@@ -294,11 +295,12 @@ def series(run, module: nn.Module, train, test, loss: str = "cross_entropy") -> 
 
     train, test: tasks with images x and labels y.
     """
+    normalizing = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     rows, turns, whole, before = [], [], [], None
     for k in range(len(run)):
         run.load(k, module)
         now = state(module, train.x, train.y, loss)
-        table = layers(module, train.x.shape[1:])
+        table = layers(module, train.x.shape[1:], convolutions=not normalizing)
         error = error_rate(module, test.x, test.y)
         rows.append((now, table, error, _norm(now.weights)))
         if before is not None:
@@ -307,7 +309,6 @@ def series(run, module: nn.Module, train, test, loss: str = "cross_entropy") -> 
             whole.append(_turn(*(np.concatenate(side) for side in zip(*pairs, strict=True))))
         before = now.weights
     states, tables, errors, norms = zip(*rows, strict=True)
-    normalizing = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     return Series(
         steps=np.array(run.steps, dtype=np.int64),
         smoothed_margin=np.array([s.smoothed_margin for s in states]),
