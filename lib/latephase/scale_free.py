@@ -58,8 +58,8 @@ class Layer:
 def layers(module: nn.Module, image: Sequence[int], convolutions: bool = True) -> list[Layer]:
     """Return the dense and convolutional layers of a network for images (channels, height, width).
 
-    In the order in which an image passes them; convolutions=False leaves them out. Raises ValueError for grouped, dilated or
-    non-zero padded convolutions, whose norms `convolution_norms` does not compute.
+    In the order in which an image passes them; convolutions=False leaves those out. Raises
+    ValueError for grouped or dilated convolutions, of which `convolution_norms` knows nothing.
     """
     passed, hooks = [], []
     kinds = (nn.Conv2d, nn.Linear) if convolutions else nn.Linear
@@ -215,12 +215,12 @@ class Series:
     """A training run as this book draws it; first axis = checkpoints, K of them.
 
     steps, smoothed_margin, alignment, test_error, logit_size, log_norm: [K]; margins [K, n] of W
-    itself, float32. parameters: names of the P trainable tensors, `turns` [K - 1, P] the angle in
-    radians between each one's successive directions, 0 while it stands still or is 0, `turn`
-    [K - 1] that of the whole network. layers: names of the M dense and convolutional layers in
-    their order (with batch normalization of the dense ones), `dense` [M] which of them are dense, `frobenius` and `spectral` [K, M] their
-    norms as operators, smallest_ratio [M]. degree: 0 for a network without one; batch_normalized:
-    whether it makes products of norms meaningless.
+    itself, float32. parameters: names of the P trainable tensors; turns [K - 1, P]: the angle in
+    radians between each one's successive directions, 0 while it stands still or is 0; turn [K - 1]
+    that of the whole network. layers: names of the M dense and convolutional layers in their order
+    (with batch normalization of the dense ones); dense [M]: which are dense; frobenius, spectral
+    [K, M]: their norms as operators; smallest_ratio [M]. degree: 0 for a network without one;
+    batch_normalized: whether it makes products of norms meaningless.
     """
 
     steps: np.ndarray
