@@ -12,8 +12,8 @@ says nothing of the function that the network computes.
 
 Every function returns a float32 `torch.nn.Sequential` with attributes `degree` (None where there is
 none) and `image`, whose outputs are [n, classes]; it raises ValueError for images of another size.
-Weights are drawn from N(0, 2/fan_in) with the generator that the caller passes, which must sit on
-the CPU; biases and shifts start at 0, gains at 1.
+Weights are drawn from N(0, scale² · 2/fan_in) with the generator that the caller passes,
+which must sit on the CPU; biases and shifts start at 0, gains at 1.
 """
 
 from collections.abc import Sequence
@@ -47,12 +47,14 @@ def alexnet(
     image: Sequence[int] = (3, 32, 32),
     *,
     generator: Generator,
+    scale: float = 1.0,
 ) -> nn.Sequential:
     """Return H-AlexNet: five convolutions, max-pooling, three dense layers, ReLU, no dropout.
 
     3×3 convolutions with padding, the first of stride 2, pooling over 2×2 after the first, the
     second and the last. width multiplies the channels (64, 192, 384, 256, 256) and hidden dense
-    layers (4096, 4096). biases=True adds biases to all layers, which start at 0.
+    layers (4096, 4096). biases=True adds biases to all layers, which start at 0. scale multiplies
+    the weights at the start: a smaller one lets training leave them behind sooner.
     """
     image = _checked(image, classes)
     if not width > 0:
@@ -70,7 +72,8 @@ def alexnet(
     layers.append(nn.Flatten())
     for place in range(3):
         layers += [nn.Linear(*dense[place : place + 2], bias=biases), nn.ReLU()]
-    return _initialized(nn.Sequential(*layers[:-1]), image, None if biases else 8, generator)
+    degree = None if biases else 8
+    return _initialized(nn.Sequential(*layers[:-1]), image, degree, generator, scale)
 
 
 def densenet(
@@ -151,12 +154,16 @@ def _checked(image: Sequence[int], classes: int) -> tuple[int, int, int]:
 
 
 def _initialized(
-    network: nn.Sequential, image: tuple, degree: int | None, generator: Generator
+    network: nn.Sequential,
+    image: tuple,
+    degree: int | None,
+    generator: Generator,
+    scale: float = 1.0,
 ) -> nn.Sequential:
     """Return the network with its weights drawn, its degree and its images noted."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            deviation = (2.0 / layer.weight[0].numel()) ** 0.5
+            deviation = scale * (2.0 / layer.weight[0].numel()) ** 0.5
             nn.init.normal_(layer.weight, 0.0, deviation, generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

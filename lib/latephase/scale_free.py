@@ -258,7 +258,8 @@ class Series:
             "spectral": lambda: np.exp(np.log(self.spectral).sum(1)),
             "norm": lambda: np.exp(self.degree * self.log_norm),
         }[unit]()
-        return self.margins.astype(float) / size[:, None]
+        # A network of zeros has margins of zero in any unit.
+        return self.margins.astype(float) / np.where(size > 0, size, 1.0)[:, None]
 
     def distances(self, unit: str) -> np.ndarray:
         """Return the distance [K - 1] of each margin distribution from the one before it."""
