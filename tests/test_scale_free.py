@@ -10,6 +10,7 @@ from torch import nn
 from latephase import diagnose, networks, scale_free
 from latephase.image_networks import alexnet, resnet
 from latephase.images import bundled_fashion_mnist
+from latephase.training import Settings
 
 
 def drawn(build, seed=0, **settings):
@@ -124,3 +125,17 @@ def test_a_series_comes_back_from_its_arrays():
     del arrays["turns"]
     with pytest.raises(ValueError, match="missing turns"):
         scale_free.Series.of(arrays)
+
+
+def test_following_a_run_needs_no_folder():
+    task = bundled_fashion_mnist(per_class=1)
+    network = drawn(networks.convolutional, image=(1, 28, 28), outputs=10, dtype=torch.float32)
+    settings = Settings(steps=30, schedule="normalized", rate=0.5, momentum=0.9, checkpoints=5)
+    series = scale_free.followed(network, task, task, settings)
+    assert series.steps[-1] == 30
+    assert np.array_equal(series.margins[-1] > 0, np.ones(10))
+    assert series.length(10) == pytest.approx(
+        series.turn[-2:].sum() if series.steps[-3] <= 10 < series.steps[-2] else -1
+    )
+    assert series.ratio.shape == (len(series.steps), 1)
+    assert series.test_error[-1] == 0

@@ -208,10 +208,12 @@ def successive_distances(margins: np.ndarray) -> np.ndarray:
     """Return the distance between each two successive rows of normalized margins [records, n].
 
     Wasserstein-1 in units of the later row's mean |p|, [records - 1]: 0 for equal distributions,
-    about 1 or more for unrelated ones.
+    about 1 or more for unrelated ones, +inf where the later margins are all 0.
     """
     ordered = np.sort(margins, axis=1)
-    return np.abs(np.diff(ordered, axis=0)).mean(axis=1) / np.abs(ordered[1:]).mean(axis=1)
+    moved, unit = np.abs(np.diff(ordered, axis=0)).mean(axis=1), np.abs(ordered[1:]).mean(axis=1)
+    # Margins of zero are unlike any others, and like themselves.
+    return np.where(unit > 0, moved, np.where(moved > 0, np.inf, 0.0)) / np.where(unit > 0, unit, 1)
 
 
 def _pair(smoothed_margin: np.ndarray, start: float, end: float) -> list[int] | None:

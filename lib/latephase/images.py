@@ -14,6 +14,7 @@ here reaches the network except `fashion_mnist` and `cifar10` called with `downl
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -190,6 +191,23 @@ def jpeg_npz(
         raise DataError(f"{path}: expected JPEG files of one size in {split}; {error}") from error
     name = f"{path.stem} (JPEG re-encoded)"
     return _task(name, images, labels, digest, classes, per_class, split, pixels)
+
+
+def pooled(task: Task, size: int) -> Task:
+    """The task with images averaged over squares of size × size pixels; size 1 is the task itself.
+
+    Images are first continued at their edges until a side is a multiple of 8 · size, so that
+    28 × 28 becomes 16 × 16 at size 2.
+    """
+    if size < 1:
+        raise ValueError(f"size: expected a positive integer, got {size!r}")
+    if size == 1:
+        return task
+    missing = -task.x.shape[-1] % (8 * size)
+    border = (missing // 2, missing - missing // 2) * 2
+    x = torch.nn.functional.pad(task.x, border, mode="replicate")
+    x = torch.nn.functional.avg_pool2d(x, size)
+    return replace(task, x=x, name=f"{task.name}, averaged over {size} × {size} pixels")
 
 
 def _task(source, images, labels, digest, classes, per_class, split, pixels) -> Task:

@@ -16,6 +16,7 @@ layer can be scaled without any change of the function, and the products have no
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -25,10 +26,12 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latephase import diagnostics
+from latephase import diagnostics, training
 from latephase.convergence import successive_distances
+from latephase.data import Task
 from latephase.inputs import in_mode
 from latephase.losses import named_loss, pairwise_margins, true_margins
+from latephase.training import Settings
 
 # Dual variables are exp(-p) up to a factor: rounding of p by more than this leaves no digit.
 _RESOLVED = 0.01
@@ -266,14 +269,30 @@ class Series:
         return successive_distances(self.normalized_margins(unit))
 
     def change(self, start: float, unit: str) -> float:
-        """Return the distance between the distributions at the first checkpoint ≥ start and last.
+        """Return the distance of the distributions at the last checkpoint ≤ start and at the end.
 
         +inf for a run that ends with an example on the wrong side: it has no late phase.
         """
         if self.margins[-1].min() <= 0:
             return float("inf")
-        first = int(np.argmax(self.steps >= start))
+        first = self._at(start)
         return float(successive_distances(self.normalized_margins(unit)[[first, -1]])[0])
+
+    def length(self, start: float) -> float:
+        """Return the sum of the angles between successive directions from that checkpoint on, a
+        lower bound on the length of the direction's path; +inf as for `change`.
+        """
+        if self.margins[-1].min() <= 0:
+            return float("inf")
+        return float(self.turn[self._at(start) :].sum())
+
+    def _at(self, step: float) -> int:
+        return int(np.searchsorted(self.steps, step, side="right")) - 1
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """‖A‖_2/‖A‖_F of the dense layers, [K, dense layers]."""
+        return (self.spectral / self.frobenius)[:, self.dense]
 
     @property
     def first_perfect(self) -> float:
@@ -291,11 +310,18 @@ class Series:
         return cls(**{name: np.asarray(arrays[name]) for name in names})
 
 
-def series(run, module: nn.Module, train, test, loss: str = "cross_entropy") -> Series:
-    """Return the `Series` of a `latephase.training.Run` of the module, whose weights it overwrites.
+def followed(module: nn.Module, train: Task, test: Task, settings: Settings) -> Series:
+    """Train a module in place and return its `Series`; checkpoints are kept meanwhile only."""
+    with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
+        run = training.train(module, train.x, train.y, settings, folder)
+        return series(run, module, train, test, settings.loss)
 
-    train, test: tasks with images x and labels y.
-    """
+
+def series(
+    run: training.Run, module: nn.Module, train: Task, test: Task, loss: str = "cross_entropy"
+) -> Series:
+    """Return the `Series` of a run of the module, whose weights are those of the last checkpoint
+    afterwards."""
     normalizing = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     rows, turns, whole, before = [], [], [], None
     for k in range(len(run)):
