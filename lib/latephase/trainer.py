@@ -273,7 +273,9 @@ class Trainer:
             self._record(reached, accuracy)
         if schedule.redone_in_a_row > _PATIENCE:
             raise self.failure(
-                start, f"ln R = {reached:g} after {_PATIENCE} tries of the epoch that begins here"
+                start,
+                f"ln R rose to {reached:g} in {_PATIENCE} tries of the epoch that begins here "
+                "(with batch normalization or dropout it may rise however small the step)",
             )
 
     def _record(self, log_risk: float, accuracy: float) -> None:

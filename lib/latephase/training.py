@@ -36,7 +36,8 @@ class Settings:
     schedule: "constant", η = rate; "normalized", η = rate/(R_B max(1, ‖∇ln R_B‖²)); "loss_based",
         Lyu and Li's η = α/R with α beginning at rate. See `latephase.schedules`.
     momentum: μ in Δ ← μ Δ - η ∇R_B, W ← W + Δ. Steps are accumulated, not gradients, whose sizes
-        differ by any number of orders; with a constant η the two are the same.
+        differ by any number of orders; with a constant η the two are the same. None under
+        "loss_based", whose judgement needs steps that shrink with α.
     seed: of the order of the examples, drawn afresh each epoch, and of dropout if there is any.
     loss: "cross_entropy" for outputs [n, k], "logistic" for one output, or "exponential".
     checkpoints: at most that many, spread evenly in ln(steps), from step 0 to the last. Early
@@ -72,6 +73,11 @@ class Settings:
             raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum: expected 0 or more and below 1, got {self.momentum!r}")
+        if self.schedule == "loss_based" and self.momentum:
+            raise ValueError(
+                f"momentum: expected 0 under 'loss_based', got {self.momentum!r}: steps carried "
+                "over do not shrink with α, so an epoch done again could rise forever"
+            )
         for name, known in (
             ("schedule", sorted(SCHEDULES)),
             ("loss", ["cross_entropy", "exponential", "logistic"]),
