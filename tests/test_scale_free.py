@@ -138,3 +138,13 @@ def test_following_a_run_needs_no_folder():
     assert series.length(10) == pytest.approx(series.turn[since:].sum())
     assert series.ratio.shape == (len(series.steps), 1)
     assert series.test_error[-1] == 0
+
+
+def test_the_defect_of_homogeneity_is_rounding_or_plain():
+    x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    plain = drawn(alexnet, width=1 / 16, image=(1, 28, 28))
+    before = [p.clone() for p in plain.parameters()]
+    assert scale_free.homogeneity_defect(plain, x, 8) < 1e-12
+    assert scale_free.homogeneity_defect(plain, x, 7) == pytest.approx(0.5)
+    assert all(torch.equal(p, q) for p, q in zip(before, plain.parameters(), strict=True))
+    assert scale_free.homogeneity_defect(drawn(resnet, width=2, image=(1, 28, 28)), x, 8) > 0.1

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -147,6 +148,22 @@ def _root_of_largest_eigenvalue(gram, order: int) -> float:
     operator = LinearOperator((order, order), matvec=gram, dtype=np.float64)
     largest = eigsh(operator, 1, which="LA", v0=start, tol=1e-8, return_eigenvectors=False)
     return float(np.sqrt(max(0.0, largest[0])))
+
+
+def homogeneity_defect(module: nn.Module, x: Tensor, degree: float, factor: float = 1.5) -> float:
+    """Return ‖f(x; cW) - c^L f(x; W)‖ / ‖c^L f(x; W)‖ with c = `factor`, all trainable W scaled.
+
+    0 for a network of that degree, on a float64 copy, in evaluation mode.
+    """
+    copied = deepcopy(module).double().cpu()
+    x = x.detach().double().cpu()
+    with in_mode(copied, training=False), torch.no_grad():
+        expected = factor**degree * copied(x)
+        for parameter in copied.parameters():
+            parameter.mul_(factor if parameter.requires_grad else 1.0)
+        found = copied(x)
+    norm = torch.linalg.vector_norm
+    return float(norm(found - expected) / norm(expected))
 
 
 @dataclass(frozen=True)
@@ -320,8 +337,7 @@ def followed(module: nn.Module, train: Task, test: Task, settings: Settings) -> 
 def series(
     run: training.Run, module: nn.Module, train: Task, test: Task, loss: str = "cross_entropy"
 ) -> Series:
-    """Return the `Series` of a run of the module, whose weights are those of the last checkpoint
-    afterwards."""
+    """Return the `Series` of a run of the module, which ends with the last checkpoint's weights."""
     normalizing = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     rows, turns, whole, before = [], [], [], None
     for k in range(len(run)):
