@@ -4,9 +4,10 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-slow lab environment lint lock clean profile cores
+.PHONY: help book record test test-slow lab environment lint lock clean profile cores
 
 PROFILE ?= quick
+RUNS ?= recordings/runs.yml
 # GNU nproc counts the cores this process may use, but takes OpenMP's settings for a limit.
 CORES ?= $(shell unset OMP_NUM_THREADS OMP_THREAD_LIMIT; nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PROFILES = $(sort $(basename $(notdir $(wildcard profiles/*.yml))))
@@ -17,6 +18,8 @@ PYTEST = OMP_NUM_THREADS=1 sh ./environment.sh -m pytest -n $$(($(CORES) < 8 ? $
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
+	@echo 'RUN=NAME                  make record: which run of recordings/runs.yml'
+	@echo 'RUNS=FILE                 make record: other runs, as recordings/paper.yml'
 	@echo 'PROFILE=quick|full|paper  how much the chapters compute (quick)'
 	@echo 'CORES=N                   cores to use (all)'
 	@echo 'VENV=DIR                  where the environment is made (.venv)'
@@ -26,6 +29,9 @@ help: ## list the targets
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
 	$(IN_ENVIRONMENT) -m latephase.book build --profile '$(PROFILE)' --cores $(CORES)
+
+record: ## make the recorded runs in results/ that are missing, or RUN=NAME anew
+	$(IN_ENVIRONMENT) recordings/make.py --runs '$(RUNS)' $(RUN)
 
 test: cores ## run the tests that take minutes
 	@$(PYTEST) -m 'not slow'

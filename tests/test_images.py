@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from latephase import datafiles, images
 from latephase.datafiles import DataError
@@ -473,3 +474,36 @@ def test_cifar10_from_a_keras_file():
         pair = images.keras_npz(path, classes=[3, 5], per_class=20, split=split, pixels="symmetric")
         assert torch.bincount(pair.y + 1).tolist() == [20, 0, 20]
         assert -1 <= pair.x.min() < 0 < pair.x.max() <= 1
+
+
+def as_jpeg(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG")
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def test_jpeg_files_in_an_npz(tmp_path):
+    tones = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.full((1, 8, 8, 3), 20, np.uint8)
+    files = [as_jpeg(tone) for tone in tones]
+    whole = {
+        "jpeg_train": np.concatenate(files),
+        "offset_train": np.cumsum([0, *map(len, files)]),
+        "y_train": np.arange(10),
+    }
+    path = tmp_path / "tones.npz"
+    np.savez(path, **whole)
+    task = images.jpeg_npz(path)
+    assert task.x.shape == (10, 3, 8, 8)
+    assert torch.allclose(task.x[:, 0, 0, 0], torch.arange(10) * 20 / 255, atol=2 / 255)
+    assert "JPEG re-encoded" in task.name
+    for change, message in (
+        ({"offset_train": whole["offset_train"][1:]}, r"offset_train \[10 \+ 1\]"),
+        ({"offset_train": whole["offset_train"][::-1].copy()}, "to rise from 0 to"),
+        ({"jpeg_train": np.zeros_like(whole["jpeg_train"])}, "expected JPEG files of one size"),
+    ):
+        np.savez(path, **(whole | change))
+        with pytest.raises(DataError, match=message):
+            images.jpeg_npz(path)
+    np.savez(path, y_train=whole["y_train"])
+    with pytest.raises(DataError, match="without jpeg_train, offset_train"):
+        images.jpeg_npz(path)

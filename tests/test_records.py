@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from latephase.book import BookError
-from latephase.book.records import PROVENANCE, recorded
+from latephase.book.records import PROVENANCE, SCHEMA, recorded, write
 from tests.conftest import ROOT
 
 
@@ -23,9 +24,60 @@ def test_what_is_not_a_whole_record_is_refused(tmp_path):
     (tmp_path / "half.json").write_text(whole[:-5])
     (tmp_path / "bare.json").write_text('{"seed": 0}')
     for name, message in (
-        ("none", "no such recorded run"),
+        ("none", "no such recorded run. To make it again: make record RUN=none"),
         ("half", "not a whole JSON file"),
         ("bare", "expected a record with machine, device, versions, duration"),
     ):
         with pytest.raises(BookError, match=message):
             recorded(name, tmp_path)
+
+
+RECORD = dict.fromkeys((*PROVENANCE, "settings", "data", "commit"), 1)
+
+
+def test_arrays_come_back_as_they_were_written(tmp_path):
+    arrays = {"margins": np.arange(6.0).reshape(2, 3), "layers": np.array(["a", "b"])}
+    path = write("one", tmp_path, RECORD, arrays)
+    assert path == tmp_path / "one.json"
+    record = recorded("one", tmp_path)
+    assert record["schema"] == SCHEMA
+    for name, array in arrays.items():
+        assert np.array_equal(record["arrays"][name], array)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "one.npz"]
+    # Equal arrays are equal files, whenever they are written.
+    before = path.with_suffix(".npz").read_bytes()
+    write("one", tmp_path, RECORD, arrays)
+    assert path.with_suffix(".npz").read_bytes() == before
+
+
+def test_a_record_whose_arrays_or_schema_do_not_fit_is_refused(tmp_path):
+    path = write("one", tmp_path, RECORD, {"margins": np.arange(3.0)})
+    content, npz = json.loads(path.read_text()), path.with_suffix(".npz")
+    whole = npz.read_bytes()
+    npz.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(
+        BookError, match=r"one\.npz: sha256 .* To make it again: make record RUN=one"
+    ):
+        recorded("one", tmp_path)
+    npz.unlink()
+    with pytest.raises(BookError, match=r"one\.npz: No such file"):
+        recorded("one", tmp_path)
+    npz.write_bytes(whole)
+    for changed, message in (
+        ({"schema": SCHEMA + 1}, f"schema {SCHEMA + 1}, expected {SCHEMA}. To make it again"),
+        ({"schema": None}, "schema None, expected"),
+        ({"commit": ...}, "expected a record with commit"),
+        ({"arrays": ...}, "expected a record with"),
+    ):
+        other = {k: v for k, v in (content | changed).items() if v is not ...}
+        path.write_text(json.dumps(other))
+        with pytest.raises(BookError, match=message):
+            recorded("one", tmp_path)
+
+
+def test_a_record_that_does_not_say_how_it_was_made_is_not_written(tmp_path):
+    with pytest.raises(BookError, match="expected a record with machine"):
+        write("one", tmp_path, {}, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BookError, match="cannot write"):
+        write("one", tmp_path / "file", RECORD, {})

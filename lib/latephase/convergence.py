@@ -69,7 +69,7 @@ def distribution_distances(
     margins: p_i/‖W‖^L, [records, n]. The distance is Wasserstein-1, for n equal masses the mean
     absolute difference of the sorted values, in units of the later checkpoint's mean |p_i|/‖W‖^L.
     """
-    return _between_successive(np.asarray(margins)[checkpoints(smoothed_margin, start, ratio)])
+    return successive_distances(np.asarray(margins)[checkpoints(smoothed_margin, start, ratio)])
 
 
 def lengths_per_squaring(
@@ -101,7 +101,7 @@ def distribution_change(
     pair = _pair(smoothed_margin, start, end)
     if pair is None:
         return float("inf")
-    return float(_between_successive(np.asarray(margins)[pair])[0])
+    return float(successive_distances(np.asarray(margins)[pair])[0])
 
 
 def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[str, float]:
@@ -204,9 +204,16 @@ def secants(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return chords / np.where(lengths > 0.0, lengths, 1.0)[:, None], lengths
 
 
-def _between_successive(margins: np.ndarray) -> np.ndarray:
+def successive_distances(margins: np.ndarray) -> np.ndarray:
+    """Return the distance between each two successive rows of normalized margins [records, n].
+
+    Wasserstein-1 in units of the later row's mean |p|, [records - 1]: 0 for equal distributions,
+    about 1 or more for unrelated ones, +inf where the later margins are all 0.
+    """
     ordered = np.sort(margins, axis=1)
-    return np.abs(np.diff(ordered, axis=0)).mean(axis=1) / np.abs(ordered[1:]).mean(axis=1)
+    moved, unit = np.abs(np.diff(ordered, axis=0)).mean(axis=1), np.abs(ordered[1:]).mean(axis=1)
+    # Margins of zero are unlike any others, and like themselves.
+    return np.where(unit > 0, moved, np.where(moved > 0, np.inf, 0.0)) / np.where(unit > 0, unit, 1)
 
 
 def _pair(smoothed_margin: np.ndarray, start: float, end: float) -> list[int] | None:

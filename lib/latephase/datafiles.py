@@ -131,6 +131,25 @@ def keras_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
+def jpeg_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """JPEG files of one split, one after the other, where they begin, and labels int64 [n].
+
+    Reads jpeg_SPLIT uint8, offset_SPLIT integer [n + 1] ascending from 0 to the end of the files,
+    and y_SPLIT. Raises DataError.
+    """
+    arrays = _npz_arrays(path, {f"jpeg_{split}", f"offset_{split}", f"y_{split}"})
+    files, offsets = arrays[f"jpeg_{split}"], arrays[f"offset_{split}"]
+    labels = _flat_labels(path, arrays[f"y_{split}"])
+    if files.dtype != np.uint8 or files.ndim != 1 or offsets.shape != (len(labels) + 1,):
+        raise DataError(
+            f"{path}: expected jpeg_{split} uint8 [bytes] and offset_{split} [{len(labels)} + 1], "
+            f"got {files.dtype} {list(files.shape)} and {list(offsets.shape)}"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(files) or np.any(np.diff(offsets) <= 0):
+        raise DataError(f"{path}: expected offset_{split} to rise from 0 to {len(files)}")
+    return files, offsets, labels
+
+
 def _npz_arrays(path, names):
     damage = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
     try:
@@ -140,9 +159,10 @@ def _npz_arrays(path, names):
             arrays = {name: archive[name] for name in names & present}
     except damage as error:
         raise DataError(f"{path}: expected a readable .npz file; {error}") from error
+    expected = ", ".join(sorted(names))
     if missing := names - present:
         raise DataError(
-            f"{path}: expected arrays x_train, y_train, x_test, y_test; got "
+            f"{path}: expected arrays {expected}; got "
             f"{', '.join(sorted(present)) or 'none'}, without {', '.join(sorted(missing))}"
         )
     return arrays

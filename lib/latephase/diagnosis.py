@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +13,7 @@ from tqdm.auto import tqdm
 
 from latephase import diagnostics
 from latephase.homogeneity import homogeneity_degree
-from latephase.inputs import checked_inputs, checked_labels, raise_on_contradiction
+from latephase.inputs import checked_inputs, checked_labels, in_mode, raise_on_contradiction
 from latephase.losses import Loss, named_loss, pairwise_margins, true_margins
 
 # Dual variables are exp(-p) up to a factor: rounding of p by more than this leaves no digit.
@@ -74,7 +72,7 @@ def diagnose(
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
     x = checked_inputs(x)
     measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
-    with _evaluating(module):
+    with in_mode(module, training=False):
         batches = _Batches(module, parameters[0], x, batch_size, progress)
         y, outputs = checked_labels(y, batches.outputs(slice(0, 2)), len(x), loss.name)
         raise_on_contradiction(x, y)
@@ -211,14 +209,3 @@ def _layers(module: torch.nn.Module) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -335,3 +335,29 @@ def image_and_saliency(
     for axes in (top, bottom):
         axes.set(xticks=[], yticks=[])
         sns.despine(ax=axes, left=True, bottom=True)
+
+
+def margins_by_rank(axes: Axes, margins: np.ndarray, steps: np.ndarray) -> mpl.colorbar.Colorbar:
+    """Draw sorted margins [records, n] against the share of examples below, coloured by ln(steps).
+
+    Earlier records are blue, later ones orange, the last one thicker; returns the bar.
+    """
+    norm = LogNorm(max(1, steps[steps > 0].min()), steps.max())
+    share = (np.arange(margins.shape[1]) + 0.5) / margins.shape[1]
+    for row, step in zip(np.sort(margins, axis=1), steps, strict=True):
+        last = step == steps[-1]
+        look = {"linewidth": 2.2 if last else 1.0, "alpha": 1.0 if last else 0.7}
+        axes.plot(row, share, color=LATE(norm(max(step, norm.vmin))), **look)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="normalized margin", ylabel="share of examples below", ylim=(0, 1))
+    bar = mpl.cm.ScalarMappable(norm, LATE)
+    return axes.figure.colorbar(bar, ax=axes, label="gradient steps")
+
+
+def against_steps(
+    axes: Axes, steps: np.ndarray, runs: Sequence[np.ndarray], label: str | None = None, **line
+) -> None:
+    """Draw quantities against the number of steps, both axes logarithmic, one line for each run."""
+    for i, run in enumerate(runs):
+        axes.plot(steps, run, label=None if i else label, **line)
+    axes.set(xscale="log", yscale="log", xlabel="gradient steps")

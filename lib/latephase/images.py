@@ -11,15 +11,25 @@ and returns a `Task` with x [n, channels, height, width] float32 in the source's
 here reaches the network except `fashion_mnist` and `cifar10` called with `download=True`.
 """
 
+import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from latephase.data import Task
-from latephase.datafiles import DataError, keras_arrays, listing_sha256, obtain, verified
+from latephase.datafiles import (
+    DataError,
+    jpeg_arrays,
+    keras_arrays,
+    listing_sha256,
+    obtain,
+    verified,
+)
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -150,6 +160,54 @@ def keras_npz(
     digest = verified(path, "sha256", sha256, "Correct the path or the hash, or fetch it again.")
     images, labels = keras_arrays(path, split)
     return _task(path.stem, images, labels, digest, classes, per_class, split, pixels)
+
+
+def jpeg_npz(
+    path: str | os.PathLike,
+    classes: Sequence[int] | None = None,
+    per_class: int | None = None,
+    split: str = "train",
+    pixels: str = "unit",
+    sha256: str | None = None,
+) -> Task:
+    """Colour images of an .npz that holds each as a JPEG file: pixels near those of the originals.
+
+    jpeg_train, jpeg_test uint8, the files one after the other; offset_train, offset_test integer
+    [n + 1], where each begins and the last ends; y_train, y_test [n], labels 0..k-1. All images
+    are of one size. The task's name says that they were re-encoded. Raises DataError.
+    """
+    from PIL import Image  # torchvision depends on it
+
+    _check_choices(split, pixels)
+    path = Path(path)
+    digest = verified(path, "sha256", sha256, "Correct the path or the hash, or fetch it again.")
+    files, offsets, labels = jpeg_arrays(path, split)
+    pieces = [io.BytesIO(files[a:b].tobytes()) for a, b in pairwise(offsets)]
+    try:
+        images = np.stack(
+            [np.asarray(Image.open(p, formats=["JPEG"]).convert("RGB")) for p in pieces]
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected JPEG files of one size in {split}; {error}") from error
+    name = f"{path.stem} (JPEG re-encoded)"
+    return _task(name, images, labels, digest, classes, per_class, split, pixels)
+
+
+def pooled(task: Task, size: int) -> Task:
+    """The task with images averaged over squares of size × size pixels; size 1 is the task itself.
+
+    Images are first continued at their edges until a side is a multiple of 8 · size, so that
+    28 × 28 becomes 16 × 16 at size 2.
+    """
+    if size < 1:
+        raise ValueError(f"size: expected a positive integer, got {size!r}")
+    if size == 1:
+        return task
+    missing = -task.x.shape[-1] % (8 * size)
+    border = (missing // 2, missing - missing // 2) * 2
+    x = torch.nn.functional.pad(task.x, border, mode="replicate")
+    x = torch.nn.functional.avg_pool2d(x, size)
+    return replace(task, x=x, name=f"{task.name}, averaged over {size} × {size} pixels")
 
 
 def _task(source, images, labels, digest, classes, per_class, split, pixels) -> Task:

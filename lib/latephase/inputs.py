@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -44,6 +46,12 @@ def call_with(
 
 def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
     """Return x as a tensor, float64 unless of integer type; ValueError if empty or not finite."""
+    x = finite_inputs(x)
+    return x.double() if x.is_floating_point() else x
+
+
+def finite_inputs(x: Tensor | np.ndarray) -> Tensor:
+    """Return x as a tensor of its own dtype; ValueError if empty or not finite."""
     x = torch.as_tensor(x).detach()
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x: expected at least one example, got shape {list(x.shape)}")
@@ -53,7 +61,6 @@ def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
         bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
         if bad:
             raise ValueError(f"x: NaN or infinite values in {bad} of {len(x)} examples")
-        x = x.double()
     return x
 
 
@@ -105,3 +112,15 @@ def raise_on_contradiction(x: Tensor, y: Tensor) -> None:
                 f"x: examples {j} and {i} are the same point with labels {labels[j]:g} and "
                 f"{labels[i]:g}; no model separates them"
             )
+
+
+@contextmanager
+def in_mode(module: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Put the module into training or evaluation mode, and its parts back into theirs after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -1,27 +1,101 @@
-"""Recorded runs: long ones, made once, whose results a chapter draws."""
+"""Recorded runs: long ones, made once, whose results a chapter draws.
 
+A record is a JSON file that says what was run, how, and where; one with arrays has them in an npz
+file of the same name beside it, and their hash in itself.
+"""
+
+import contextlib
+import hashlib
+import io
 import json
+import os
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from latephase.book import BookError
+from latephase.book.files import write_whole
 
 # What a record says of how it was made.
 PROVENANCE = ("machine", "device", "seed", "versions", "duration")
+# What one with arrays says besides; to be counted up when the arrays change their meaning.
+SCHEMA = 1
+_ARRAYS = ("schema", "arrays", "settings", "data", "commit")
 
 
 def recorded(name: str, folder: Path = Path("../results")) -> dict:
     """Return the record `name`.json of the folder, by default seen from a chapter.
 
-    Raises BookError where it is missing, is not JSON, or does not say how it was made.
+    Under "arrays" stand the NumPy arrays of `name`.npz where it has any. Raises BookError, with
+    the command that makes it again, where it is missing, is not whole, is of another schema, or
+    does not say how it was made, and where its arrays are not those it was written with.
     """
     path = folder / f"{name}.json"
+    again = f"To make it again: make record RUN={name}"
     try:
         record = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError as error:
-        raise BookError(f"{path}: there is no such recorded run") from error
+        raise BookError(f"{path}: there is no such recorded run. {again}") from error
     except json.JSONDecodeError as error:
-        raise BookError(f"{path}: not a whole JSON file: {error}") from error
+        raise BookError(f"{path}: not a whole JSON file: {error}. {again}") from error
     missing = [key for key in PROVENANCE if not isinstance(record, dict) or key not in record]
     if missing:
-        raise BookError(f"{path}: expected a record with {', '.join(missing)}")
+        raise BookError(f"{path}: expected a record with {', '.join(missing)}. {again}")
+    if "schema" in record or "arrays" in record or path.with_suffix(".npz").exists():
+        record["arrays"] = _arrays(path, record, again)
     return record
+
+
+def _arrays(path: Path, record: dict, again: str) -> dict:
+    import numpy as np
+
+    if record.get("schema") != SCHEMA:
+        raise BookError(f"{path}: schema {record.get('schema')!r}, expected {SCHEMA}. {again}")
+    if missing := [key for key in _ARRAYS if key not in record]:
+        raise BookError(f"{path}: expected a record with {', '.join(missing)}. {again}")
+    file = path.with_suffix(".npz")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BookError(f"{file}: {error.strerror}. {again}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != record["arrays"]:
+        raise BookError(
+            f"{file}: sha256 {digest}, but {path.name} was written with arrays of sha256 "
+            f"{record['arrays']}. {again}"
+        )
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def write(name: str, folder: Path, record: Mapping, arrays: Mapping) -> Path:
+    """Write a record with arrays, of the present schema, and return its JSON file.
+
+    The arrays appear first, so that a record that is cut off in between is refused and not drawn.
+    Raises BookError for a record that does not say how it was made, or when the disk refuses.
+    """
+    import numpy as np
+
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key in sorted(arrays):
+            # With a date of its own each time, equal arrays would have another hash.
+            entry = zipfile.ZipInfo(f"{key}.npy", date_time=(2020, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w") as file:
+                np.lib.format.write_array(file, np.asarray(arrays[key]), allow_pickle=False)
+    data = content.getvalue()
+    whole = {**record, "schema": SCHEMA, "arrays": hashlib.sha256(data).hexdigest()}
+    if missing := [key for key in (*PROVENANCE, *_ARRAYS) if key not in whole]:
+        raise BookError(f"{name}: expected a record with {', '.join(missing)}")
+    path, aside = folder / f"{name}.json", folder / f".{name}.npz.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        os.replace(aside, path.with_suffix(".npz"))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise BookError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    return path

@@ -1,0 +1,137 @@
+"""Make recorded runs: train a network on images as `recordings/runs.yml` says, keep what is drawn.
+
+    python recordings/make.py [NAME ...]        (or: make record RUN=NAME)
+
+All runs of the file whose record is missing, or the named ones, made anew or from where they were
+interrupted. The runs' checkpoints stay in `_build/recordings/`, the records go to `results/`.
+`--runs recordings/paper.yml` reads other runs; `--steps 3` makes a trial of that many steps, whose
+record goes to `_build/trials/` and is never drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from latephase import scale_free
+from latephase.book import BookError, provenance, records
+from latephase.book.files import read_yaml
+from latephase.data import Task
+from latephase.image_networks import NETWORKS
+from latephase.images import jpeg_npz, keras_npz
+from latephase.training import Settings, train
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = {"about", "data", "network", "sizes", "seed", "epochs", "training"}
+READERS = {"keras": keras_npz, "jpeg": jpeg_npz}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Make the records that are asked for; 0, or 1 with what is wrong on the standard error."""
+    parser = argparse.ArgumentParser(prog="recordings/make.py", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="runs to make, all by default")
+    parser.add_argument("--runs", type=Path, default=ROOT / "recordings" / "runs.yml")
+    parser.add_argument("--steps", type=int, help="a trial of that many steps")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; 1 by default")
+    options = parser.parse_args(words)
+    torch.set_num_threads(options.threads)
+    build = Path(os.environ.get("LATEPHASE_BUILD", ROOT / "_build"))
+    results = build / "trials" if options.steps else ROOT / "results"
+    try:
+        runs = read_runs(options.runs)
+        if unknown := sorted(set(options.names) - set(runs)):
+            raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {list(runs)}")
+        missing = [name for name in runs if not (results / f"{name}.json").exists()]
+        for name in options.names or missing:
+            folder = build / "recordings" / (f"{name}-{options.steps}" if options.steps else name)
+            print(f"{name}: {runs[name]['about']}", flush=True)
+            print(f"{name}: {make(name, runs[name], folder, results, options.steps)}", flush=True)
+    except (BookError, ValueError, OSError, FloatingPointError) as error:
+        print(f"record: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("record: interrupted; the same command goes on from here", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_runs(path: Path) -> dict[str, dict]:
+    """The runs of a file by name; BookError where one has a key too many or too few."""
+    runs = {name: run for name, run in read_yaml(path).items() if not name.startswith(".")}
+    for name, run in runs.items():
+        if set(run) != KEYS:
+            raise BookError(f"{path}: {name}: expected the keys {sorted(KEYS)}, got {sorted(run)}")
+        if run["network"] not in NETWORKS or run["data"].get("layout") not in READERS:
+            raise BookError(
+                f"{path}: {name}: expected a network of {sorted(NETWORKS)} and data with a "
+                f"layout of {sorted(READERS)}, got {run['network']!r} and {run['data']}"
+            )
+    return runs
+
+
+def read_data(data: dict) -> tuple[Task, Task]:
+    """Training and test images; ValueError where the variable names no file or another one."""
+    named = os.environ.get(data["variable"])
+    if not named:
+        raise ValueError(f"set {data['variable']} to the file of {data['name']}, see README.md")
+    read, digest = READERS[data["layout"]], data["sha256"]
+    sets = [
+        read(Path(named), split=s, sha256=digest, pixels="symmetric") for s in ("train", "test")
+    ]
+    return sets[0], sets[1]
+
+
+def make(name: str, run: dict, folder: Path, results: Path, steps: int | None = None) -> Path:
+    """Train, measure, write the record and return its path."""
+    train_set, test_set = read_data(run["data"])
+    generator = torch.Generator().manual_seed(run["seed"])
+    image = tuple(train_set.x.shape[1:])
+    network = NETWORKS[run["network"]](
+        train_set.class_count, image=image, generator=generator, **run["sizes"]
+    )
+    begin, training = time.monotonic(), dict(run["training"])
+    per_epoch = -(-len(train_set) // training["batch"])
+    training["device"] = os.environ.get("LATEPHASE_DEVICE", "cpu")
+    settings = Settings(steps=steps or run["epochs"] * per_epoch, seed=run["seed"], **training)
+    done = train(network, train_set.x, train_set.y, settings, folder, progress=sys.stderr.isatty())
+    measured = scale_free.series(done, network, train_set, test_set)
+    arrays = vars(measured) | {
+        "log_risk": done.log_risk,
+        "accuracy": done.accuracy,
+        "seconds": done.seconds,
+    }
+    environment = provenance.environment()
+    record = {
+        "about": run["about"],
+        "run": run,
+        "settings": asdict(settings),
+        "steps_per_epoch": per_epoch,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "first_perfect": measured.first_perfect if measured.first_perfect < 1e18 else None,
+        "data": {"name": run["data"]["name"], "sha256": train_set.sha256},
+        "seed": run["seed"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
+        f"{torch.get_num_threads()} thread(s)",
+        "device": _device(settings.device),
+        "versions": environment["versions"],
+        "python": environment["python"],
+        "duration": float(done.seconds[-1]),
+        "measuring": time.monotonic() - begin,
+        "commit": provenance.commit(ROOT),
+    }
+    return records.write(name, results, record, arrays)
+
+
+def _device(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

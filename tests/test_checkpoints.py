@@ -1,0 +1,346 @@
+"""States on disk: exact resume, kills at any moment, damage, strangers, a full disk."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from latephase import checkpoints
+from latephase.trainer import Trainer
+from latephase.training import Settings, read_run, train
+from tests.conftest import ROOT
+
+
+def network(seed=0, width=6, normalized=True):
+    """Batch normalization and dropout: buffers to keep and randomness to repeat."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, bias=False),
+        nn.BatchNorm2d(width) if normalized else nn.Identity(),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(36 * width, 3),
+    )
+
+
+def data(n=40):
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 3
+    return rng.normal(size=(n, 1, 8, 8)).astype(np.float32) + y[:, None, None, None], y
+
+
+def settings(schedule="constant", **changes) -> Settings:
+    given = {"steps": 30, "batch": 8, "schedule": schedule, "rate": 0.05}
+    given["momentum"] = 0.0 if schedule == "loss_based" else 0.9
+    return Settings(**{**given, **changes})
+
+
+def tensors(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+class Stopped(BaseException):
+    """What ends the training in the middle, as a signal would."""
+
+
+def stop_after(monkeypatch, steps):
+    """Let the training take so many more steps, then stop."""
+    taken = iter(range(steps))
+    original = Trainer.take_step
+
+    def take_step(self, position):
+        if next(taken, None) is None:
+            raise Stopped
+        return original(self, position)
+
+    monkeypatch.setattr(Trainer, "take_step", take_step)
+
+
+# Exact resume.
+
+
+@pytest.mark.parametrize("schedule", ["constant", "normalized", "loss_based"])
+@pytest.mark.parametrize("changes", [{}, {"channels_last": True, "labels": "renewed"}])
+def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, monkeypatch, schedule, changes):
+    x, y = data()
+    asked = settings(schedule, **changes)
+    whole = network()
+    expected = train(whole, x, y, asked, tmp_path / "whole")
+    for steps in (0, 1, 6, 5, 11):
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(Stopped):
+                train(network(), x, y, asked, tmp_path / "parts", save_every=0.0)
+    parts = network(seed=7)
+    run = train(parts, x, y, asked, tmp_path / "parts", save_every=0.0)
+    assert_same_bits(tensors(parts), tensors(whole))
+    assert [c.name for c in tmp_path.glob("parts/latest*")] == []
+    for name in ("steps", "log_risk", "accuracy"):
+        np.testing.assert_array_equal(getattr(run, name), getattr(expected, name))
+    assert run.schedule == expected.schedule
+    for k in range(len(run)):
+        a, b = run.load(k, network()), expected.load(k, network())
+        assert_same_bits(tensors(a), tensors(b))
+
+
+def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
+    x, y = data()
+    run = train(network(), x, y, settings(), tmp_path)
+    stop_after(monkeypatch, 0)
+    module = network(seed=3)
+    again = train(module, x, y, settings(), tmp_path)
+    np.testing.assert_array_equal(again.log_risk, run.log_risk)
+    assert_same_bits(tensors(module), tensors(run.load(-1, network())))
+
+
+def test_running_statistics_are_part_of_the_state(tmp_path):
+    x, y = data()
+    run = train(network(), x, y, settings(), tmp_path)
+    loaded = run.load(-1, network())
+    assert loaded[1].num_batches_tracked == 30
+    assert loaded[1].running_mean.abs().min() > 0
+    # In double precision the same numbers, for those who measure there.
+    wide = run.load(-1, network().double())
+    assert wide[0].weight.dtype == torch.float64
+    assert torch.equal(wide[0].weight.float(), loaded[0].weight)
+
+
+def test_another_program_can_read_a_checkpoint(tmp_path):
+    x, y = data()
+    module = network()
+    train(module, x, y, settings(), tmp_path)
+    (path,) = tmp_path.glob("step-0000000030.safetensors")
+    stored = load_file(path)
+    assert {name for name in stored if name.startswith("momentum/")} == {
+        f"momentum/{name}" for name, _ in module.named_parameters()
+    }
+    weights = {name: t for name, t in stored.items() if not name.startswith("momentum/")}
+    assert_same_bits(weights, tensors(module))
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert described["architecture"]["0.weight"] == [[6, 1, 3, 3], "float32"]
+    assert described["settings"]["momentum"] == 0.9
+    assert {"latephase", "torch"} <= described["versions"].keys()
+
+
+TRAINING = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.test_checkpoints import data, network, settings
+from latephase.training import train
+x, y = data(400)
+asked = settings({schedule!r}, steps={steps}, batch=20, checkpoints=30)
+module = network(width=16, normalized={schedule!r} != "loss_based")
+train(module, x, y, asked, sys.argv[1], save_every=0.02)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["constant", "loss_based"])
+def test_a_run_killed_at_ten_random_moments_ends_in_the_same_bits(tmp_path, schedule):
+    # An epoch done again costs as much and counts for nothing.
+    steps = 300 if schedule == "loss_based" else 900
+    code = TRAINING.format(root=str(ROOT), schedule=schedule, steps=steps)
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(folder):
+        return subprocess.Popen([*command, str(tmp_path / folder)], env=environment)
+
+    def reached() -> int:
+        prefixes = (checkpoints.RECORD, checkpoints.LATEST)
+        states = [c.step for p in prefixes for c in checkpoints.listed(tmp_path / "parts", p)]
+        return max(states, default=-1)
+
+    assert start("whole").wait() == 0
+    seconds = read_run(tmp_path / "whole").seconds[-1]
+    rng, seen = random.Random(0), [reached()]
+    for _ in range(10):
+        process = start("parts")
+        while reached() == seen[-1]:
+            assert process.poll() is None, "done before its last kill: make the run longer"
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, seconds / 12))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        seen.append(reached())
+    assert sorted(set(seen)) == seen
+    assert start("parts").wait() == 0
+    whole, parts = read_run(tmp_path / "whole"), read_run(tmp_path / "parts")
+    np.testing.assert_array_equal(whole.log_risk, parts.log_risk)
+    for k in range(len(whole)):
+        a, b = (
+            tensors(run.load(k, network(width=16, normalized=schedule != "loss_based")))
+            for run in (whole, parts)
+        )
+        assert_same_bits(a, b)
+    assert list(tmp_path.glob("parts/*.aside")) == []
+
+
+# Strangers and damage.
+
+
+@pytest.fixture
+def finished(tmp_path):
+    x, y = data()
+    train(network(), x, y, settings(), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rate", 0.1), ("steps", 40), ("seed", 1), ("schedule", "normalized")]
+)
+def test_a_folder_of_other_settings_is_refused(finished, name, value):
+    message = f"a run with {name}=.*, asked for {name}={value!r}; give train another folder"
+    with pytest.raises(ValueError, match=message):
+        train(network(), *data(), settings(**{name: value}), finished)
+
+
+def test_a_folder_of_another_architecture_or_other_data_is_refused(finished):
+    x, y = data()
+    message = r"another architecture, where 0.weight is \[6, 1, 3, 3\]; in the module it is \[5,"
+    with pytest.raises(ValueError, match=message):
+        train(network(width=5), x, y, settings(), finished)
+    with pytest.raises(ValueError, match=message):
+        read_run(finished).load(0, network(width=5))
+    with pytest.raises(ValueError, match=r"1.weight is .*; in the module it is absent"):
+        read_run(finished).load(0, network()[:1])
+    with pytest.raises(ValueError, match="a run on other data; give train another folder"):
+        train(network(), x, (y + 1) % 3, settings(), finished)
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(finished):
+    x, y = data()
+    path = finished / "step-0000000030.safetensors"
+    whole = path.read_bytes()
+    remedy = r"delete step-0000000030.safetensors and step-0000000030.json together"
+    flipped = bytes([whole[-1] ^ 1])
+    for content, message in [
+        (whole[:-10], f"expected {len(whole)} bytes, got {len(whole) - 10}: truncated"),
+        (whole[:-1] + flipped, "its sha256 is not the one in step-0000000030.json"),
+        (None, "missing, though step-0000000030.json is there"),
+    ]:
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        for attempt in (
+            lambda: train(network(), x, y, settings(), finished),
+            lambda: read_run(finished).load(-1, network()),
+        ):
+            with pytest.raises(ValueError, match=message) as caught:
+                attempt()
+            assert remedy in str(caught.value)
+            assert str(path) in str(caught.value)
+        # Others are read as before.
+        read_run(finished).load(-2, network())
+    # The remedy works.
+    path.with_suffix(".json").unlink()
+    run = train(network(), x, y, settings(), finished)
+    assert run.steps[-1] == 30
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"step": 3', "truncated or no JSON"),
+        ('{"step": 3}', "not a checkpoint of latephase"),
+        ("[]", "not a checkpoint of latephase"),
+    ],
+)
+def test_a_json_that_is_no_checkpoint_is_named(finished, content, message):
+    (finished / "step-0000000003.json").write_text(content)
+    for attempt in (
+        lambda: train(network(), *data(), settings(), finished),
+        lambda: read_run(finished),
+    ):
+        with pytest.raises(ValueError, match=f"step-0000000003.json: {message}"):
+            attempt()
+
+
+def test_a_checkpoint_of_another_format_is_refused(finished):
+    path = finished / "step-0000000030.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(ValueError, match="a checkpoint of format 2, expected 1"):
+        read_run(finished)
+
+
+def test_an_empty_folder_and_a_vanished_checkpoint_are_named(finished, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoints of a training run there"):
+        read_run(tmp_path / "nothing")
+    run = read_run(finished)
+    checkpoints.delete(checkpoints.listed(finished, checkpoints.RECORD)[-1])
+    with pytest.raises(ValueError, match="the checkpoint of step 30 is gone"):
+        run.load(-1, network())
+
+
+def test_what_a_dead_process_left_is_cleared_away_and_nothing_else(finished):
+    left = [
+        "step-0000000031.safetensors",
+        "step-0000000031.safetensors.aside",
+        "latest-0000000031.json.aside",
+    ]
+    kept = ["notes.txt", "model.safetensors", "other.aside"]
+    for name in left + kept:
+        (finished / name).write_text("x")
+    train(network(), *data(), settings(), finished)
+    assert not any((finished / name).exists() for name in left)
+    assert all((finished / name).exists() for name in kept)
+
+
+def test_two_processes_do_not_train_in_one_folder(finished):
+    held = checkpoints.held(finished)
+    with held, pytest.raises(ValueError, match="another process is training there"):
+        train(network(), *data(), settings(), finished)
+    train(network(), *data(), settings(), finished)
+
+
+def test_a_change_of_versions_is_said(finished):
+    for path in finished.glob("*.json"):
+        content = json.loads(path.read_text())
+        content["versions"]["torch"] = "1.0"
+        path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="begun with versions .* need not be bit for bit"):
+        train(network(), *data(), settings(), finished)
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path, monkeypatch):
+    x, y = data()
+    whole = network()
+    train(whole, x, y, settings(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        with pytest.raises(Stopped):
+            train(network(), x, y, settings(), tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses to let a file grow further, as it does on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"step-\d+.json: the state at step \d+ could not") as e:
+            train(network(), x, y, settings(), tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert e.value.errno is not None
+    assert "earlier states in the folder are intact. Make room for" in str(e.value)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert after == before
+    module = network()
+    train(module, x, y, settings(), tmp_path / "run")
+    assert_same_bits(tensors(module), tensors(whole))

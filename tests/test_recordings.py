@@ -1,0 +1,125 @@
+"""The maker of recorded runs, with a few steps on a few images that stand in for CIFAR-10."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from recordings import make
+
+from latephase import scale_free
+from latephase.book.records import recorded
+from tests.conftest import ROOT
+from tests.test_images import as_jpeg
+
+FILES = ("runs", "paper")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Forty random images in both layouts, and the variables that name them."""
+    rng, paths = np.random.default_rng(0), {}
+    keras, jpeg = {}, {}
+    for split, n in (("train", 40), ("test", 20)):
+        images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        keras[f"x_{split}"], keras[f"y_{split}"] = images, np.arange(n, dtype=np.uint8) % 10
+        files = [as_jpeg(i) for i in images]
+        jpeg[f"jpeg_{split}"] = np.concatenate(files)
+        jpeg[f"offset_{split}"] = np.cumsum([0, *map(len, files)])
+        jpeg[f"y_{split}"] = keras[f"y_{split}"]
+    for layout, arrays in (("keras", keras), ("jpeg", jpeg)):
+        paths[layout] = tmp_path / f"{layout}.npz"
+        np.savez_compressed(paths[layout], **arrays)
+    return paths
+
+
+@pytest.fixture
+def trial(tmp_path, data, monkeypatch):
+    """Runs the maker on the small images: (file of runs, name, extra words) -> exit code."""
+    monkeypatch.setenv("LATEPHASE_BUILD", str(tmp_path / "build"))
+    monkeypatch.setenv("LATEPHASE_CIFAR10_NPZ", str(data["keras"]))
+    monkeypatch.setenv("LATEPHASE_CIFAR10_JPEG", str(data["jpeg"]))
+
+    def run(file, name, *words):
+        runs = make.read_runs(ROOT / "recordings" / f"{file}.yml")
+        one = runs[name]
+        digest = hashlib.sha256(data[one["data"]["layout"]].read_bytes()).hexdigest()
+        one["data"] = one["data"] | {"sha256": digest}
+        one["training"] = one["training"] | {"batch": 8}
+        path = tmp_path / "some.yml"
+        path.write_text(yaml.safe_dump({name: one}))
+        return make.main([name, "--runs", str(path), *words])
+
+    return run
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_runs_of_the_repository_are_whole(file):
+    runs = make.read_runs(ROOT / "recordings" / f"{file}.yml")
+    assert {run["network"] for run in runs.values()} == {"alexnet", "densenet", "resnet"}
+    assert all(run["data"]["variable"].startswith("LATEPHASE_") for run in runs.values())
+    if file == "paper":
+        assert all(
+            "JPEG" in run["about"] and "JPEG" in run["data"]["name"] for run in runs.values()
+        )
+
+
+@pytest.mark.parametrize("name", ["cifar10_alexnet_1", "cifar10_densenet", "cifar10_resnet"])
+def test_a_trial_gives_a_record_that_can_be_drawn(trial, tmp_path, name):
+    assert trial("runs", name, "--steps", "7") == 0
+    record = recorded(name, tmp_path / "build" / "trials")
+    series = scale_free.Series.of(record["arrays"])
+    assert series.steps[0] == 0
+    assert series.steps[-1] == 7
+    assert series.margins.shape == (len(series.steps), 40)
+    assert np.all(series.distances("mean") > 0)
+    assert record["steps_per_epoch"] == 5
+    assert record["settings"]["steps"] == 7
+    assert record["seed"] == int(name.endswith("1"))
+    assert "torch" in record["versions"]
+
+
+def test_a_record_made_again_is_the_same(trial, tmp_path):
+    contents = []
+    for _ in range(2):
+        assert trial("runs", "cifar10_alexnet_0", "--steps", "5") == 0
+        record = recorded("cifar10_alexnet_0", tmp_path / "build" / "trials")
+        contents.append(record["arrays"])
+    for key, array in contents[0].items():
+        if key != "seconds":
+            assert np.array_equal(array, contents[1][key], equal_nan=array.dtype.kind == "f"), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "densenet", "resnet"])
+def test_a_step_at_the_papers_sizes(trial, tmp_path, name):
+    assert trial("paper", f"cifar10_paper_{name}", "--steps", "1") == 0
+    record = recorded(f"cifar10_paper_{name}", tmp_path / "build" / "trials")
+    assert "JPEG re-encoded" in record["about"]
+
+
+def test_what_cannot_be_made_is_said(trial, tmp_path, monkeypatch, capsys):
+    assert make.main(["nonsense"]) == 1
+    assert "no run nonsense; known: ['cifar10_alexnet_0'" in capsys.readouterr().err
+    monkeypatch.setenv("LATEPHASE_CIFAR10_NPZ", str(tmp_path / "none.npz"))
+    assert trial("runs", "cifar10_resnet", "--steps", "2") == 1
+    assert "none.npz: no such file" in capsys.readouterr().err
+    monkeypatch.delenv("LATEPHASE_CIFAR10_NPZ")
+    assert trial("runs", "cifar10_resnet", "--steps", "2") == 1
+    assert "set LATEPHASE_CIFAR10_NPZ to the file of 5,170" in capsys.readouterr().err
+    path = tmp_path / "wrong.yml"
+    for change, message in (({"sizes": ...}, "expected the keys"), ({"network": "vgg"}, "vgg")):
+        run = yaml.safe_load(json.dumps(make.read_runs(ROOT / "recordings/runs.yml")))
+        one = {k: v for k, v in (run["cifar10_resnet"] | change).items() if v is not ...}
+        path.write_text(yaml.safe_dump({"one": one}))
+        assert make.main(["--runs", str(path)]) == 1
+        assert message in capsys.readouterr().err
