@@ -256,6 +256,18 @@ def test_zero_initialized_biases_are_found_and_named():
         checked_degree(tanh, X, None)
 
 
+def test_outputs_that_change_sign_have_no_degree():
+    class Turning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return x[:, 0] * (self.w - self.w.sign() * self.w.square() / 1.2)
+
+    assert latephase.homogeneity_degree(Turning(), X) == (None, float("inf"))
+
+
 def test_a_degree_that_is_not_positive():
     class Inverse(nn.Linear):
         def forward(self, x):

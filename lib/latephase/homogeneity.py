@@ -20,7 +20,8 @@ def homogeneity_degree(
 
     The defect is the largest ‖Φ(cw) - c^L Φ(w)‖ / ‖c^L Φ(w)‖ over c = ½, 2 and randomly perturbed
     parameters (zero-initialized biases would hide otherwise), for the best L; the degree is None
-    where it exceeds HOMOGENEITY_TOLERANCE. At most 64 examples are used.
+    where it exceeds HOMOGENEITY_TOLERANCE; ∞ where outputs change sign or vanish. At most 64
+    examples are used.
     """
     module = frozen_copy(module)
     return _degree(module, checked_inputs(x)[:64].to(next(module.parameters()).device), frozenset())
@@ -81,8 +82,9 @@ def _degree(
         for c in (0.5, 2.0):
             other = outputs(c)
             ratio = np.vdot(other, one) / np.vdot(one, one)
-            exponent = np.log(max(ratio, 1e-300)) / np.log(c)
-            exponents.append(exponent)
+            if ratio <= 0.0:
+                return None, float("inf")
+            exponents.append(np.log(ratio) / np.log(c))
             defects.append(np.linalg.norm(other - ratio * one) / np.linalg.norm(other + 1e-300))
     if not exponents:
         return None, float("inf")
@@ -90,7 +92,8 @@ def _degree(
     if abs(degree - round(degree)) < 1e-8:
         degree = float(round(degree))
     # c^(e - L) - 1 with |ln c| = ln 2.
-    spread = float(np.expm1(np.log(2.0) * np.max(np.abs(np.array(exponents) - degree))))
+    apart = np.max(np.abs(np.array(exponents) - degree))
+    spread = float(np.expm1(min(np.log(2.0) * apart, 700.0)))
     defect = float(max(np.max(defects), spread))
     return (degree if defect <= HOMOGENEITY_TOLERANCE else None), defect
 
