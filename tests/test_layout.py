@@ -20,7 +20,7 @@ FLOORS = {
     "late": 4,
     "following": 5,
     "flow": 6,
-    "scale_free": 4,
+    "operators": 1, "scale_free": 4,
     "stations": 7,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")

@@ -1,11 +1,10 @@
-"""Units of margins that need no degree, and norms of layers as linear operators."""
+"""Units of margins that need no degree, and the series of a training run."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from latephase import diagnose, networks, scale_free
 from latephase.image_networks import alexnet, resnet
@@ -15,45 +14,6 @@ from latephase.training import Settings
 
 def drawn(build, seed=0, **settings):
     return build(generator=torch.Generator().manual_seed(seed), **settings)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("shape", [(3, 2, 3, 3), (1, 1, 1, 1), (2, 4, 2, 3)])
-def test_the_norms_of_a_convolution_are_those_of_its_matrix(shape, stride, padding):
-    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    size = (6, 5)
-    pixels = shape[1] * 30
-    basis = torch.eye(pixels, dtype=torch.float64).reshape(pixels, shape[1], *size)
-    images = nn.functional.conv2d(basis, kernel, None, stride, padding)
-    matrix = images.reshape(pixels, -1).T
-    spectral, frobenius, found = scale_free.convolution_norms(kernel, size, stride, padding)
-    assert found == tuple(matrix.shape)
-    assert spectral == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-7)
-    assert frobenius == pytest.approx(float(torch.linalg.vector_norm(matrix)), rel=1e-12)
-
-
-def test_a_kernel_of_zeros_has_norms_of_zero():
-    assert scale_free.convolution_norms(torch.zeros(2, 2, 3, 3), (4, 4))[:2] == (0.0, 0.0)
-
-
-def test_the_layers_of_a_network_are_listed_as_an_image_passes_them():
-    network = drawn(alexnet, width=1 / 16, image=(1, 28, 28))
-    table = scale_free.layers(network, network.image)
-    assert [layer.kind for layer in table] == ["convolution"] * 5 + ["dense"] * 3
-    # The second convolution sees 14 / 2 rows.
-    spectral, frobenius, shape = scale_free.convolution_norms(network[4].weight, (7, 7), 1, 1)
-    assert (table[1].spectral, table[1].frobenius) == (spectral, frobenius)
-    assert table[1].smallest_ratio == min(shape) ** -0.5
-    dense = [part.weight.detach().double() for part in network if isinstance(part, nn.Linear)]
-    for layer, weight in zip(table[5:], dense, strict=True):
-        exact = float(torch.linalg.matrix_norm(weight, 2))
-        assert layer.spectral == pytest.approx(exact, rel=1e-6)
-        assert layer.smallest_ratio <= layer.ratio <= 1
-    assert network.training
-    grouped = nn.Sequential(nn.Conv2d(2, 2, 3, groups=2))
-    with pytest.raises(ValueError, match="0: expected a convolution without groups"):
-        scale_free.layers(grouped, (2, 8, 8))
 
 
 def test_a_state_is_what_diagnose_says():
@@ -138,13 +98,3 @@ def test_following_a_run_needs_no_folder():
     assert series.length(10) == pytest.approx(series.turn[since:].sum())
     assert series.ratio.shape == (len(series.steps), 1)
     assert series.test_error[-1] == 0
-
-
-def test_the_defect_of_homogeneity_is_rounding_or_plain():
-    x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(2))
-    plain = drawn(alexnet, width=1 / 16, image=(1, 28, 28))
-    before = [p.clone() for p in plain.parameters()]
-    assert scale_free.homogeneity_defect(plain, x, 8) < 1e-12
-    assert scale_free.homogeneity_defect(plain, x, 7) == pytest.approx(0.5)
-    assert all(torch.equal(p, q) for p, q in zip(before, plain.parameters(), strict=True))
-    assert scale_free.homogeneity_defect(drawn(resnet, width=2, image=(1, 28, 28)), x, 8) > 0.1
