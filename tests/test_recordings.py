@@ -73,6 +73,14 @@ def test_the_runs_of_the_repository_are_whole(file):
         )
 
 
+def test_the_records_in_the_repository_are_of_the_runs_as_they_are_written():
+    runs = make.read_runs(ROOT / "recordings" / "runs.yml")
+    stored = sorted(path.stem for path in (ROOT / "results").glob("cifar10_*.json"))
+    assert stored == sorted(runs)
+    for name in stored:
+        assert recorded(name, ROOT / "results")["run"] == runs[name]
+
+
 @pytest.mark.parametrize("name", ["cifar10_alexnet_1", "cifar10_densenet", "cifar10_resnet"])
 def test_a_trial_gives_a_record_that_can_be_drawn(trial, tmp_path, name):
     assert trial("runs", name, "--steps", "7") == 0

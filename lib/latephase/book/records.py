@@ -31,7 +31,9 @@ def recorded(name: str, folder: Path = Path("../results")) -> dict:
     does not say how it was made, and where its arrays are not those it was written with.
     """
     path = folder / f"{name}.json"
-    again = f"To make it again: make record RUN={name}"
+    measured = (folder.parent / "benchmarks" / path.with_suffix(".py").name).is_file()
+    command = f"python benchmarks/{name}.py" if measured else f"make record RUN={name}"
+    again = f"To make it again: {command}"
     try:
         record = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError as error:
