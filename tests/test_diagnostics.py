@@ -118,3 +118,16 @@ def test_saliency_of_a_product_by_hand():
 def test_saliency_needs_one_output():
     with pytest.raises(ValueError, match="expected one output for each of 3 inputs"):
         d.saliency(torch.nn.Linear(2, 4), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 4), (4, 1)])
+def test_the_top_singular_triple_is_that_of_the_decomposition(shape):
+    matrix = 1e150 * np.random.default_rng(0).normal(size=shape)
+    value, left, right = d.top_singular(matrix)
+    u, s, v = np.linalg.svd(matrix)
+    assert value == pytest.approx(s[0], rel=1e-14)
+    assert abs(left @ u[:, 0]) == pytest.approx(1.0, abs=1e-13)
+    np.testing.assert_allclose(matrix @ right, value * left, rtol=1e-12, atol=1e138)
+    assert abs(right @ v[0]) == pytest.approx(1.0, abs=1e-13)
+    with pytest.raises(ValueError, match="positive finite norm"):
+        d.top_singular(0 * matrix)

@@ -185,6 +185,8 @@ def test_an_epoch_that_leaves_the_numbers_is_done_again(tmp_path):
 def test_a_normalized_step_lowers_the_log_risk_by_its_rate_at_most(tmp_path):
     assert Normalized(0.5).factor(-1e5, 0.1) == 0.5
     assert Normalized(0.5).factor(-1e5, 10.0) == pytest.approx(0.005)
+    assert Normalized(0.5, 0.5).factor(-1e4, 10.0) == pytest.approx(0.5)
+    assert Normalized(0.5, 0.5).factor(2.0, 10.0) == pytest.approx(0.005)
     x, y = two_classes()
     module = nn.Linear(2, 1, bias=False).double()
     nn.init.zeros_(module.weight)
@@ -361,6 +363,7 @@ def test_a_loss_based_run_that_cannot_move_ends(tmp_path):
         ({"seed": -1}, "seed: expected an integer of 0 or more"),
         ({"rate": 0.0}, "rate: expected a positive number"),
         ({"rate": float("nan")}, "rate: expected a positive number"),
+        ({"growth": 1.0}, "growth: expected 0 or more and below 1"),
         ({"momentum": 1.0}, "momentum: expected 0 or more and below 1"),
         ({"schedule": "loss_based", "momentum": 0.5}, "momentum: expected 0 under 'loss_based'"),
         ({"schedule": "cosine"}, "schedule: expected one of .*'loss_based'.*, got 'cosine'"),

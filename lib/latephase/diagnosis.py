@@ -187,25 +187,35 @@ def _layers(module: torch.nn.Module) -> pd.DataFrame:
         for name, w in module.named_parameters()
         if w.ndim >= 2 and w.requires_grad
     }
+    tops = {name: _top(weight) for name, weight in weights.items()}
     rows = []
-    following = [*list(weights.values())[1:], None]
-    for (name, weight), upper in zip(weights.items(), following, strict=True):
+    following = [*list(weights)[1:], None]
+    for (name, weight), above in zip(weights.items(), following, strict=True):
+        upper = None if above is None else weights[above]
         composes = upper is not None and weight.ndim == upper.ndim == 2
         composes = composes and upper.shape[1] == weight.shape[0]
-        norm = float(np.linalg.norm(weight))
+        norm, (spectral, left, _) = float(np.linalg.norm(weight)), tops[name]
         rows.append(
             {
                 "layer": name,
                 "shape": tuple(weight.shape),
                 "frobenius_norm": norm,
-                "spectral_norm": norm * diagnostics.spectral_ratio(weight),
-                "spectral_ratio": diagnostics.spectral_ratio(weight),
-                "alignment_with_next": (
-                    diagnostics.neighbor_alignment(weight, upper) if composes else math.nan
-                ),
+                "spectral_norm": spectral,
+                "spectral_ratio": spectral / norm if norm else math.nan,
+                "alignment_with_next": float(abs(tops[above][2] @ left)) if composes else math.nan,
                 "imbalance_with_next": (
-                    diagnostics.balancedness(weight, upper) / norm**2 if composes else math.nan
+                    diagnostics.balancedness(weight, upper) / norm**2
+                    if composes and norm
+                    else math.nan
                 ),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _top(weight: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return `top_singular` of a weight, kernels as [out, rest]; NaN vectors where it is zero."""
+    matrix = weight.reshape(len(weight), -1)
+    if not np.any(matrix):
+        return 0.0, *(np.full(size, math.nan) for size in matrix.shape)
+    return diagnostics.top_singular(matrix)

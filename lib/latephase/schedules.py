@@ -36,14 +36,16 @@ class Constant:
 
 @dataclass
 class Normalized:
-    """η = rate / (R_B max(1, ‖∇ln R_B‖²)), the loss-normalized step kept within its stability.
+    """η = rate max(1, -ln R_B)^growth / (R_B max(1, ‖∇ln R_B‖²)), the loss-normalized step.
 
     rate/R_B alone (Nacson et al. 2019) grows with R as it must, but is unstable for a network of
     degree L > 2: the curvature of ln R grows like ‖∇ln R‖², that is as ‖W‖^{2L-2}. The bound needs
-    no degree. To first order no step lowers ln R_B by more than `rate`. Once the bound binds, a
-    step turns the direction by at most rate/(‖W‖‖∇ln R_B‖) ≈ rate/(L α_B), with the batch's
-    smoothed margin α_B growing linearly in the steps: the angles fall like 1/steps, whose sum
-    diverges and whose squares' sum does not, as stochastic approximation asks.
+    no degree. With growth = 0 no step lowers ln R_B by more than `rate` to first order, and -ln R
+    grows linearly in the steps t. With 0 < growth < 1 it grows like t^{1/(1 - growth)}, at the
+    price of margins that swing by (-ln R)^growth, still o(-ln R). Once the bound binds, a step
+    turns the direction by at most s‖∇ln R_B‖/‖W‖ ≈ rate (-ln R)^{growth - 1}/L, like 1/t for any
+    growth: the sum of the angles diverges and that of their squares does not, as stochastic
+    approximation asks.
 
     Each batch is divided by its own risk. For the full batch that is the direction of the
     gradient of R; for smaller batches it is that of the mean of ln R_B over batches, in which
@@ -51,12 +53,13 @@ class Normalized:
     """
 
     rate: float
+    growth: float = 0.0
 
     judges_epochs = False
 
     def factor(self, log_risk: float, gradient_norm: float) -> float:
         """Return s of a batch with ln R_B = log_risk and ‖∇ln R_B‖ = gradient_norm."""
-        return self.rate / max(1.0, gradient_norm**2)
+        return self.rate * max(1.0, -log_risk) ** self.growth / max(1.0, gradient_norm**2)
 
     def state(self) -> dict:
         """Return what a checkpoint must hold, as numbers that JSON keeps exactly."""
@@ -101,4 +104,11 @@ class LossBased:
         return asdict(self)
 
 
-SCHEDULES = {"constant": Constant, "loss_based": LossBased, "normalized": Normalized}
+NAMES = ("constant", "loss_based", "normalized")
+
+
+def schedule(name: str, rate: float, growth: float) -> Constant | LossBased | Normalized:
+    """Return the schedule of that name at its start."""
+    if name == "normalized":
+        return Normalized(rate, growth)
+    return {"constant": Constant, "loss_based": LossBased}[name](rate)

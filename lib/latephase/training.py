@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latephase import checkpoints
+from latephase import checkpoints, schedules
 from latephase.inputs import checked_labels, finite_inputs, in_mode
 from latephase.losses import named_loss
-from latephase.schedules import SCHEDULES
 from latephase.trainer import Trainer, module_tensors
 
 
@@ -34,7 +33,8 @@ class Settings:
     batch: examples a step; None is the full batch. An epoch is cut into batches of nearly equal
         size, none larger than this.
     schedule: "constant", η = rate; "normalized", η = rate/(R_B max(1, ‖∇ln R_B‖²)); "loss_based",
-        Lyu and Li's η = α/R with α beginning at rate. See `latephase.schedules`.
+        Lyu and Li's η = α/R with α beginning at rate. R_B is the mean risk of the batch, R that
+        of the training set; see `latephase.schedules`.
     momentum: μ in Δ ← μ Δ - η ∇R_B, W ← W + Δ. Steps are accumulated, not gradients, whose sizes
         differ by any number of orders; with a constant η the two are the same. None under
         "loss_based", whose judgement needs steps that shrink with α.
@@ -47,6 +47,7 @@ class Settings:
     channels_last: memory format of 4-axis weights and inputs; numbers agree to rounding.
     device: where to train, such as "cpu" or "cuda".
     labels: "fixed", or "renewed": uniformly random ones drawn anew each epoch.
+    growth: under "normalized", s is multiplied by max(1, -ln R_B)^growth; below 1.
     """
 
     steps: int
@@ -61,6 +62,7 @@ class Settings:
     channels_last: bool = False
     device: str = "cpu"
     labels: str = "fixed"
+    growth: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("checkpoints", 2), ("seed", 0)):
@@ -73,13 +75,15 @@ class Settings:
             raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum: expected 0 or more and below 1, got {self.momentum!r}")
+        if not 0.0 <= self.growth < 1.0:
+            raise ValueError(f"growth: expected 0 or more and below 1, got {self.growth!r}")
         if self.schedule == "loss_based" and self.momentum:
             raise ValueError(
                 f"momentum: expected 0 under 'loss_based', got {self.momentum!r}: steps carried "
                 "over do not shrink with α, so an epoch done again could rise forever"
             )
         for name, known in (
-            ("schedule", sorted(SCHEDULES)),
+            ("schedule", list(schedules.NAMES)),
             ("loss", ["cross_entropy", "exponential", "logistic"]),
             ("autocast", [None, "bfloat16"]),
             ("labels", ["fixed", "renewed"]),
@@ -189,7 +193,7 @@ def train(
         max(outputs, 2),
         settings,
         loss,
-        SCHEDULES[settings.schedule](settings.rate),
+        schedules.schedule(settings.schedule, settings.rate, settings.growth),
         folder,
         identity,
     )

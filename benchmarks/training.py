@@ -1,0 +1,262 @@
+"""Training: throughput beside a plain PyTorch loop, the cost of diagnosis, and the loss at 1e-800.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py
+
+The network is Lyu and Li's (2019) for 28×28 images: convolution 32 of 5×5, pooling, convolution 64
+of 3×3, pooling, dense 1024, dense 10; a bias in the first layer only, so that its degree is 4.
+Seconds are of the CPU, in one thread; ratios come from one run, medians of alternations. The
+headline is run on the first ten images of each class, so that it ends in minutes: an epoch is
+five steps of 20 images. Caps were fixed beforehand: 600 epochs with our steps, 300 accepted ones
+with theirs. Saves results/training.json.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from problems import save
+from torch import nn
+
+import latephase
+from latephase.convergence import largest_drop
+from latephase.images import bundled_fashion_mnist
+from latephase.losses import CROSS_ENTROPY, pairwise_margins, true_margins
+from latephase.training import Run, Settings, train
+
+DEGREE, GOAL = 4.0, -800.0 * math.log(10.0)
+OURS = Settings(
+    steps=3000,
+    batch=20,
+    schedule="normalized",
+    rate=0.5,
+    growth=0.75,
+    momentum=0.9,
+    checkpoints=121,
+)
+THEIRS = Settings(steps=1500, batch=20, schedule="loss_based", rate=0.1, checkpoints=121)
+ALTERNATIONS, STEPS = 7, 12
+
+
+def lyu_li(seed: int = 0) -> nn.Sequential:
+    """Return their four-layer network with He's initialization."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding="same"),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding="same", bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3136, 1024, bias=False),
+        nn.ReLU(),
+        nn.Linear(1024, 10, bias=False),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.zeros_(network[0].bias)
+    for layer in network:
+        if hasattr(layer, "weight"):
+            deviation = (2.0 / layer.weight[0].numel()) ** 0.5
+            nn.init.normal_(layer.weight, 0.0, deviation, generator=generator)
+    return network
+
+
+# Throughput.
+
+
+def plain_seconds(x: torch.Tensor, y: torch.Tensor, batch: int, steps: int) -> float:
+    """Return the seconds of a loop as anybody would write it."""
+    network = lyu_li()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    begin, step = time.process_time(), 0
+    while step < steps:
+        for rows in torch.randperm(len(x)).split(batch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+            step += 1
+            if step == steps:
+                break
+    return time.process_time() - begin
+
+
+def our_seconds(x: torch.Tensor, y: torch.Tensor, batch: int, steps: int, **changes) -> float:
+    """Return the seconds of `train`, its evaluations and two checkpoints included."""
+    settings = Settings(steps=steps, batch=batch, rate=0.01, checkpoints=2, **changes)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.process_time()
+        train(lyu_li(), x, y, settings, folder)
+        return time.process_time() - begin
+
+
+def throughput(batch: int) -> dict:
+    """Return seconds a step of the plain loop and of ours, and medians of their ratios.
+
+    Seconds a step are those of a long run less those of a short one: what both do once, reading
+    data, evaluating and writing two checkpoints, falls out.
+    """
+    task = bundled_fashion_mnist(per_class=50)
+    variants = {"ours": {}, "ours, normalized": {"schedule": "normalized"}}
+    last = {"channels_last": True}
+    slow = {"channels_last": last, "bfloat16, channels_last": {**last, "autocast": "bfloat16"}}
+    per_step: dict[str, list[float]] = {}
+
+    def measure(name: str, seconds, times: int) -> None:
+        short, long = seconds(2), seconds(2 + times)
+        per_step.setdefault(name, []).append((long - short) / times)
+
+    for turn in range(ALTERNATIONS):
+        measure("plain", lambda n: plain_seconds(task.x, task.y, batch, n), STEPS)
+        for name, changes in variants.items():
+            measure(name, lambda n, c=changes: our_seconds(task.x, task.y, batch, n, **c), STEPS)
+        if turn == 0:
+            # What took ten times as long here is not asked seven times.
+            for name, changes in slow.items():
+                measure(name, lambda n, c=changes: our_seconds(task.x, task.y, batch, n, **c), 4)
+    ratios = {
+        name: statistics.median(
+            plain / ours for plain, ours in zip(per_step["plain"], seconds, strict=False)
+        )
+        for name, seconds in per_step.items()
+    }
+    for name, seconds in per_step.items():
+        median = statistics.median(seconds)
+        print(
+            f"batch {batch:>3}  {name:<24}{1e3 * median:>8.1f} ms a step, throughput "
+            f"{ratios[name]:.2f} of the plain loop",
+            flush=True,
+        )
+    return {"batch": batch, "seconds_per_step": per_step, "throughput_ratio": ratios}
+
+
+# The headline.
+
+
+def measures(run: Run, x: torch.Tensor, y: torch.Tensor) -> dict[str, list[float]]:
+    """Return normalized margins and norms of the checkpoints."""
+    network, margins, smoothed, norms = lyu_li(), [], [], []
+    for k in range(len(run)):
+        run.load(k, network)
+        with torch.no_grad():
+            p = pairwise_margins(network(x).double(), y)
+        weights = [w.detach().double() for w in network.parameters()]
+        log_norm = 0.5 * math.log(sum(float(w.square().sum()) for w in weights))
+        margins.append(float(true_margins(p).min()) * math.exp(-DEGREE * log_norm))
+        # α of the cross-entropy summed over the examples, as elsewhere in the library.
+        alpha = float(CROSS_ENTROPY.smoothed_margin(p))
+        smoothed.append(alpha * math.exp(-DEGREE * log_norm))
+        norms.append(math.exp(log_norm))
+    return {"normalized_margin": margins, "normalized_smoothed_margin": smoothed, "norm": norms}
+
+
+def headline(name: str, settings: Settings, folder: Path) -> tuple[Run, dict]:
+    """Return the run and what it took to a training loss below 1e-800, or how far it came."""
+    task = bundled_fashion_mnist(per_class=10)
+    per_epoch = len(task.x) // settings.batch
+    begin = time.process_time()
+    run = train(lyu_li(settings.seed), task.x, task.y, settings, folder)
+    seconds = time.process_time() - begin
+    found = measures(run, task.x, task.y)
+    below = np.flatnonzero(run.log_risk < GOAL)
+    end = int(below[0]) if below.size else len(run) - 1
+    # From the state on that every later one shares: all examples right, mean loss below ln 2 / n.
+    separated = int(np.flatnonzero(run.log_risk >= math.log(math.log(2) / len(task.x)))[-1]) + 1
+    share = seconds / run.seconds[-1]  # CPU seconds for each second of the clock in the run
+    smoothed = np.array(found["normalized_smoothed_margin"])[separated : end + 1]
+    margins = np.array(found["normalized_margin"])[separated : end + 1]
+    row = {
+        "schedule": name,
+        "images": len(task.x),
+        "data_sha256": task.sha256,
+        "settings": dict(vars(settings)),
+        "reached": bool(below.size),
+        "epochs": float(run.steps[end] / per_epoch),
+        "epochs_before": float(run.steps[end - 1] / per_epoch),
+        "redone": run.schedule[end].get("redone", 0),
+        "cpu_seconds": float(share * run.seconds[end]),
+        "log10_loss": float(run.log_risk[end] / math.log(10.0)),
+        "separated_at_epoch": float(run.steps[separated] / per_epoch),
+        "normalized_margin": found["normalized_margin"][end],
+        "normalized_smoothed_margin": found["normalized_smoothed_margin"][end],
+        "norm_start": found["norm"][0],
+        "norm": found["norm"][end],
+        "states_compared": int(end + 1 - separated),
+        "largest_drop": largest_drop(margins),
+        "largest_drop_smoothed": largest_drop(smoothed),
+        "total_cpu_seconds": seconds,
+        "series": {
+            "epoch": (run.steps / per_epoch).tolist(),
+            "log10_loss": (run.log_risk / math.log(10.0)).tolist(),
+            **found,
+        },
+    }
+    print(
+        f"{name:<12} loss 1e{row['log10_loss']:.1f} after {row['epochs']:.0f} epochs "
+        f"({row['redone']} done again), {row['cpu_seconds']:.0f} s; normalized margin "
+        f"{row['normalized_margin']:.3g}, largest relative fall {row['largest_drop']:.2g} over "
+        f"{row['states_compared']} states from epoch {row['separated_at_epoch']:.0f}",
+        flush=True,
+    )
+    return run, row
+
+
+def diagnosis_cost(run: Run, cpu_share: float, every: int = 3) -> dict:
+    """Return what `diagnose` at every third checkpoint costs beside the training before it."""
+    task = bundled_fashion_mnist(per_class=10)
+    network, rows = lyu_li(), []
+    degree = latephase.homogeneity_degree(network, task.x)[0]
+    for before, k in pairwise(range(0, len(run), every)):
+        run.load(k, network)
+        begin = time.process_time()
+        latephase.diagnose(network, task.x, task.y, "cross_entropy", degree=degree)
+        seconds = time.process_time() - begin
+        training = cpu_share * float(run.seconds[k] - run.seconds[before])
+        rows.append({"step": int(run.steps[k]), "diagnose": seconds, "training": training})
+    begin = time.process_time()
+    latephase.diagnose(network, task.x, task.y, "cross_entropy")
+    with_degree = time.process_time() - begin
+    spent, trained = (sum(row[key] for row in rows) for key in ("diagnose", "training"))
+    over = [row["step"] for row in rows if row["diagnose"] > 0.1 * row["training"]]
+    print(
+        f"diagnose: {statistics.median(row['diagnose'] for row in rows):.2f} s a checkpoint "
+        f"({with_degree:.2f} s where it measures the degree itself); {spent / trained:.1%} of all "
+        f"training, {rows[-1]['diagnose'] / rows[-1]['training']:.1%} of the last interval, below "
+        f"10 % of each interval after step {max(over, default=0)}",
+        flush=True,
+    )
+    return {
+        "rows": rows,
+        "share": spent / trained,
+        "below_a_tenth_after_step": max(over, default=0),
+        "seconds_measuring_the_degree": with_degree,
+    }
+
+
+def main() -> None:
+    started = time.process_time()
+    speeds = [throughput(batch) for batch in (100, 20)]
+    with tempfile.TemporaryDirectory() as folder:
+        ours, our_row = headline("ours", OURS, Path(folder, "ours"))
+        share = our_row["total_cpu_seconds"] / float(ours.seconds[-1])
+        cost = diagnosis_cost(ours, share)
+        _, their_row = headline("Lyu and Li", THEIRS, Path(folder, "theirs"))
+    save(
+        "training",
+        {
+            "throughput": speeds,
+            "diagnose": cost,
+            "headline": [our_row, their_row],
+            "published": {"epochs": 9000, "images": 60_000, "normalized_margin": 1.2e-3},
+            "duration": time.process_time() - started,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
