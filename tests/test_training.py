@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, softplus
 from latephase import networks
 from latephase.losses import named_loss
 from latephase.schedules import LossBased, Normalized
-from latephase.trainer import log_risk_and_gradient
+from latephase.stepping import log_risk_and_gradient
 from latephase.training import Settings, due_steps, read_run, train
 
 CENTRES = np.array([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]])

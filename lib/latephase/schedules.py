@@ -72,12 +72,12 @@ class LossBased:
 
     α, here `relative`, begins at 0.1 (`rate`), is multiplied by 2^{1/5} after an epoch in which R
     did not rise, and divided by 2^{1/10} after one in which it rose or left the range of numbers;
-    such an epoch is done again from its start. reference: ln R at the epoch's start. redone,
-    redone_in_a_row: how many epochs were done again so far.
+    such an epoch is done again from its start. reference: ln R at the epoch's start, None before
+    the first one. redone, redone_in_a_row: how many epochs were done again so far.
     """
 
     relative: float
-    reference: float = math.nan
+    reference: float | None = None
     redone: int = 0
     redone_in_a_row: int = 0
 
