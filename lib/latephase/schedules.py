@@ -6,6 +6,8 @@ Training moves by W ← W - η ∇R_B with the mean risk R_B of a batch B. Since
     W ← W - s ∇ln R_B,
 
 formed from logarithms, so that η itself, 1e800 and beyond, is never formed. ln is natural.
+A schedule that judges epochs has those in which R rose done again; one that needs the norm is told
+‖∇ln R_B‖, which costs a pass over the gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Constant:
 
     rate: float
 
-    judges_epochs = False
+    judges_epochs, needs_norm = False, False
 
     def factor(self, log_risk: float, gradient_norm: float) -> float:
         """Return s of a batch with ln R_B = log_risk and ‖∇ln R_B‖ = gradient_norm."""
@@ -55,7 +57,7 @@ class Normalized:
     rate: float
     growth: float = 0.0
 
-    judges_epochs = False
+    judges_epochs, needs_norm = False, True
 
     def factor(self, log_risk: float, gradient_norm: float) -> float:
         """Return s of a batch with ln R_B = log_risk and ‖∇ln R_B‖ = gradient_norm."""
@@ -81,7 +83,7 @@ class LossBased:
     redone: int = 0
     redone_in_a_row: int = 0
 
-    judges_epochs = True
+    judges_epochs, needs_norm = True, False
     UP, DOWN = 2.0**0.2, 2.0**-0.1
 
     def factor(self, log_risk: float, gradient_norm: float) -> float:

@@ -125,7 +125,7 @@ class Stepper:
             materialize_grads=True,
         )
         norm = 0.0
-        if self.settings.schedule == "normalized":
+        if self.schedule.needs_norm:
             norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
             if not math.isfinite(norm):
                 self._stop(f"‖∇ln R‖ = {norm:g}")

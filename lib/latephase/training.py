@@ -86,7 +86,7 @@ def train(
         identity,
     )
     due = due_steps(settings, trainer.per_epoch)
-    with checkpoints.held(folder), torch.backends.cudnn.flags(deterministic=True):
+    with checkpoints.held(folder), torch.backends.cudnn.flags(enabled=True, deterministic=True):
         states = checkpoints.listed(folder, checkpoints.RECORD)
         states += checkpoints.listed(folder, checkpoints.LATEST)
         for state in states:
