@@ -38,6 +38,17 @@ def test_the_defaults_of_a_chapter_are_the_quick_profile(chapter):
     assert defaults == BOOK.parameters(chapter)
 
 
+def test_no_two_figures_of_the_book_have_one_name():
+    figures = [
+        cell.content["metadata"]["mystnb"]["figure"]["name"]
+        for chapter in CHAPTERS
+        for cell in read(BOOK.source(chapter)).cells
+        if "figure" in cell.content["metadata"].get("mystnb", {})
+    ]
+    assert len(figures) > 20
+    assert [name for name in set(figures) if figures.count(name) > 1] == []
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_defines_no_function_and_keeps_its_cells_short(chapter):
     for cell in read(BOOK.source(chapter)).cells:
