@@ -40,21 +40,16 @@ SABOTAGES = {
         "        problem.weighted_gradient(w, q)[1] for w, q in",
         "        -problem.weighted_gradient(w, q)[1] for w, q in",
     ),
-    "sign of the gradient in the flow": (
-        "problem.py",
-        "            gradient += torch.autograd.grad(p, leaf, weights[rows])[0]\n",
-        "            gradient -= torch.autograd.grad(p, leaf, weights[rows])[0]\n",
-    ),
     "degree off by one": (
-        "homogeneity.py",
-        "    return measured\n",
-        "    return measured + 1.0\n",
+        "following.py",
+        "            degree=self.degree,\n",
+        "            degree=self.degree + 1.0,\n",
     ),
     "duals recomputed from margins": (
-        "late.py",
-        "        log_dual = log_dual.numpy()\n",
-        "        log_dual = np.log(np.maximum(1e-300, torch.softmax(torch.from_numpy("
-        "-p * math.exp(min(log_scale, 700.0))), 0).numpy()))\n",
+        "following.py",
+        "    q = np.exp(state.log_dual)\n",
+        "    z = state.p * math.exp(min(degree * state.log_norm, 700.0))\n"
+        "    q = np.exp(z.min() - z) / np.exp(z.min() - z).sum()\n",
     ),
     "wrong power of the norm": (
         "following.py",

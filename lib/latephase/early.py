@@ -7,6 +7,7 @@ falls off smoothly, so that the flow can settle there and be told from one that 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 
 @dataclass(frozen=True)
 class EarlyState:
-    """W [P] with α, p [n, ·], ln q, ∇α there, r, and the σ that the step there covered."""
+    """W [P] with α, p [n, ·], ln q, ∇α there, r, the σ of the step there, and its rejections."""
 
     w: np.ndarray
     alpha: float
@@ -46,6 +47,7 @@ class EarlyState:
     gradient: np.ndarray
     radius: float
     advance: float
+    rejected: int = 0
 
     def slope(self) -> float:
         """Return r‖∇α‖, that is ‖W‖‖∇α‖ away from zero."""
@@ -83,7 +85,7 @@ def early_phase(
 
     state = EarlyState(w, alpha, p, log_dual, gradient, max(smallest, np.linalg.norm(w)), 0.0)
     yield state
-    step, first = 1e-2, velocity(state)
+    step, first, rejected = 1e-2, velocity(state), 0
     while True:
         slopes, point, end = [first], state.w, state
         for row in _STAGES:
@@ -102,8 +104,11 @@ def early_phase(
             part = (until * (1.0 + 5e-4) - state.alpha) / (end.alpha - state.alpha)
             factor = min(0.9, max(part, 1e-3))
         elif ratio <= 1.0:
-            state, first = end, slopes[-1]
+            state, first = dataclasses.replace(end, rejected=rejected), slopes[-1]
+            rejected = 0
             yield state
+        else:
+            rejected += 1
         step = min(step * factor, LONGEST_GROWTH / degree)
         if step < _SMALLEST_STEP:
             raise FloatingPointError(f"step of the early phase fell to {step:.1e}")

@@ -44,8 +44,8 @@ class SmoothedKinks(TorchFunctionMode):
     def __init__(self, epsilon: float) -> None:
         super().__init__()
         self.epsilon = epsilon
-        # id of a smoothed tensor -> (that tensor, held so that its id stays its own; z; relu(z))
-        self.exact: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        # id of a smoothed tensor -> (that tensor, held so that its id stays its own; z)
+        self.exact: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __enter__(self):
         self.exact.clear()
@@ -69,35 +69,37 @@ class SmoothedKinks(TorchFunctionMode):
         inplace = func in _RELU_IN_PLACE | _LEAKY_IN_PLACE or (
             negative_slope is True if relu else inplace
         )
-        slope = 0.0 if relu else negative_slope
         z = input.clone() if inplace else input
-        smooth = slope * z + (1.0 - slope) * smooth_relu(z, self.epsilon)
+        smooth = smooth_relu(z, self.epsilon)
+        if not relu:
+            smooth = negative_slope * z + (1.0 - negative_slope) * smooth
         if inplace:
             return input.copy_(smooth)
         if relu:
-            self.exact[id(smooth)] = (smooth, z, torch.relu(z))
+            self.exact[id(smooth)] = (smooth, z)
         return smooth
 
     def _unsmoothed(self, func, args):
-        held = self.exact.get(id(args[0]))
+        _, z = self.exact.get(id(args[0]), (None, None))
         if func in _PRODUCT:
-            if held is not None and (args[1] is args[0] or args[1] is held[1]):
-                return (held[2], held[2], *args[2:])
-            other = self.exact.get(id(args[1]))
-            if other is not None and args[0] is other[1]:
-                return (other[2], other[2], *args[2:])
-        elif held is not None and (func in _SQUARE or _exponent(args) >= 2):
-            return (held[2], *args[1:])
+            if z is not None and (args[1] is args[0] or args[1] is z):
+                return (torch.relu(z), torch.relu(z), *args[2:])
+            _, z = self.exact.get(id(args[1]), (None, None))
+            if z is not None and args[0] is z:
+                return (torch.relu(z), torch.relu(z), *args[2:])
+        elif z is not None and (func in _SQUARE or _exponent(args) >= 2):
+            return (torch.relu(z), *args[1:])
         return args
 
 
 def smooth_relu(z: Tensor, epsilon: float) -> Tensor:
     """Return ½(z + √(z² + ε² s²)), s² the mean of z² over all axes but the first (examples)."""
-    scale = z.square().mean(dim=tuple(range(1, z.ndim)), keepdim=True) if z.ndim > 1 else z.square()
+    square = z.square()
+    scale = square.mean(dim=tuple(range(1, z.ndim)), keepdim=True) if z.ndim > 1 else square
     # At z = 0 in a whole layer the root has no derivative; half the smallest normal number keeps
     # it finite there and vanishes in rounding elsewhere.
     tiny = torch.finfo(z.dtype).tiny
-    return 0.5 * (z + torch.sqrt(z.square() + (epsilon**2) * scale + tiny))
+    return 0.5 * (z + torch.sqrt(torch.add(square + tiny, scale, alpha=epsilon**2)))
 
 
 def _exponent(args) -> float:
