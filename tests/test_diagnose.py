@@ -142,7 +142,7 @@ def test_a_progress_bar_is_shown_when_asked_for(capsys):
     x, y = data()
     latephase.diagnose(network(), x, y, batch_size=4, progress=True)
     shown = capsys.readouterr().err
-    assert "margins: 100%" in shown
+    assert "outputs: 100%" in shown
     assert "gradient: 100%" in shown
     latephase.diagnose(network(), x, y, batch_size=4, progress=False)
     assert capsys.readouterr().err == ""

@@ -9,15 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from latephase import diagnostics
+from latephase.batches import BATCH, Batches, resolves_duals
 from latephase.homogeneity import homogeneity_degree
 from latephase.inputs import checked_inputs, checked_labels, in_mode, raise_on_contradiction
 from latephase.losses import Loss, named_loss, pairwise_margins, true_margins
-
-# Dual variables are exp(-p) up to a factor: rounding of p by more than this leaves no digit.
-_RESOLVED = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def diagnose(
     y: Tensor | np.ndarray,
     loss: str | Loss = "exponential",
     degree: float | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     progress: bool | None = None,
 ) -> Diagnosis:
     """Return the `Diagnosis` of a module on data, on the module's own device and dtype.
@@ -65,38 +62,36 @@ def diagnose(
     loss = named_loss(loss)
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not parameters:
+    if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("module: expected at least one trainable parameter, got none")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
     x = checked_inputs(x)
     measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
     with in_mode(module, training=False):
-        batches = _Batches(module, parameters[0], x, batch_size, progress)
-        y, outputs = checked_labels(y, batches.outputs(slice(0, 2)), len(x), loss.name)
+        batches = Batches(module, x, batch_size, progress)
+        y, outputs = checked_labels(y, batches.outputs_of(slice(0, 2)), len(x), loss.name)
         raise_on_contradiction(x, y)
-        p = batches.margins(y)
+        p = pairwise_margins(batches.outputs(), y.to(batches.like.device))
         if p.ndim == 2 and outputs == 2:
             p = p.reshape(-1)
-        return _diagnosis(module, parameters, batches, p, y, loss, measured, defect)
+        return _diagnosis(batches, p, y, loss, measured, defect)
 
 
-def _diagnosis(module, parameters, batches, p, y, loss, degree, defect) -> Diagnosis:
+def _diagnosis(batches, p, y, loss, degree, defect) -> Diagnosis:
     margins = true_margins(p)
     # In float64: the sums over examples are not to add rounding to what the network's dtype has.
     wide = p.double()
     alpha = float(loss.smoothed_margin(wide))
-    direction = torch.cat([w.detach().double().reshape(-1) for w in parameters]).cpu().numpy()
+    direction = batches.weights()
     norm = float(np.linalg.norm(direction))
     if not np.isfinite(norm) or norm == 0.0:
         raise ValueError(f"module: expected parameters of positive finite norm, got {norm}")
-    resolved = torch.finfo(p.dtype).eps * float(p.abs().max()) <= _RESOLVED
     dual = gradient = None
-    if resolved:
+    if resolved := resolves_duals(p, p.dtype):
         q = loss.dual_variables(wide)
         dual = q.cpu().numpy()
-        gradient = batches.weighted_gradient(parameters, y, q.to(p.dtype)).double().cpu().numpy()
+        gradient = batches.weighted_gradient(y, q)
     shrink = None if degree is None else math.exp(-degree * math.log(norm))
     stationarity = complementarity = None
     if shrink is not None and resolved and np.any(gradient):
@@ -122,58 +117,8 @@ def _diagnosis(module, parameters, batches, p, y, loss, degree, defect) -> Diagn
         degree=degree,
         homogeneity_defect=defect,
         training_error=float((margins <= 0).double().mean()),
-        layers=_layers(module),
+        layers=_layers(batches.module),
     )
-
-
-class _Batches:
-    """A module on data, batch by batch, on its own device and in its own dtype."""
-
-    def __init__(self, module, like: Tensor, x: Tensor, size: int, progress: bool | None) -> None:
-        self.module, self.like, self.x = module, like, x
-        self.slices = [slice(i, i + size) for i in range(0, len(x), size)]
-        # tqdm's own None: a bar on a terminal only.
-        self.hidden = True if len(self.slices) <= 20 else None
-        if progress is not None:
-            self.hidden = not progress
-
-    def outputs(self, rows: slice) -> Tensor:
-        x = self.x[rows].to(self.like.device)
-        x = x.to(self.like.dtype) if x.is_floating_point() else x
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            out = self.module(x)
-        if not isinstance(out, Tensor) or out.ndim not in (1, 2):
-            shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"module: expected outputs [n], [n, 1] or [n, k], got {shape}")
-        if not bool(torch.isfinite(out).all()):
-            raise ValueError("module: its outputs contain NaN or infinite values")
-        return out
-
-    def margins(self, y: Tensor) -> Tensor:
-        """Return p of the whole data."""
-        with torch.no_grad():
-            parts = [
-                pairwise_margins(self.outputs(rows), y[rows].to(self.like.device))
-                for rows in tqdm(self.slices, desc="margins", disable=self.hidden)
-            ]
-        return torch.cat(parts)
-
-    def weighted_gradient(self, parameters: list[Tensor], y: Tensor, weights: Tensor) -> Tensor:
-        """Return Σ weights_i ∇p_i [P]."""
-        total = torch.zeros(sum(p.numel() for p in parameters), device=self.like.device)
-        total = total.double() if self.like.device.type != "mps" else total
-        with torch.enable_grad():
-            for rows in tqdm(self.slices, desc="gradient", disable=self.hidden):
-                p = pairwise_margins(self.outputs(rows), y[rows].to(self.like.device))
-                parts = torch.autograd.grad(
-                    p.reshape(-1),
-                    parameters,
-                    weights[rows].reshape(-1),
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                total += torch.cat([part.reshape(-1) for part in parts]).to(total.dtype)
-        return total
 
 
 def _layers(module: torch.nn.Module) -> pd.DataFrame:

@@ -35,11 +35,6 @@ def misalignment(a: np.ndarray, b: np.ndarray) -> float:
     return 0.5 * float(np.sum((unit(a) - unit(b)) ** 2))
 
 
-def normalized_margins(margins: np.ndarray, log_norm: float, degree: float) -> np.ndarray:
-    """Return p_i / ‖W‖^L, of the shape of the margins."""
-    return margins * np.exp(-degree * log_norm)
-
-
 def kkt_stationarity(direction: np.ndarray, gradient: np.ndarray, margin: float, degree: float):
     """Return ε = ‖W‖ p_min^{-1/L} ‖Ŵ - ĝ‖ of the approximate KKT point W/p_min^{1/L}.
 

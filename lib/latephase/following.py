@@ -167,7 +167,7 @@ class Flow:
             steps, gradients = spent[0] - since[0], spent[1] - since[1]
             still = steps > STAGNATION_STEPS or gradients > STAGNATION_GRADIENTS
             if state.smoothed_margin <= 0.0 and still:
-                stands = f"the smoothed margin stands still over {steps} steps, {gradients} gradients"
+                stands = f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
                 raise self._not_separated(stands, slope, state.p)
             stepped = self.stepper.step(state, step, min(newton, self._resolving(state, step)))
             if stepped is None:

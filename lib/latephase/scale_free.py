@@ -20,19 +20,16 @@ import tempfile
 from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from latephase import diagnostics, training
+from latephase.batches import BATCH, Batches, resolves_duals
 from latephase.convergence import successive_distances
 from latephase.data import Task
 from latephase.inputs import in_mode
 from latephase.losses import named_loss, pairwise_margins, true_margins
 from latephase.operators import layers
 from latephase.training import Settings
-
-# Dual variables are exp(-p) up to a factor: rounding of p by more than this leaves no digit.
-_RESOLVED = 0.01
 
 
 @dataclass(frozen=True)
@@ -52,50 +49,38 @@ class State:
 
 
 def state(
-    module: nn.Module, x: Tensor, y: Tensor, loss: str = "cross_entropy", batch_size: int = 256
+    module: nn.Module, x: Tensor, y: Tensor, loss: str = "cross_entropy", batch_size: int = BATCH
 ) -> State:
     """Return the `State` of a module on labelled images, in evaluation mode; restores the mode."""
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    device = next(iter(parameters.values())).device
-    parts = [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, len(x), batch_size)]
-    parts = [(a.to(device), b.to(device)) for a, b in parts]
+    batches = Batches(module, x, batch_size)
     with in_mode(module, training=False):
-        with torch.no_grad():
-            outputs = torch.cat([module(a) for a, _ in parts]).double()
-        p = pairwise_margins(outputs, torch.cat([b for _, b in parts]))
+        raw = batches.outputs()
+        outputs = raw.double()
+        p = pairwise_margins(outputs, y.to(outputs.device))
         alpha, log_dual = named_loss(loss).smoothed_margin_and_log_duals(p)
         cosine = float("nan")
-        if torch.finfo(torch.float32).eps * float(p.abs().max()) <= _RESOLVED:
-            cosine = _cosine(module, list(parameters.values()), parts, log_dual.exp())
+        if resolves_duals(p, raw.dtype):
+            gradient = batches.weighted_gradient(y, log_dual.exp())
+            if gradient.any():
+                cosine = diagnostics.alignment(batches.weights(), gradient)
     centred = outputs - outputs.mean(1, keepdim=True) if outputs.shape[1] > 1 else outputs
     return State(
         true_margins(p).cpu().numpy(),
         float((centred**2).sum(1).mean().sqrt()),
         float(alpha),
         cosine,
-        {n: w.detach().cpu().numpy().ravel().copy() for n, w in parameters.items()},
+        {
+            name: w.detach().cpu().numpy().ravel().copy()
+            for name, w in module.named_parameters()
+            if w.requires_grad
+        },
     )
 
 
-def _cosine(module, parameters: list[Tensor], parts: list, dual: Tensor) -> float:
-    """Return cos(W, Σ q_i ∇p_i)."""
-    total, begin = [torch.zeros_like(w, dtype=torch.float64) for w in parameters], 0
-    for a, b in parts:
-        weighted = pairwise_margins(module(a), b)
-        weights = dual[begin : begin + len(b)].to(weighted.dtype)
-        begin += len(b)
-        gradients = torch.autograd.grad((weighted * weights).sum(), parameters)
-        total = [t + g for t, g in zip(total, gradients, strict=True)]
-    w = np.concatenate([v.detach().cpu().double().numpy().ravel() for v in parameters])
-    g = np.concatenate([v.cpu().numpy().ravel() for v in total])
-    return diagnostics.alignment(w, g) if np.any(g) else float("nan")
-
-
-def error_rate(module: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -> float:
+def error_rate(module: nn.Module, x: Tensor, y: Tensor, batch_size: int = BATCH) -> float:
     """Return the share of images on whose label another class wins or ties, in evaluation mode."""
-    device = next(module.parameters()).device
-    with in_mode(module, training=False), torch.no_grad():
-        outputs = torch.cat([module(part.to(device)).cpu() for part in x.split(batch_size)])
+    with in_mode(module, training=False):
+        outputs = Batches(module, x, batch_size).outputs().cpu()
     return float((true_margins(pairwise_margins(outputs, y.cpu())) <= 0).double().mean())
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latephase.batches import BATCH
 from latephase.inputs import in_mode
 from latephase.losses import Loss, log_sum_exp, pairwise_margins, true_margins
 
@@ -28,7 +29,6 @@ from latephase.losses import Loss, log_sum_exp, pairwise_margins, true_margins
 _NEGLIGIBLE = 1e-20
 # A mean loss of e^20 is no training any more.
 DIVERGED = 20.0
-EVALUATION_BATCH = 256
 
 
 def log_risk_and_gradient(outputs: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
@@ -169,8 +169,8 @@ class Stepper:
         """
         parts = []
         with in_mode(self.module, training=False), torch.no_grad():
-            for begin in range(0, len(self.x), EVALUATION_BATCH):
-                rows = slice(begin, begin + EVALUATION_BATCH)
+            for begin in range(0, len(self.x), BATCH):
+                rows = slice(begin, begin + BATCH)
                 outputs = self.module(self.x[rows]).double()
                 parts.append(pairwise_margins(outputs, self.labels[rows]))
         p = torch.cat(parts)
