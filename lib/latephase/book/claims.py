@@ -126,10 +126,7 @@ def record(id: str, value, *, control: Mapping[str, object] | None = None, seeds
     separates), NaN is not. Raises BookError for an unknown claim, a NaN, or controls other than
     the registered ones.
     """
-    registry = load(registry_path())
-    if id not in registry:
-        raise BookError(f"claims.record: {id!r} is not registered; known: {', '.join(registry)}")
-    claim, control = registry[id], control or {}
+    claim, control = _registered(id), control or {}
     if set(control) != set(claim.controls):
         raise BookError(
             f"claims.record({id!r}): expected the controls {sorted(claim.controls)}, "
@@ -144,20 +141,41 @@ def record(id: str, value, *, control: Mapping[str, object] | None = None, seeds
     _show(claim, payload)
 
 
+def holds(id: str, value) -> bool:
+    """Return whether a value, or the worst of several, is within the bound of a registered claim.
+
+    For sentences that say what the figures show: a notebook never repeats a bound.
+    """
+    claim = _registered(id)
+    numbers = [float(number) for number in _numbers(value, f"the value of {id}")]
+    return claim.satisfied(claim.worst(numbers), _profile())
+
+
+def _registered(id: str) -> Claim:
+    registry = load(registry_path())
+    if id not in registry:
+        raise BookError(f"claims: {id!r} is not registered; known: {', '.join(registry)}")
+    return registry[id]
+
+
+def _profile() -> str:
+    return os.environ.get("LATEPHASE_PROFILE", PROFILES[0])
+
+
 def _numbers(value, what: str) -> list[str]:
     # As text: the kernel's messages carry JSON, which has no infinity, and repr loses no digit.
     values = [float(v) for v in (value if hasattr(value, "__iter__") else [value])]
     if not values:
-        raise BookError(f"claims.record: {what} is empty")
+        raise BookError(f"claims: {what} is empty")
     if any(math.isnan(v) for v in values):
-        raise BookError(f"claims.record: {what} is NaN in {values}; a claim needs numbers")
+        raise BookError(f"claims: {what} is NaN in {values}; a claim needs numbers")
     return [repr(v) for v in values]
 
 
 def _show(claim: Claim, payload: dict) -> None:
     from IPython.display import publish_display_data
 
-    profile = os.environ.get("LATEPHASE_PROFILE", PROFILES[0])
+    profile = _profile()
     value = claim.worst([float(v) for v in payload["values"]])
     verdict = HOLDS if claim.satisfied(value, profile) else FAILS
     if claim.expect == NOT_COVERED:
