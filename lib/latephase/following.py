@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -32,12 +33,16 @@ LATE_STEP_BUDGET = 20_000
 # gradients, must take off a hundredth of -α, or else the examples count as not separable. The most
 # that a flow which does separate was seen to need is 93 steps and 674 gradients.
 STAGNATION_STEPS = 200
-STAGNATION_GRADIENTS = 1500
+STAGNATION_GRADIENTS = 1000
 # Short steps mean chatter along kinks only where the risk is not nearly stationary.
 CHATTER_SLOPE = 1e-2
 _LONGEST_STEP = 3.0
 _SMALLEST_STEP = 1e-9
 _FIRST_CURVED_STEP = 1e-3
+# Stages of more iterations than this, on average, get the curvature of a smooth model of few
+# parameters: of many, computing and diagonalizing it takes longer than what it saves.
+_MANY_ITERATIONS = 3.0
+_FEW_PARAMETERS = 300
 # Error of the stages' solution as a part of tol.
 _NEWTON = 0.02
 _FINEST_NEWTON = 1e-11
@@ -140,7 +145,7 @@ class Flow:
 
     def _late(self, until: float) -> None:
         newton, started, advances = _NEWTON * self.tol, self.steps, []
-        stood, since = self.state.smoothed_margin, (0, self.problem.evaluations["gradient"])
+        standing = _Standing(self.state.smoothed_margin, started, self._gradients())
         self.longest = _LONGEST_STEP
         while self.state.smoothed_margin < until:
             state = self.state
@@ -161,14 +166,12 @@ class Flow:
             taken = self.steps - started
             if taken > LATE_STEP_BUDGET:
                 raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
-            spent = taken, self.problem.evaluations["gradient"]
-            if state.smoothed_margin > 0.99 * stood:
-                stood, since = state.smoothed_margin, spent
-            steps, gradients = spent[0] - since[0], spent[1] - since[1]
-            still = steps > STAGNATION_STEPS or gradients > STAGNATION_GRADIENTS
-            if state.smoothed_margin <= 0.0 and still:
-                stands = f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
-                raise self._not_separated(stands, slope, state.p)
+            standing = standing.at(state.smoothed_margin, self.steps, self._gradients())
+            if still := standing.still(self.steps, self._gradients()):
+                raise self._not_separated(still, slope, state.p)
+            toils = self.stepper.iterations > _MANY_ITERATIONS and not self.stepper.curved
+            if toils and state.direction.size <= _FEW_PARAMETERS and self._curvable:
+                self.stepper = LateStepper(self.problem, self.degree, curved=True)
             stepped = self.stepper.step(state, step, min(newton, self._resolving(state, step)))
             if stepped is None:
                 self.next_step = self.longest = 0.5 * step
@@ -189,6 +192,9 @@ class Flow:
                 self._accept_late(arrived)
                 advances[-1] = step
 
+    def _gradients(self) -> int:
+        return self.problem.evaluations["gradient"]
+
     def _resolving(self, state: State, step: float) -> float:
         """Return the error of a stage that leaves the growth of α/‖W‖^L over the step visible.
 
@@ -206,12 +212,16 @@ class Flow:
 
     def _add_curvature(self, what: str) -> None:
         """Give Newton's method the curvature of a smooth model, so far left out, or collapse."""
-        kinked = self.problem.smoothable() or self.problem.kinks().other
-        fits = 8 * self.problem.w0.size**2 <= self.problem.jacobian_bytes
-        if self.stepper.curved or kinked or not fits:
+        if self.stepper.curved or not self._curvable:
             raise self._collapse(what)
         self.stepper = LateStepper(self.problem, self.degree, curved=True)
         self.next_step, self.longest = _FIRST_CURVED_STEP, _LONGEST_STEP
+
+    @functools.cached_property
+    def _curvable(self) -> bool:
+        """Whether the model has a curvature that can be stored."""
+        kinked = self.problem.smoothable() or self.problem.kinks().other
+        return not kinked and 8 * self.problem.w0.size**2 <= self.problem.jacobian_bytes
 
     def _accept_late(self, arrived: State) -> None:
         log_gradient = math.log(np.linalg.norm(arrived.gradient))
@@ -287,6 +297,26 @@ class Flow:
             self.best,
             self.trajectory(),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Standing:
+    """The smoothed margin from which a hundredth was last taken off, and when that was."""
+
+    margin: float
+    steps: int
+    gradients: int
+
+    def at(self, margin: float, steps: int, gradients: int) -> _Standing:
+        """Return where the flow stands at a new margin."""
+        return _Standing(margin, steps, gradients) if margin > 0.99 * self.margin else self
+
+    def still(self, steps: int, gradients: int) -> str:
+        """Return what says that a margin below zero stands still, or nothing."""
+        steps, gradients = steps - self.steps, gradients - self.gradients
+        if self.margin > 0.0 or (steps <= STAGNATION_STEPS and gradients <= STAGNATION_GRADIENTS):
+            return ""
+        return f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
 
 
 def _left(state: State, degree: float, until: float) -> float:

@@ -31,6 +31,8 @@ class LateStepper:
     linearization: Linearization | None = None
     # d²θ/dρ² and du/dρ over the last step, by which the next one's first stage is guessed.
     trend: tuple[np.ndarray, np.ndarray] | None = None
+    # A running mean of the iterations of a stage.
+    iterations: float = 0.0
 
     def step(self, state: State, step: float, newton: float) -> tuple[State, float] | None:
         """Return (state at ρ + step, error estimate), or None where Newton does not converge.
@@ -84,6 +86,7 @@ class LateStepper:
             *tols,
         )
         self.linearization = stage.linearization
+        self.iterations += 0.1 * (stage.iterations - self.iterations)
         return stage
 
     def _arrived(self, stage: Stage, rho: float) -> State:
