@@ -40,13 +40,14 @@ class Linearization:
         self.contains = np.repeat(active, problem.pairs)
         self.rows = np.flatnonzero(self.contains)
         self.example_of = np.repeat(np.arange(len(self.examples)), problem.pairs)
-        self.jacobian = self._gram = None
+        self.jacobian = self._gram = self._rotated = None
         if 8 * len(self.rows) * theta.size <= problem.jacobian_bytes:
             self.jacobian = problem.jacobian(theta, self.examples)
         # The rate at which it contracted when it was fresh: curvature left out, not age.
         self.contraction = 0.0
         self.curvature = None
-        if curved:
+        # Without a stored Jacobian there is no rotating it: the curvature stays out.
+        if curved and self.jacobian is not None:
             multiplier = np.exp(log_multiplier - log_multiplier.max())
             multiplier /= multiplier @ problem.margins(theta).reshape(-1)
             hessian = problem.hessian(theta, problem.shaped(multiplier))
@@ -94,16 +95,21 @@ class Linearization:
             if self.curvature is None:
                 root = root / np.sqrt(1.0 + kappa)
             else:
-                values, vectors = self.curvature
-                root = (root @ vectors) / np.sqrt(_primal_eigenvalues(values, kappa, degree))
+                eigenvalues = _primal_eigenvalues(self.curvature[0], kappa, degree)
+                root = self.rotated()[live] / np.sqrt(eigenvalues)
             return ThinSystem(root, d, inverse_scale)
         if self.curvature is None:
             matrix = self.gram()[np.ix_(live, live)] / (1.0 + kappa)
         else:
-            values, vectors = self.curvature
-            root = self.jacobian[live] @ vectors
-            matrix = (root / _primal_eigenvalues(values, kappa, degree)) @ root.T
+            root = self.rotated()[live]
+            matrix = (root / _primal_eigenvalues(self.curvature[0], kappa, degree)) @ root.T
         return DualSystem(matrix, d, inverse_scale)
+
+    def rotated(self) -> np.ndarray:
+        """Return J in the basis of the curvature's eigenvectors."""
+        if self._rotated is None:
+            self._rotated = self.jacobian @ self.curvature[1]
+        return self._rotated
 
     def gram(self) -> np.ndarray:
         """Return J Jᵀ of the rows; where J exceeds the bound, by pairs of blocks of it."""

@@ -28,7 +28,9 @@ def thinned(entries: list[Entry], records: int, until: float) -> list[Entry]:
         return entries[-1:]
     positions = np.array([position for position, _ in entries])
     grid = np.linspace(positions[0], max(np.log(until), positions[-1]), records)
-    chosen = sorted({int(np.argmin(np.abs(positions - point))) for point in grid})
+    above = np.searchsorted(positions, grid).clip(1, len(positions) - 1)
+    lower = grid - positions[above - 1] <= positions[above] - grid
+    chosen = np.unique(above - lower).tolist()
     if chosen[-1] != len(entries) - 1:
         chosen = [*chosen[: records - 1], len(entries) - 1]
     return [entries[i] for i in chosen]
