@@ -53,6 +53,9 @@ def _require(wrong: list[str], hint: str = "") -> None:
 
 
 def _papermill(chapter, source, output, parameters):
+    # jsonschema imports this optional check of web addresses, which parses a grammar for seconds;
+    # no notebook's schema asks for it, and jsonschema does without what cannot be imported.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, papermill_engines
