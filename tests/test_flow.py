@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import latephase
+from latephase import networks
 from latephase.alignment import split_layers
+from latephase.data import sector_points, separable_points
 from latephase.diagnostics import angle
 from latephase.late import LateStepper
 from latephase.losses import LOGISTIC, Loss
@@ -680,3 +682,25 @@ def test_copies_of_the_examples_change_nothing_but_the_risk(copies):
     )
     assert angle(twice.direction[-1], direction) < 1e-12
     assert twice.normalized_margin[-1] == pytest.approx(margin, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["deep linear", "squared ReLU"])
+def test_a_coarse_step_leaves_no_height_that_the_next_one_would_lose(kind):
+    # Near alignment the square of a coarse stage's error exceeded what the next step can gain.
+    generator = torch.Generator().manual_seed(1300)
+    task = separable_points(12, 8, margin=0.1, seed=13)
+    squares = networks.two_layer(8, 8, "squared_relu", generator=generator)
+    networks.linear(8, generator=generator)
+    deep = networks.deep_linear([8, 4, 4, 1], generator=generator, scale=0.8)
+    module = deep if kind == "deep linear" else squares
+    flow = latephase.gradient_flow(module, task.x, task.y, until=1e60, tol=1e-3, records=10_000)
+    assert np.diff(flow.normalized_smoothed_margin).min() > -1e-12
+    assert flow.alignment[-1] > 1 - 1e-9
+
+
+def test_an_iterate_that_overflows_ends_its_stage_and_not_the_flow():
+    generator = torch.Generator().manual_seed(1002)
+    module = networks.two_layer(2, 6, "squared_relu", fixed_signs=True, generator=generator)
+    task = sector_points(18, 3, 0.2, seed=100)
+    with pytest.raises(latephase.NotSeparated):
+        latephase.gradient_flow(module, task.x, task.y, until=1e50, tol=1e-3)

@@ -48,6 +48,7 @@ _NEWTON = 0.02
 _FINEST_NEWTON = 1e-11
 # Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
 _MONOTONE = 2e-13
+_NEARLY_ALIGNED = 1e-3
 
 
 class Flow:
@@ -144,7 +145,7 @@ class Flow:
         )
 
     def _late(self, until: float) -> None:
-        newton, started, advances = _NEWTON * self.tol, self.steps, []
+        newton, fell, started, advances = _NEWTON * self.tol, math.inf, self.steps, []
         standing = _Standing(self.state.smoothed_margin, started, self._gradients())
         self.longest = _LONGEST_STEP
         while self.state.smoothed_margin < until:
@@ -175,6 +176,7 @@ class Flow:
             stepped = self.stepper.step(state, step, min(newton, self._resolving(state, step)))
             if stepped is None:
                 self.next_step = self.longest = 0.5 * step
+                newton, fell = _NEWTON * self.tol, math.inf
                 continue
             arrived, error = stepped
             factor = 0.9 * max(error / self.tol, 1e-9) ** -0.5
@@ -182,11 +184,16 @@ class Flow:
                 self.next_step = step * max(0.2, factor)
             elif arrived.smoothed_margin > until * (1.0 + LANDING):
                 self.next_step = step * _fraction(state, arrived, until)
-            elif _fall(state, arrived) > _MONOTONE and newton > _FINEST_NEWTON:
-                newton *= 1e-3
+            elif (fall := _fall(state, arrived)) > _MONOTONE and newton > _FINEST_NEWTON:
+                if fall < 0.5 * fell:
+                    newton, fell = max(1e-3 * newton, _FINEST_NEWTON), fall
+                else:
+                    # Not Newton's error, but the method's: the step is too long to be monotone.
+                    self.next_step = self.longest = 0.5 * step
+                    newton, fell = _NEWTON * self.tol, math.inf
             else:
                 # Where margins are level to rounding, the next step would have to tighten it again.
-                newton = min(_NEWTON * self.tol, 30.0 * newton)
+                newton, fell = min(_NEWTON * self.tol, 30.0 * newton), math.inf
                 self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
                 self.longest = min(1.25 * self.longest, _LONGEST_STEP)
                 self._accept_late(arrived)
@@ -203,7 +210,11 @@ class Flow:
         """
         if state.smoothed_margin <= 0.0:
             return math.inf
-        growth = 0.01 * self.degree * step * diagnostics.angle(state.direction, state.gradient)
+        angle = diagnostics.angle(state.direction, state.gradient)
+        growth = 0.01 * self.degree * step * angle
+        # Close to alignment its square is what is left, and the next step may grow by less.
+        if angle < _NEARLY_ALIGNED:
+            growth = min(growth, _MONOTONE**0.5)
         return max(growth, _FINEST_NEWTON)
 
     def _crawl(self) -> float:

@@ -163,6 +163,8 @@ class DualSystem:
         scaling = 1.0 / np.sqrt(self.matrix.diagonal())
         equilibrated = scaling[:, None] * self.matrix * scaling
         right = scaling[:, None] * right
+        if not (np.isfinite(equilibrated).all() and np.isfinite(right).all()):
+            return np.full_like(right, np.nan)
         share = self.inverse_scale * scaling**2
         if share.min() > _WELL_CONDITIONED:
             factor = linalg.cho_factor(equilibrated, check_finite=False)
@@ -199,6 +201,9 @@ class ThinSystem:
         divided, root = self._divided(right), self._divided(self.root)
         inner = self.root.T @ root
         inner[np.diag_indices(len(inner))] += self.inverse_scale
+        if not (np.isfinite(inner).all() and np.isfinite(divided).all()):
+            # An iterate that overflows: the step is not finite either, and ends its stage.
+            return np.full_like(right, np.nan)
         correction = root @ linalg.solve(inner, self.root.T @ divided, assume_a="pos")
         return (divided - correction) / self.inverse_scale
 
