@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 
+from latephase.data import Task
 from latephase.networks import SquaredReLU
 
 RULES = ("constant", "normalized", "relative")
@@ -39,6 +40,16 @@ class Runs:
     w: np.ndarray
     steps: np.ndarray
     paths: tuple[np.ndarray, ...]
+
+
+def together(
+    networks: Sequence[torch.nn.Sequential], tasks: Sequence[Task]
+) -> tuple[Family, np.ndarray]:
+    """Return the family of networks of one architecture, a task each, and their weights [r, P]."""
+    x, y = ([getattr(task, name).numpy() for task in tasks] for name in ("x", "y"))
+    trainable = [[p for p in network.parameters() if p.requires_grad] for network in networks]
+    w = [torch.nn.utils.parameters_to_vector(p).detach().numpy() for p in trainable]
+    return Family(networks[0], np.stack(x), np.stack(y)), np.stack(w)
 
 
 class Family:
@@ -101,7 +112,7 @@ class Family:
         return h[..., 0], passed
 
     def curvatures(self, w: np.ndarray, rule: str = "constant") -> np.ndarray:
-        """Return the largest eigenvalue [r] of the Hessian of R, or of ln R for "normalized".
+        """Return the largest eigenvalue [r] of the Hessian of R for "constant", else of ln R.
 
         By central differences of the gradient: exact to nine digits or so.
         """
@@ -113,6 +124,16 @@ class Family:
         pushes = many.push(moved.reshape(-1, size), weigh)[1].reshape(len(w), 2, size, size)
         hessian = (pushes[:, 1] - pushes[:, 0]) / (2.0 * step)
         return np.linalg.eigvalsh(0.5 * (hessian + hessian.swapaxes(1, 2)))[:, -1]
+
+    def edges(self, path: np.ndarray, rate: float) -> np.ndarray:
+        """Return η λ/2 [k] at the states [k, P] of the "relative" rule, above 1 beyond the edge.
+
+        For a family of one data set: η is the step in ln R, λ its largest curvature.
+        """
+        along = self.rows(np.zeros(len(path), dtype=int))
+        length = np.linalg.norm(along.push(path, _shares)[1], axis=1)
+        size = rate * np.linalg.norm(path, axis=1) / length
+        return 0.5 * size * along.curvatures(path, "relative")
 
 
 def _losses(p: np.ndarray) -> np.ndarray:
@@ -151,8 +172,9 @@ def descend(
     rule: "constant", W ← W - rate ∇R; "normalized", W ← W - rate ∇R/R;
         "relative", a step of rate ‖W‖ along -∇R.
     momentum: μ in Δ ← μ Δ - (step above), W ← W + Δ.
-    batch: examples in a step, whose part of the step is multiplied by n/batch; it must divide n. order: "reshuffled", every epoch a new permutation cut into batches, or
-        "independent", each batch drawn for itself; of each run by `seed` and its place.
+    batch: examples in a step, whose part of the step is multiplied by n/batch; it must divide n.
+        order: "reshuffled", every epoch a new permutation cut into batches, or "independent", each
+        batch drawn for itself; determined by `seed`.
     steps: after so many a run is given up, as it is when a number overflows.
     keep: whether to return the paths.
 
@@ -169,14 +191,16 @@ def descend(
     generator, places = np.random.default_rng(seed), np.tile(np.arange(n), (r, 1))
     active, velocity, mask = np.arange(r), np.zeros_like(point), 1.0
     before = point
-    for step in range(steps + 1):
+    for step in range(steps):
         if batch is not None:
             turn = step % (n // batch) if order == "reshuffled" else 0
             if turn == 0:
                 places = generator.permuted(places, axis=1)
             mask = np.where(places[active] // batch == turn, n / batch, 0.0)
-        p, push = family.push(point, lambda p, mask=mask: mask * _WEIGHTS[rule](p))
-        alpha = -logsumexp(-p, axis=1)
+        # A run may leave the range of numbers; it is then given up.
+        with np.errstate(over="ignore", invalid="ignore"):
+            p, push = family.push(point, lambda p, mask=mask: mask * _WEIGHTS[rule](p))
+            alpha = -logsumexp(-p, axis=1)
         arrived, lost = alpha >= levels, ~np.isfinite(alpha)
         if (arrived | lost).any():
             for k in np.flatnonzero(arrived):
@@ -200,25 +224,60 @@ def descend(
     return Runs(ends, taken, tuple(np.array(path) for path in paths) if keep else ())
 
 
-def flow_to(family: Family, w: np.ndarray, levels: np.ndarray, steps: int = 400) -> np.ndarray:
-    """Return where the flow from w [r, P] has α = level [r], by the classical method of order 4.
+def flow_to(family: Family, w: np.ndarray, level: float, steps: int = 400) -> np.ndarray:
+    """Return states [steps + 1, r, P] of the flow from w [r, P] to α = level.
 
-    α itself is the variable, dW/dα = ∇α/‖∇α‖², so that every run lands on its level.
+    α itself is the variable, dW/dα = ∇α/‖∇α‖², so that every run lands on the level; by the
+    classical method of order 4.
     """
-    w = np.array(w, dtype=np.float64)
-    length = ((np.asarray(levels) - family.smoothed_margins(w)) / steps)[:, None]
+    states = [np.array(w, dtype=np.float64)]
+    length = ((level - family.smoothed_margins(states[0])) / steps)[:, None]
 
     def velocity(point: np.ndarray) -> np.ndarray:
         _, push = family.push(point, _shares)
         return push / _length(push) ** 2
 
     for _ in range(steps):
+        w = states[-1]
         first = velocity(w)
         second = velocity(w + 0.5 * length * first)
         third = velocity(w + 0.5 * length * second)
         fourth = velocity(w + length * third)
-        w = w + length / 6.0 * (first + 2.0 * second + 2.0 * third + fourth)
-    return w
+        states.append(w + length / 6.0 * (first + 2.0 * second + 2.0 * third + fourth))
+    return np.array(states)
+
+
+def departures(
+    family: Family,
+    flow: np.ndarray,
+    shares: np.ndarray,
+    *,
+    rule: str = "constant",
+    draws: int = 1,
+    against: np.ndarray | None = None,
+    **settings: object,
+) -> tuple[np.ndarray, Runs]:
+    """Return how far descent is from the flow [r, shares], in radians, and the last step's runs.
+
+    flow: what `flow_to` returned. The step is a share of the stability edge 2/λ, where λ is the
+    largest curvature that the flow meets; with momentum μ times 1 - μ. Compared are directions at
+    the same α; the root mean square over `draws` of the batches. against [r, P]: other ends than
+    the flow's to compare with. settings: momentum, batch and order of `descend`.
+    """
+    start, end = flow[0], flow[-1]
+    level, r = family.smoothed_margins(end), len(end)
+    along = flow[:: max(1, len(flow) // 50)]
+    which = np.tile(np.arange(r), len(along))
+    curvature = family.rows(which).curvatures(along.reshape(-1, start.shape[1]), rule)
+    step = 2.0 / curvature.reshape(len(along), r).max(axis=0)
+    step = step * (1.0 - settings.get("momentum", 0.0))
+    index = np.tile(np.repeat(np.arange(r), len(shares)), draws)
+    rates = step[index] * np.tile(shares, r * draws)
+    runs = descend(family.rows(index), start[index], rates, level[index], rule=rule, **settings)
+    other = (end if against is None else against)[index]
+    chord = _length(runs.w / _length(runs.w) - other / _length(other))[:, 0]
+    angles = (2.0 * np.arcsin(0.5 * chord)).reshape(draws, r, len(shares))
+    return np.sqrt((angles**2).mean(axis=0)), runs
 
 
 def _crossing(family: Family, start: np.ndarray, end: np.ndarray, level: float) -> np.ndarray:

@@ -30,24 +30,27 @@ def squared(p: np.ndarray) -> np.ndarray:
 
 def follow(
     z: np.ndarray, w: np.ndarray, force: Force, steps: int, size: float, relative: bool = False
-) -> np.ndarray:
-    """Return the states [steps + 1, s, d] of descent from w [s, d] on rows z [s, n, d].
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return states [steps, s, d] of descent from w [s, d] on rows z [s, n, d], and their ln t.
 
     W ← W - size ∇R/λ with the largest eigenvalue λ of ZᵀZ; or, relative=True, by size ‖W‖ along
     -∇R, for losses under which W goes to infinity.
     """
-    largest = np.linalg.norm(z, 2, axis=(1, 2))[:, None] ** 2
-    states = [np.asarray(w, dtype=np.float64)]
+    fixed = size / np.linalg.norm(z, 2, axis=(1, 2))[:, None] ** 2
+    states, passed = [np.asarray(w, dtype=np.float64)], []
     for _ in range(steps):
         w = states[-1]
         push = (z.swapaxes(1, 2) @ force(z @ w[..., None]))[..., 0]
+        step = fixed
         if relative:
-            push /= np.linalg.norm(push, axis=1, keepdims=True)
-            scale = np.linalg.norm(w, axis=1, keepdims=True)
-        else:
-            scale = 1.0 / largest
-        states.append(w + size * scale * push)
-    return np.array(states)
+            step = size * _length(w) / _length(push)
+        states.append(w + step * push)
+        passed.append(step[:, 0])
+    return np.array(states[1:]), np.log(np.cumsum(passed, axis=0))
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def polynomial_limit(z: np.ndarray, power: float) -> np.ndarray:
