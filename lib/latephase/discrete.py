@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 
 from latephase.data import Task
 from latephase.networks import SquaredReLU
@@ -77,7 +76,7 @@ class Family:
 
     def smoothed_margins(self, w: np.ndarray) -> np.ndarray:
         """Return α = -ln Σ e^{-p_i} [r]."""
-        return -logsumexp(-self.margins(w), axis=1)
+        return _smoothed(self.margins(w))
 
     def push(self, w: np.ndarray, weigh: Callable) -> tuple[np.ndarray, np.ndarray]:
         """Return p [r, n] and Σ_i weigh(p)_i ∇p_i [r, P]."""
@@ -134,6 +133,11 @@ class Family:
         length = np.linalg.norm(along.push(path, _shares)[1], axis=1)
         size = rate * np.linalg.norm(path, axis=1) / length
         return 0.5 * size * along.curvatures(path, "relative")
+
+
+def _smoothed(p: np.ndarray) -> np.ndarray:
+    smallest = p.min(axis=1)
+    return smallest - np.log(np.exp(smallest[:, None] - p).sum(axis=1))
 
 
 def _losses(p: np.ndarray) -> np.ndarray:
@@ -200,11 +204,13 @@ def descend(
         # A run may leave the range of numbers; it is then given up.
         with np.errstate(over="ignore", invalid="ignore"):
             p, push = family.push(point, lambda p, mask=mask: mask * _WEIGHTS[rule](p))
-            alpha = -logsumexp(-p, axis=1)
+            alpha = _smoothed(p)
         arrived, lost = alpha >= levels, ~np.isfinite(alpha)
         if (arrived | lost).any():
-            for k in np.flatnonzero(arrived):
-                ends[active[k]] = _crossing(family.rows([k]), before[k], point[k], levels[k])
+            now = np.flatnonzero(arrived)
+            if len(now):
+                segment = before[now], point[now]
+                ends[active[now]] = _crossing(family.rows(now), *segment, levels[now])
             left = np.flatnonzero(~(arrived | lost))
             taken[np.delete(active, left)] = step
             active, family = active[left], family.rows(left)
@@ -254,15 +260,13 @@ def departures(
     *,
     rule: str = "constant",
     draws: int = 1,
-    against: np.ndarray | None = None,
     **settings: object,
-) -> tuple[np.ndarray, Runs]:
-    """Return how far descent is from the flow [r, shares], in radians, and the last step's runs.
+) -> np.ndarray:
+    """Return where descent gets [draws, r, shares, P] that goes as far as the flow.
 
-    flow: what `flow_to` returned. The step is a share of the stability edge 2/λ, where λ is the
-    largest curvature that the flow meets; with momentum μ times 1 - μ. Compared are directions at
-    the same α; the root mean square over `draws` of the batches. against [r, P]: other ends than
-    the flow's to compare with. settings: momentum, batch and order of `descend`.
+    flow: what `flow_to` returned; descent has the same starts and ends at the same α. The step is
+    a share of the stability edge 2/λ, where λ is the largest curvature that the flow meets; with
+    momentum μ times 1 - μ. draws: of the batches. settings: momentum, batch and order of `descend`.
     """
     start, end = flow[0], flow[-1]
     level, r = family.smoothed_margins(end), len(end)
@@ -274,17 +278,33 @@ def departures(
     index = np.tile(np.repeat(np.arange(r), len(shares)), draws)
     rates = step[index] * np.tile(shares, r * draws)
     runs = descend(family.rows(index), start[index], rates, level[index], rule=rule, **settings)
-    other = (end if against is None else against)[index]
-    chord = _length(runs.w / _length(runs.w) - other / _length(other))[:, 0]
-    angles = (2.0 * np.arcsin(0.5 * chord)).reshape(draws, r, len(shares))
-    return np.sqrt((angles**2).mean(axis=0)), runs
+    return runs.w.reshape(draws, r, len(shares), -1)
 
 
-def _crossing(family: Family, start: np.ndarray, end: np.ndarray, level: float) -> np.ndarray:
-    """Return a point [P] with α = level between start and end, α(start) < level ≤ α(end)."""
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        above = family.smoothed_margins((start + middle * (end - start))[None])[0] >= level
-        low, high = (low, middle) if above else (middle, high)
-    return start + high * (end - start)
+def apart(ends: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the angles [r, shares] of `departures` to others [r, P], root mean square of draws."""
+    ends, others = _units(ends), _units(others)[:, None]
+    angles = 2.0 * np.arcsin(np.minimum(0.5 * np.linalg.norm(ends - others, axis=-1), 1.0))
+    return np.sqrt((angles**2).mean(axis=0))
+
+
+def _units(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _crossing(family: Family, start: np.ndarray, end: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return points [k, P] with α = level between start and end, α(start) < level ≤ α(end).
+
+    By the Illinois variant of false position, twelve times: to rounding where α is nearly linear.
+    """
+    low, high = np.zeros(len(start)), np.ones(len(start))
+    below = family.smoothed_margins(start) - levels
+    above = np.maximum(family.smoothed_margins(end) - levels, 0.0)
+    for _ in range(12):
+        share = high - (high - low) * above / np.maximum(above - below, 1e-300)
+        value = family.smoothed_margins(start + share[:, None] * (end - start)) - levels
+        under = value < 0.0
+        low, high = np.where(under, share, low), np.where(under, high, share)
+        below = np.where(under, value, 0.5 * below)
+        above = np.where(under, 0.5 * above, value)
+    return start + high[:, None] * (end - start)
