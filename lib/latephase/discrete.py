@@ -295,16 +295,21 @@ def _units(vectors: np.ndarray) -> np.ndarray:
 def _crossing(family: Family, start: np.ndarray, end: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Return points [k, P] with α = level between start and end, α(start) < level ≤ α(end).
 
-    By the Illinois variant of false position, twelve times: to rounding where α is nearly linear.
+    By the Illinois variant of false position, twelve times.
     """
-    low, high = np.zeros(len(start)), np.ones(len(start))
+    low, high, before = np.zeros(len(start)), np.ones(len(start)), np.zeros(len(start))
     below = family.smoothed_margins(start) - levels
     above = np.maximum(family.smoothed_margins(end) - levels, 0.0)
     for _ in range(12):
         share = high - (high - low) * above / np.maximum(above - below, 1e-300)
         value = family.smoothed_margins(start + share[:, None] * (end - start)) - levels
-        under = value < 0.0
-        low, high = np.where(under, share, low), np.where(under, high, share)
-        below = np.where(under, value, 0.5 * below)
-        above = np.where(under, 0.5 * above, value)
-    return start + high[:, None] * (end - start)
+        # An end that stays for the second time counts half.
+        side = np.sign(value)
+        stays = np.where(side == before, 0.5, 1.0)
+        low, high = np.where(side < 0, share, low), np.where(side < 0, high, share)
+        below, above = (
+            np.where(side < 0, value, stays * below),
+            np.where(side < 0, stays * above, value),
+        )
+        before = side
+    return start + share[:, None] * (end - start)
