@@ -131,7 +131,8 @@ class Family:
         """
         along = self.rows(np.zeros(len(path), dtype=int))
         length = np.linalg.norm(along.push(path, _shares)[1], axis=1)
-        size = rate * np.linalg.norm(path, axis=1) / length
+        # No step is taken where the gradient vanishes.
+        size = rate * np.linalg.norm(path, axis=1) * (length > 0) / np.maximum(length, 1e-300)
         return 0.5 * size * along.curvatures(path, "relative")
 
 
@@ -223,9 +224,10 @@ def descend(
             for k, row in zip(active, point, strict=True):
                 paths[k].append(row)
         sizes = rates[:, None]
-        if rule == "relative":
-            sizes = sizes * _length(point) / _length(push)
-        velocity = momentum * velocity + sizes * push
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if rule == "relative":  # where no example reaches a neuron any more, the run is lost
+                sizes = sizes * _length(point) / _length(push)
+            velocity = momentum * velocity + sizes * push
         before, point = point, point + velocity
     return Runs(ends, taken, tuple(np.array(path) for path in paths) if keep else ())
 
