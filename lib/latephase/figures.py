@@ -361,3 +361,16 @@ def against_steps(
     for i, run in enumerate(runs):
         axes.plot(steps, run, label=None if i else label, **line)
     axes.set(xscale="log", yscale="log", xlabel="gradient steps")
+
+
+def neuron_paths(axes: Axes, path: np.ndarray, neurons: int, label: str | None = None, **line):
+    """Draw the ways of neurons of the plane, w_j/‖W‖, from the start (dot) on.
+
+    path [states, P]: the weights W, whose first 2·neurons entries are the w_j.
+    """
+    rays = path[:, : 2 * neurons] / np.linalg.norm(path, axis=1, keepdims=True)
+    for j, way in enumerate(rays.reshape(len(path), neurons, 2).swapaxes(0, 1)):
+        axes.plot(*way.T, linewidth=1.3, label=None if j else label, **line)
+        axes.plot(*way[0], "o", markersize=4, color=GREY)
+    axes.set(aspect="equal", xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[])
+    axes.set(xlabel="first coordinate of $w_j$/‖W‖", ylabel="second coordinate of $w_j$/‖W‖")
