@@ -45,3 +45,8 @@ def test_examples_that_no_weights_separate_are_an_error():
     net = networks.linear(3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(latephase.NotSeparated, match="stationary"):
         onset(net, task.x, task.y)
+
+
+def test_the_number_of_steps_is_bounded():
+    with pytest.raises(latephase.NotSeparated, match="3 steps are spent at α = -"):
+        onset(linear([-5.0]), np.ones((1, 1)), [1.0], steps=3)

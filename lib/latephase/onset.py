@@ -55,11 +55,18 @@ class Onset:
         return float(np.interp(0.0, alpha[1:], series[1:]))
 
 
-def onset(module: torch.nn.Module, x, y, until: float = 0.1, tol: float = 1e-5) -> Onset:
+def onset(
+    module: torch.nn.Module,
+    x: torch.Tensor | np.ndarray,
+    y: torch.Tensor | np.ndarray,
+    until: float = 0.1,
+    tol: float = 1e-5,
+    steps: int = STEP_BUDGET,
+) -> Onset:
     """Return the flow of the exponential loss from the module's parameters to α = until.
 
     By the explicit method of the solver's early phase; tol is the error of a step relative to ‖W‖.
-    Raises NotSeparated where α does not get there within the early phase's budget of steps.
+    Raises NotSeparated where α does not get there within so many steps.
     """
     problem = Problem(module, x, y)
     degree = checked_degree(problem.module, problem.x, None)
@@ -71,8 +78,8 @@ def onset(module: torch.nn.Module, x, y, until: float = 0.1, tol: float = 1e-5) 
         directions.append(unit(state.w))
         if state.alpha >= until:
             break
-        if state.stationary() or len(rows) > STEP_BUDGET:
-            why = "the risk is stationary" if state.stationary() else f"{STEP_BUDGET} steps spent"
+        if state.stationary() or len(rows) > steps:
+            why = "the risk is stationary" if state.stationary() else f"{steps} steps are spent"
             raise NotSeparated(f"{why} at α = {state.alpha:.3g}", state.alpha, None)
     alpha, norm, moved, log_time = np.array(rows).T
     return Onset(
