@@ -29,6 +29,7 @@ def test_it_is_the_early_phase_of_the_flow():
     net = networks.two_layer(5, 8, "squared_relu", generator=torch.Generator().manual_seed(0))
     way = onset(net, task.x, task.y, until=1.0, tol=1e-5)
     flow = latephase.gradient_flow(net, task.x, task.y, until=1.0, tol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(way.last), way.norm[-1])
     assert np.log(way.norm[-1]) == pytest.approx(flow.log_norm[-1], abs=1e-3)
     assert way.path_length[-1] == pytest.approx(flow.path_length[-1], abs=1e-3)
     assert way.log_time[-1] == pytest.approx(flow.log_time[-1], abs=1e-2)

@@ -30,6 +30,7 @@ class Onset:
     movement                     ‖W - W₀‖/‖W₀‖
     path_length                  of W/‖W‖ since the start, radians
     log_time                     ln t of dW/dt = -∇R since the start, -inf there
+    last [P]                     W after the last step
     """
 
     smoothed_margin: np.ndarray
@@ -38,6 +39,7 @@ class Onset:
     movement: np.ndarray
     path_length: np.ndarray
     log_time: np.ndarray
+    last: np.ndarray
 
     @property
     def before(self) -> slice:
@@ -89,4 +91,5 @@ def onset(
         movement=moved / norm[0],
         path_length=path_length(np.array(directions)),
         log_time=log_time,
+        last=state.w,
     )
