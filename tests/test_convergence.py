@@ -142,3 +142,22 @@ def test_measures_of_a_run_and_of_none():
     assert set(convergence.measures(run, 1e32).values()) == {INF}
     table = {"a": [found, found], "b": [{"turn": 0.05}, {"turn": 0.2}]}
     assert convergence.worst_of(table, ("a", "b"), "turn") == pytest.approx([0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("series", "fall"),
+    [
+        ([-2.0, -1.0, 0.5], 0.0),
+        ([-2.0, -3.0, -1.0, -1.2], 0.5),
+        ([2.0, 1.5, 1.8, 1.0], 0.5),  # from the highest value before, not the last
+        ([1.0], INF),
+    ],
+)
+def test_deepest_fall(series, fall):
+    assert convergence.deepest_fall(np.array(series)) == pytest.approx(fall, abs=1e-15)
+
+
+def test_widest_angle_is_that_of_the_two_farthest_apart():
+    vectors = np.array([[1.0, 0.0], [3.0, 3.0], [0.0, 0.1]])
+    assert convergence.widest_angle(vectors) == pytest.approx(np.pi / 2)
+    assert convergence.widest_angle(vectors[:1]) == 0.0

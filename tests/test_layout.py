@@ -11,13 +11,14 @@ from tests.conftest import ROOT
 LIBRARY = ROOT / "lib" / "latephase"
 FLOORS = {
     "losses": 0, "kinks": 0, "inputs": 0, "trajectory": 0, "state": 0, "errors": 1,
-    "networks": 0, "data": 0, "datafiles": 0, "pathology": 0, "primal_dual": 0,
+    "networks": 0, "polynomial": 0, "data": 0, "datafiles": 0, "pathology": 0, "primal_dual": 0,
     "problem": 1, "homogeneity": 1, "clock": 1, "reference": 1, "figures": 1, "images": 1,
     "explore": 1, "image_networks": 0, "checkpoints": 0, "schedules": 0, "settings": 1,
     "batches": 1, "stepping": 2,
     "linearization": 2, "diagnostics": 2, "tangent": 2, "early": 2, "recorder": 2,
     "runs": 2, "trainer": 3, "training": 4,
     "stage": 3, "convergence": 3, "diagnosis": 3, "alignment": 3, "descent": 4,
+    "onset": 3, "desingularize": 4,
     "late": 4,
     "following": 5,
     "flow": 6,

@@ -32,6 +32,18 @@ def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:
     return max(0.0, float(np.max((late[:-1] - late[1:]) / np.abs(late[:-1]))))
 
 
+def deepest_fall(series: np.ndarray) -> float:
+    """Return max_{j<k} (s_j - s_k)/|s_j|, by how much a series sinks below an earlier value.
+
+    0 if it never falls; of any sign, unlike `largest_drop`. +inf with fewer than two values.
+    """
+    series = np.asarray(series, dtype=float)
+    if len(series) < 2:
+        return float("inf")
+    highest = np.maximum.accumulate(series)
+    return float(np.max((highest - series) / np.abs(highest)))
+
+
 def checkpoints(smoothed_margin: np.ndarray, start: float, ratio: float = np.e) -> np.ndarray:
     """Return the indices of the first records with α ≥ start · ratio^j, j = 0, 1, ...
 
@@ -202,6 +214,14 @@ def secants(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     chords = direction[-1] - direction[:-1]
     lengths = np.linalg.norm(chords, axis=1)
     return chords / np.where(lengths > 0.0, lengths, 1.0)[:, None], lengths
+
+
+def widest_angle(vectors: np.ndarray) -> float:
+    """Return the largest angle between any two of the vectors [k, P], in radians; 0 for one."""
+    vectors = np.asarray(vectors, dtype=float)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    chords = [np.linalg.norm(units[k + 1 :] - one, axis=1) for k, one in enumerate(units)]
+    return 2.0 * float(np.arcsin(min(1.0, 0.5 * np.max(np.concatenate(chords), initial=0.0))))
 
 
 def successive_distances(margins: np.ndarray) -> np.ndarray:

@@ -1,0 +1,56 @@
+"""Exponents and bounds of curves whose length is a known function of the gap."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from latephase.desingularize import Approach, approach
+
+
+def power(kappa, constant=1.0):
+    clock = np.geomspace(1.0, 1e40, 400)
+    gap = 1 / clock
+    return Approach(clock, gap, 5.0 - constant * gap**kappa)
+
+
+@pytest.mark.parametrize("kappa", [0.25, 0.5, 1.0])
+def test_the_exponent_of_a_power_is_found(kappa):
+    assert power(kappa, 3.0).exponent(10.0, 1e20) == pytest.approx(kappa, abs=1e-6)
+
+
+def test_a_length_like_the_root_uses_the_whole_bound_and_a_shorter_one_less():
+    assert power(0.5, 2.0).root_constant(1e2, 1e4) == pytest.approx(2.0, rel=1e-2)
+    assert power(0.5, 2.0).used(1e2, 1e4) == pytest.approx(1.0, rel=1e-2)
+    assert power(1.0).used(1e2, 1e4) < 0.2
+    assert power(0.25).used(1e2, 1e4) > 1.5
+
+
+def test_the_constant_knows_nothing_of_what_comes_after_the_window():
+    curve = power(0.5)
+    later = curve.clock > 1e4
+    longer = Approach(curve.clock, curve.gap, curve.path_length + 7.0 * np.cumsum(later))
+    assert longer.root_constant(1.0, 1e3) == curve.root_constant(1.0, 1e3)
+    assert longer.used(1.0, 1e3) > 100
+
+
+def test_a_logarithm_has_no_power():
+    clock = np.linspace(0.0, 50.0, 500)
+    curve = Approach(clock, np.exp(-clock), clock)
+    assert curve.exponent(1.0, 15.0) < 0.1
+    assert curve.used(5.0, 10.0) > 10
+
+
+def test_a_window_that_the_run_does_not_reach_is_an_error():
+    with pytest.raises(ValueError, match="expected records"):
+        power(0.5).exponent(10.0, 1e50)
+
+
+def test_the_last_margin_stands_in_for_an_unknown_limit():
+    flow = SimpleNamespace(
+        smoothed_margin=np.array([1.0, 2.0]),
+        normalized_smoothed_margin=np.array([0.5, 1.0]),
+        path_length=np.array([0.0, 0.3]),
+    )
+    np.testing.assert_allclose(approach(flow).gap, [0.5, 0.0])
+    np.testing.assert_allclose(approach(flow, limit=2.0).gap, [0.75, 0.5])
