@@ -16,13 +16,19 @@ it supposes that the support is fixed and that what it neglects is small.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.linalg import null_space
 
+from latephase.alignment import along
+from latephase.diagnostics import angle
 from latephase.problem import Problem
+from latephase.trajectory import Trajectory
 
 
-def approach(angles: np.ndarray, nearest: float = 1e-9, farthest: float = 1e-2) -> np.ndarray:
+def approach(angles: np.ndarray, nearest: float = 1e-6, farthest: float = 1e-2) -> np.ndarray:
     """Return which records [k] lie on the last approach to the limit, where a rate is measured.
 
     angles: to the limit, radians. From the first record on after which the angle stays below
@@ -73,7 +79,77 @@ def curvature_exponent(
     return -float(min(1.0, moving.min(initial=degree) / degree))
 
 
-def interval(values: np.ndarray) -> str:
-    """Return the median of some numbers and their range, as text: "-0.50 (-0.52 … -0.47)"."""
-    values = np.asarray(values, dtype=float)
-    return f"{np.median(values):.2f} ({values.min():.2f} … {values.max():.2f})"
+@dataclass(frozen=True)
+class Rates:
+    """How a flow comes to its limit: three series over its records, and their exponents in ln t.
+
+    log_time, angle (to the limit), misalignment (1 - cos(W, -∇R)), gap (a - γ̃)  [k]
+    kept [k]: the records on the `approach` between which exponents are measured
+    predicted: `curvature_exponent` at the last record
+    """
+
+    log_time: np.ndarray
+    angle: np.ndarray
+    misalignment: np.ndarray
+    gap: np.ndarray
+    kept: np.ndarray
+    predicted: float
+
+    @property
+    def exponents(self) -> tuple[float, float, float]:
+        """Return the exponents of angle, misalignment and gap."""
+        series = (self.angle, self.misalignment, self.gap)
+        return tuple(exponent(self.log_time, one, self.kept) for one in series)
+
+    @property
+    def surprise(self) -> float:
+        """Return |measured - predicted| exponent of the angle, +inf for a flow without one."""
+        return abs(self.exponents[0] - self.predicted)
+
+    @property
+    def ratio_defect(self) -> float:
+        """Return how far the other two exponents are from twice the angle's, relative to it.
+
+        The larger of the two differences of the ratio from 2; +inf for a flow without exponents.
+        """
+        first, *others = self.exponents
+        if not np.isfinite([first, *others]).all():
+            return float("inf")
+        return max(abs(other / first - 2.0) for other in others)
+
+
+def rates(
+    problem: Problem,
+    flow: Trajectory,
+    limit: np.ndarray | None = None,
+    margin: float | None = None,
+    kept_until: float = 0.75,
+) -> Rates:
+    """Return the `Rates` of a flow of the problem towards `limit`, where the margin is `margin`.
+
+    problem: with the kinks smoothed as the flow had them. Without a known limit the last record
+    stands in for it, and records with ln t above (the last)^kept_until are left out: there the
+    distance to the last record is no longer that to the limit.
+    """
+    end = flow.direction[-1] if limit is None else limit
+    top = flow.normalized_smoothed_margin[-1] if margin is None else margin
+    angles = np.array([angle(direction, end) for direction in flow.direction])
+    latest = np.inf if limit is not None else flow.log_time[-1] ** kept_until
+    return Rates(
+        log_time=flow.log_time,
+        angle=angles,
+        misalignment=along(problem, flow).misalignment,
+        gap=top - flow.normalized_smoothed_margin,
+        kept=approach(angles) & (flow.log_time <= latest),
+        predicted=curvature_exponent(problem, flow.direction[-1], flow.dual[-1], flow.degree),
+    )
+
+
+def interval(values: Iterable[float]) -> str:
+    """Return the median of some exponents and their range, as text, and how many are finite."""
+    values = np.asarray(list(values), dtype=float)
+    found = values[np.isfinite(values)]
+    share = "" if len(found) == len(values) else f", {len(found)} of {len(values)}"
+    if len(found) == 0:
+        return "not seen"
+    return f"{np.median(found):.2f} ({found.min():.2f} to {found.max():.2f}){share}"
