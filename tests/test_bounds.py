@@ -55,7 +55,9 @@ def test_along_the_flow_of_a_deep_linear_network():
     assert values[-1] == pytest.approx(values[-2], rel=0.05)
     last = bounds.dense_layers(flow.write_to(module, normalized=True))
     svm = lp.hard_margin(task.x, task.y)[1]
-    assert flow.normalized_margin[-1] / bounds.spectral_product(last) == pytest.approx(svm, rel=1e-4)
+    assert flow.normalized_margin[-1] / bounds.spectral_product(last) == pytest.approx(
+        svm, rel=1e-4
+    )
     errors = bounds.errors_along(flow, module, task)
     np.testing.assert_array_equal(errors, 0.0)
     assert len(bounds.errors_along(None, module, task)) == 0
