@@ -283,3 +283,22 @@ def test_sector_points_alternate_and_squared_relus_separate_them(sectors):
 def test_sector_points_refuse(settings, message):
     with pytest.raises(ValueError, match=message):
         data.sector_points(**settings)
+
+
+def test_points_drawn_are_so_many_of_each_class():
+    task = data.separable_points(20, 3, seed=1)
+    some = data.drawn(task, 4, seed=2)
+    assert sorted(some.y.tolist()) == [-1] * 4 + [1] * 4
+    rows = {row.tobytes() for row in task.x.numpy()}
+    assert {row.tobytes() for row in some.x.numpy()} <= rows
+    assert not torch.equal(some.x, data.drawn(task, 4, seed=3).x)
+    with pytest.raises(ValueError, match="per_class: expected 1 to 10"):
+        data.drawn(task, 11)
+
+
+def test_permuted_labels_keep_points_and_counts():
+    task = data.separable_points(20, 3, seed=1)
+    permuted = data.with_permuted_labels(task, seed=2)
+    assert torch.equal(permuted.x, task.x)
+    assert sorted(permuted.y.tolist()) == sorted(task.y.tolist())
+    assert not torch.equal(permuted.y, task.y)

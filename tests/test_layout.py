@@ -24,6 +24,7 @@ FLOORS = {
     "flow": 6,
     "operators": 1, "scale_free": 5,
     "other_tails": 0, "discrete": 1,
+    "bounds": 6, "rates": 4,
     "stations": 7,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")

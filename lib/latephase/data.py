@@ -6,7 +6,7 @@ either way. Every generator is a function of its arguments and `seed` alone.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -208,6 +208,26 @@ def with_contradictions(
     settings = f"fraction={fraction:g}, distance={distance:g}, seed={seed}"
     y = torch.cat([task.y.cpu(), other])
     return _task(points.numpy(), y.numpy(), f"{task.name} with contradictions ({settings})")
+
+
+def drawn(task: Task, per_class: int, seed: int = 0) -> Task:
+    """The task with `per_class` points of each class, drawn at random without replacement."""
+    labels = task.y.cpu().numpy()
+    classes, sizes = np.unique(labels, return_counts=True)
+    _expect(
+        1 <= per_class <= sizes.min(), f"per_class: expected 1 to {sizes.min()}, got {per_class}"
+    )
+    rng = np.random.default_rng(seed)
+    places = [rng.choice(np.flatnonzero(labels == c), per_class, replace=False) for c in classes]
+    chosen = torch.from_numpy(np.sort(np.concatenate(places)))
+    name = f"{task.name}, {per_class} a class drawn (seed={seed})"
+    return replace(task, x=task.x[chosen], y=task.y[chosen], name=name)
+
+
+def with_permuted_labels(task: Task, seed: int = 0) -> Task:
+    """The task with its labels permuted at random: as many of each class, and nothing to learn."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(task)))
+    return replace(task, y=task.y[order], name=f"{task.name}, labels permuted (seed={seed})")
 
 
 def _task(x, y, name) -> Task:
