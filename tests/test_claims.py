@@ -101,6 +101,7 @@ def test_record_outside_a_book_says_so(tmp_path, monkeypatch):
     with pytest.raises(BookError, match=r"no book/claims\.yml"):
         claims.record("first/small", 0.5, control={"large": 2.0})
 
+
 def test_holds_judges_the_worst_number(published):
     assert claims.holds("first/small", [0.5, 1.0])
     assert not claims.holds("first/small", [0.5, 1.1])

@@ -22,7 +22,7 @@ FLOORS = {
     "following": 5,
     "flow": 6,
     "operators": 1, "scale_free": 5,
-    "stations": 7,
+    "stations": 7, "cli": 7,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
 

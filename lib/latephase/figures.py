@@ -361,3 +361,19 @@ def against_steps(
     for i, run in enumerate(runs):
         axes.plot(steps, run, label=None if i else label, **line)
     axes.set(xscale="log", yscale="log", xlabel="gradient steps")
+
+
+def sorted_margins(axes: Axes, margins: np.ndarray) -> None:
+    """Draw the sorted margins [n] of one network against the share of examples below."""
+    share = (np.arange(len(margins)) + 0.5) / len(margins)
+    axes.plot(np.sort(margins), share, color=BLUE, linewidth=2)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="margin p", ylabel="share of examples below", ylim=(0, 1))
+
+
+def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> None:
+    """Draw ‖A‖₂/‖A‖_F of layers, by name: 1 is rank one."""
+    places = np.arange(len(layers))
+    axes.barh(places, ratios, color=BLUE)
+    axes.set(yticks=places, yticklabels=list(layers), xlim=(0, 1), xlabel="‖A‖₂ / ‖A‖_F")
+    axes.invert_yaxis()
