@@ -15,6 +15,8 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
+from latephase import figure_data
+
 # One file serves the light and the dark page: the background is transparent, and of all greys
 # this one keeps the same contrast, 4.2, to white and to the dark theme's #14181e. Text is large.
 GREY = "#7b7b7b"
@@ -29,7 +31,11 @@ SHADE = LinearSegmentedColormap.from_list("shade", [GREY + "00", GREY])
 
 
 def style() -> None:
-    """Set the style of all figures of the book; called once, in a chapter's first cell."""
+    """Set the style of all figures of the book; called once, in a chapter's first cell.
+
+    From then on the notebook stores the numbers of each figure beside it.
+    """
+    figure_data.offer()
     sns.set_theme(
         context="notebook",
         style="ticks",
