@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from latephase.book import BookError, dressing, gate, ledger, provenance
+from latephase.book import BookError, api, dressing, gate, ledger, provenance
 from latephase.book.files import write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read
@@ -59,6 +59,7 @@ def _stage(book: Book, stage: Path) -> None:
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
             (generated / f"{name}.svg").write_text(picture, encoding="utf8")
+    (generated / "api.md").write_text(api.page("latephase"), encoding="utf8")
     (generated / "report.md").write_text(_report(book, notebooks), encoding="utf8")
 
 
