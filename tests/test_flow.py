@@ -660,3 +660,23 @@ def test_modules_that_are_refused():
             p.zero_()
     with pytest.raises(ValueError, match="never leaves such a start"):
         latephase.gradient_flow(module, SOUDRY_X, SOUDRY_Y)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_that_depend_on_each_other_are_followed_far(seed):
+    # Four support vectors in the plane, two pairs of them with the same gradient.
+    start = np.random.default_rng(seed).normal(size=2).tolist()
+    flow = latephase.gradient_flow(linear(2, start), SOUDRY_X, SOUDRY_Y, until=1e30)
+    assert angle(flow.direction[-1], np.ones(2)) < 1e-12
+    assert flow.steps < 150
+
+
+@pytest.mark.parametrize("copies", [2, 60])
+def test_copies_of_the_examples_change_nothing_but_the_risk(copies):
+    x, y = separable(6, 3)
+    direction, margin = latephase.hard_margin(x, y)
+    twice = latephase.gradient_flow(
+        linear(3), np.repeat(x, copies, 0), np.repeat(y, copies), until=1e30
+    )
+    assert angle(twice.direction[-1], direction) < 1e-12
+    assert twice.normalized_margin[-1] == pytest.approx(margin, rel=1e-12)

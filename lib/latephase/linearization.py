@@ -21,7 +21,9 @@ _WELL_CONDITIONED = 1e-10
 # With the curvature a new linearization costs as much as ten or twenty iterations.
 _SLOW_CURVED = 0.6
 # Solving in the primal space divides by 1/S, which leaves digits down to here.
-_RESOLVED_THIN = 1e-8
+_RESOLVED_THIN = 1e-5
+# Below this part of the matrix 1/S no longer separates dependent gradients from rounding.
+_BLURRED = 1e-4
 
 
 class Linearization:
@@ -161,12 +163,16 @@ class DualSystem:
         scaling = 1.0 / np.sqrt(self.matrix.diagonal())
         equilibrated = scaling[:, None] * self.matrix * scaling
         right = scaling[:, None] * right
-        if self.inverse_scale * (scaling**2).min() > _WELL_CONDITIONED:
+        share = self.inverse_scale * scaling**2
+        if share.min() > _WELL_CONDITIONED:
             factor = linalg.cho_factor(equilibrated, check_finite=False)
-            return scaling[:, None] * linalg.cho_solve(factor, right, check_finite=False)
+            # A pivot that is little more than 1/S's share belongs to a dependent gradient.
+            independent = factor[0].diagonal().min() ** 2 > 10.0 * share.max()
+            if independent or share.max() > _BLURRED:
+                return scaling[:, None] * linalg.cho_solve(factor, right, check_finite=False)
         values, vectors = linalg.eigh(equilibrated, check_finite=False)
         parts = vectors.T @ right
-        dependent = values < _DEPENDENT
+        dependent = values < max(_DEPENDENT, 10.0 * share.max())
         noise = 1e-13 * np.linalg.norm(scaling * size)
         parts[dependent[:, None] & (np.abs(parts) <= noise)] = 0.0
         return scaling[:, None] * (vectors @ (parts / np.maximum(values, _DEPENDENT)[:, None]))
