@@ -33,6 +33,12 @@ def test_one_bound_serves_every_profile(tmp_path):
         ({"controls": {}}, "at least one negative control"),
         ({"expect": "maybe"}, "expect is one of"),
         ({"expect": "fails"}, "needs an expect_reason"),
+        ({"expect": {"quick": "holds", "full": "fails"}}, "for each of"),
+        ({"expect": {"quick": "holds", "full": "fails", "paper": "fails"}}, "expect_reason"),
+        (
+            {"expect": {"quick": "not covered by theory", "full": "holds", "paper": "holds"}},
+            "does not depend on the profile",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_judged_is_refused(tmp_path, change, message):

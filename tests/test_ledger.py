@@ -1,5 +1,6 @@
 """What turns the ledger red: each fault is planted in one entry and must be named there."""
 
+import dataclasses
 import json
 import math
 
@@ -10,10 +11,16 @@ from latephase.book.claims import Claim
 from tests.conftest import CLAIM
 
 INF, NAN = math.inf, math.nan
+BOUNDS = {"quick": 1.0, "full": 0.1}
+
+
+def claim(row):
+    expect = {"quick": row.get("expect", "holds")}
+    return Claim(**row | {"bound": {"quick": 1.0}, "expect": expect})
 
 
 def entry(value=0.5, control=2.0, times=1, **change):
-    row = CLAIM | {"bound": {"quick": 1.0}} | change
+    row = CLAIM | change
     payload = {
         "id": "first/small",
         "values": [repr(v) for v in (value if isinstance(value, list) else [value])],
@@ -21,7 +28,7 @@ def entry(value=0.5, control=2.0, times=1, **change):
         "seeds": [0],
     }
     records = {"first": {"seconds": 1.5, "claims": [payload] * times}}
-    return ledger.entries({row["id"]: Claim(**row)}, records, "quick")[0]
+    return ledger.entries({row["id"]: claim(row)}, records, "quick")[0]
 
 
 def test_a_claim_within_its_bound_holds():
@@ -64,14 +71,14 @@ def test_what_theory_does_not_cover_gets_no_other_verdict():
 
 
 def test_a_control_is_judged_by_its_most_favourable_seed():
-    row = Claim(**CLAIM | {"bound": {"quick": 1.0}})
+    row = claim(CLAIM)
     payload = {"id": row.id, "values": ["0.5"], "controls": {"large": ["5.0", "0.9"]}, "seeds": []}
     made = ledger.entries({row.id: row}, {"first": {"seconds": 1, "claims": [payload]}}, "quick")
     assert made[0]["problem"] == "negative control passes: large"
 
 
 def test_a_record_of_another_chapter_is_an_error():
-    row = Claim(**CLAIM | {"bound": {"quick": 1.0}, "chapter": "second"})
+    row = claim(CLAIM | {"chapter": "second"})
     payload = {"id": row.id, "values": ["0.5"], "controls": {"large": ["5.0"]}, "seeds": []}
     with pytest.raises(BookError, match="not registered for it"):
         ledger.entries({row.id: row}, {"first": {"seconds": 1, "claims": [payload]}}, "quick")
@@ -125,3 +132,12 @@ def test_a_broken_ledger_is_named(tmp_path):
 )
 def test_a_number_is_told_from_its_bound(value, bound, text):
     assert ledger.number(value, bound) == text
+
+
+def test_each_profile_has_its_own_expectation():
+    row = claim(CLAIM)
+    row = dataclasses.replace(row, expect={"quick": "holds", "full": "fails"}, bound=BOUNDS)
+    payload = {"id": row.id, "values": ["0.5"], "controls": {"large": ["5.0"]}, "seeds": []}
+    records = {"first": {"seconds": 1, "claims": [payload]}}
+    for profile in BOUNDS:
+        assert ledger.entries({row.id: row}, records, profile)[0]["problem"] is None

@@ -20,6 +20,7 @@ HOLDS, FAILS, NOT_COVERED = "holds", "fails", "not covered by theory"
 
 _REQUIRED = ("id", "chapter", "statement", "source", "metric", "relation", "bound", "reason")
 _OPTIONAL = ("controls", "expect", "expect_reason")
+_EXPECTED = {HOLDS, FAILS, NOT_COVERED}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Claim:
     bound: Mapping[str, float]
     reason: str
     controls: Mapping[str, str]
-    expect: str = HOLDS
+    expect: Mapping[str, str]
     expect_reason: str = ""
 
     def satisfied(self, value: float, profile: str) -> bool:
@@ -90,17 +91,20 @@ def _claim(row: Mapping, path: Path) -> Claim:
         raise BookError(f"{where}: unknown key {', '.join(unknown)}")
     if row["relation"] not in ("<=", ">="):
         raise BookError(f"{where}: relation is '<=' or '>=', got {row['relation']!r}")
-    bound = (
-        row["bound"] if isinstance(row["bound"], Mapping) else dict.fromkeys(PROFILES, row["bound"])
-    )
+    bound = _for_each_profile(row["bound"])
     if set(bound) != set(PROFILES) or not all(_is_finite(number) for number in bound.values()):
         raise BookError(
             f"{where}: bound is a finite number, or one for each of {PROFILES}, got {bound}"
         )
-    expect = row.get("expect", HOLDS)
-    if expect not in (HOLDS, FAILS, NOT_COVERED):
-        raise BookError(f"{where}: expect is one of {(HOLDS, FAILS, NOT_COVERED)}, got {expect!r}")
-    if expect != HOLDS and not row.get("expect_reason"):
+    expect = _for_each_profile(row.get("expect", HOLDS))
+    if set(expect) != set(PROFILES) or not set(expect.values()) <= _EXPECTED:
+        raise BookError(
+            f"{where}: expect is one of {sorted(_EXPECTED)}, or one for each of {PROFILES}, "
+            f"got {expect}"
+        )
+    if NOT_COVERED in expect.values() and set(expect.values()) != {NOT_COVERED}:
+        raise BookError(f"{where}: what theory covers does not depend on the profile, got {expect}")
+    if set(expect.values()) != {HOLDS} and not row.get("expect_reason"):
         raise BookError(f"{where}: expect: {expect} needs an expect_reason")
     controls = row.get("controls") or {}
     if not isinstance(controls, Mapping) or not controls:
@@ -108,7 +112,11 @@ def _claim(row: Mapping, path: Path) -> Claim:
             f"{where}: needs at least one negative control (controls: name: what it is)"
         )
     numbers = {profile: float(number) for profile, number in bound.items()}
-    return Claim(**{**row, "bound": numbers, "controls": dict(controls)})
+    return Claim(**{**row, "bound": numbers, "controls": dict(controls), "expect": dict(expect)})
+
+
+def _for_each_profile(value) -> Mapping:
+    return value if isinstance(value, Mapping) else dict.fromkeys(PROFILES, value)
 
 
 def _is_finite(number) -> bool:
@@ -178,7 +186,7 @@ def _show(claim: Claim, payload: dict) -> None:
     profile = _profile()
     value = claim.worst([float(v) for v in payload["values"]])
     verdict = HOLDS if claim.satisfied(value, profile) else FAILS
-    if claim.expect == NOT_COVERED:
+    if claim.expect[profile] == NOT_COVERED:
         verdict = NOT_COVERED
     line = f"{claim.id}: {value:.3g} {claim.relation} {claim.bound[profile]:.3g} — {verdict}"
     publish_display_data({MIME: payload, "text/plain": line})

@@ -42,7 +42,7 @@ def _entry(claim: Claim, found: list[tuple[dict, float]], profile: str) -> dict:
         "seeds": [],
         "seconds": None,
         "statement": claim.statement,
-        "expected": claim.expect,
+        "expected": claim.expect[profile],
         "expect_reason": claim.expect_reason,
         "values": [],
         "controls": {},
@@ -75,7 +75,7 @@ def _control(claim: Claim, values: list[float], profile: str) -> dict:
 
 
 def _verdict(claim: Claim, value: float, profile: str) -> str:
-    if claim.expect == NOT_COVERED:
+    if claim.expect[profile] == NOT_COVERED:
         return NOT_COVERED
     return HOLDS if claim.satisfied(value, profile) else FAILS
 
@@ -90,8 +90,8 @@ def _problem(claim: Claim, entry: dict, times: int) -> str | None:
     passing = [name for name, control in entry["controls"].items() if not control["violates"]]
     if passing:
         return f"negative control passes: {', '.join(passing)}"
-    if entry["verdict"] != claim.expect:
-        return f"expected {claim.expect!r}, got {entry['verdict']!r}"
+    if entry["verdict"] != entry["expected"]:
+        return f"expected {entry['expected']!r}, got {entry['verdict']!r}"
     return None
 
 
