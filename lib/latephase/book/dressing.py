@@ -96,4 +96,10 @@ def _figure_files(cell: Cell, name: str, generated: Path) -> str:
         else:
             write_whole(path, content)
         offers.append(f"{{download}}`{word} <_generated/figures/{path.name}>`")
+    # What moves, for pages that show it again.
+    moving = [
+        joined(o["data"]["text/html"]) for o in cell.outputs if "text/html" in o.get("data", {})
+    ]
+    if moving:
+        write_whole(folder / f"{name}.html", moving[-1])
     return f"Download: {', '.join(offers)}." if offers else ""
