@@ -22,7 +22,7 @@ def figures(count):
 def test_every_frame_is_in_the_page_and_nothing_is_loaded():
     page = explore.frames(
         figures(3), ["a", "b", "c</script>"], "smoothed margin", "fig-x", 'say "x"'
-    )._repr_html_()
+    )._repr_mimebundle_()["text/html"]
     frames = json.loads(re.search(r"frames = (\[.*?\]), values", page).group(1))
     assert len(set(frames)) == 3
     assert all(b"<svg" in b64decode(frame.split(",", 1)[1]) for frame in frames)

@@ -13,7 +13,8 @@ FLOORS = {
     "losses": 0, "kinks": 0, "inputs": 0, "trajectory": 0, "state": 0, "errors": 1,
     "networks": 0, "polynomial": 0, "data": 0, "datafiles": 0, "pathology": 0, "primal_dual": 0,
     "problem": 1, "homogeneity": 1, "clock": 1, "reference": 1, "figures": 1, "images": 1,
-    "explore": 1, "image_networks": 0, "checkpoints": 0, "schedules": 0, "settings": 1,
+    "figure_data": 0, "explore": 1, "image_networks": 0, "checkpoints": 0, "schedules": 0,
+    "settings": 1,
     "batches": 1, "stepping": 2,
     "linearization": 2, "diagnostics": 2, "tangent": 2, "early": 2, "recorder": 2,
     "runs": 2, "trainer": 3, "training": 4,
@@ -23,9 +24,8 @@ FLOORS = {
     "following": 5,
     "flow": 6,
     "operators": 1, "scale_free": 5,
-    "other_tails": 0, "discrete": 1,
-    "bounds": 6, "rates": 4,
-    "stations": 7,
+    "other_tails": 0, "discrete": 1, "bounds": 6, "rates": 4,
+    "stations": 7, "cli": 7,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
 

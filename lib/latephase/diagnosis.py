@@ -58,6 +58,15 @@ def diagnose(
     first, so that it is that of the whole data set. progress None shows a bar on a terminal when
     there are more than 20 batches. Raises ValueError as `gradient_flow` does, except that a
     module need not be homogeneous.
+
+    >>> import numpy as np, torch, latephase
+    >>> x = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
+    >>> y = np.array([1, 1, -1, -1])
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.weight.data[:] = 3.0
+    >>> found = latephase.diagnose(model, x, y, "logistic")
+    >>> print(found.degree, round(found.normalized_margin, 6), round(found.alignment, 6))
+    1.0 1.414214 1.0
     """
     loss = named_loss(loss)
     if not isinstance(module, torch.nn.Module):

@@ -13,8 +13,11 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+from latephase import figure_data
 
 _PAGE = """\
 <div class="latephase-frames" id="{name}">
@@ -41,9 +44,17 @@ class Frames:
 
     # Kept out of the text that a notebook stores beside the HTML.
     page: str = field(repr=False)
+    # The last frame, and the numbers of all of them.
+    picture: str = field(repr=False)
+    numbers: str = field(repr=False)
 
-    def _repr_html_(self) -> str:
-        return self.page
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {
+            "text/html": self.page,
+            "image/svg+xml": self.picture,
+            figure_data.MIME: self.numbers,
+            "text/plain": "a slider over frames",
+        }
 
 
 def frames(
@@ -60,7 +71,12 @@ def frames(
             "expected two figures or more, with a value each, got "
             f"{len(figures)} figures and {len(values)} values"
         )
-    sources = [_source(figure) for figure in figures]
+    pictures = [_svg(figure) for figure in figures]
+    sources = ["data:image/svg+xml;base64," + b64encode(p).decode() for p in pictures]
+    tables = [figure_data.table(figure) for figure in figures]
+    for table, value in zip(tables, values, strict=True):
+        table.insert(0, "frame", value)
+    numbers = pd.concat(tables).to_csv(index=False, float_format="%.6g")
     for figure in figures:
         plt.close(figure)
     width = round(96 * figures[-1].get_figwidth())
@@ -76,10 +92,10 @@ def frames(
         # A value must not end the script.
         values=json.dumps(list(values)).replace("<", "\\u003c"),
     )
-    return Frames(page)
+    return Frames(page, pictures[-1].decode(), numbers)
 
 
-def _source(figure: Figure) -> str:
+def _svg(figure: Figure) -> bytes:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + b64encode(drawn.getvalue()).decode()
+    return drawn.getvalue()

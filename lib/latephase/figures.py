@@ -15,6 +15,8 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
+from latephase import figure_data
+
 # One file serves the light and the dark page: the background is transparent, and of all greys
 # this one keeps the same contrast, 4.2, to white and to the dark theme's #14181e. Text is large.
 GREY = "#7b7b7b"
@@ -29,7 +31,11 @@ SHADE = LinearSegmentedColormap.from_list("shade", [GREY + "00", GREY])
 
 
 def style() -> None:
-    """Set the style of all figures of the book; called once, in a chapter's first cell."""
+    """Set the style of all figures of the book; called once, in a chapter's first cell.
+
+    From then on the notebook stores the numbers of each figure beside it.
+    """
+    figure_data.offer()
     sns.set_theme(
         context="notebook",
         style="ticks",
@@ -374,3 +380,19 @@ def neuron_paths(axes: Axes, path: np.ndarray, neurons: int, label: str | None =
         axes.plot(*way[0], "o", markersize=4, color=GREY)
     axes.set(aspect="equal", xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[])
     axes.set(xlabel="first coordinate of $w_j$/‖W‖", ylabel="second coordinate of $w_j$/‖W‖")
+
+
+def sorted_margins(axes: Axes, margins: np.ndarray) -> None:
+    """Draw the sorted margins [n] of one network against the share of examples below."""
+    share = (np.arange(len(margins)) + 0.5) / len(margins)
+    axes.plot(np.sort(margins), share, color=BLUE, linewidth=2)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="margin p", ylabel="share of examples below", ylim=(0, 1))
+
+
+def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> None:
+    """Draw ‖A‖₂/‖A‖_F of layers, by name: 1 is rank one."""
+    places = np.arange(len(layers))
+    axes.barh(places, ratios, color=BLUE)
+    axes.set(yticks=places, yticklabels=list(layers), xlim=(0, 1), xlabel="‖A‖₂ / ‖A‖_F")
+    axes.invert_yaxis()

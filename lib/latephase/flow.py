@@ -41,6 +41,14 @@ def gradient_flow(
 
     Raises ValueError for input it cannot use; NotSeparated where the risk stays large;
     StepCollapse at a kink that is not a ReLU's.
+
+    >>> import numpy as np, torch, latephase
+    >>> x = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
+    >>> y = np.array([1, 1, -1, -1])
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> flow = latephase.gradient_flow(model, x, y, until=1e12)
+    >>> print(np.round(flow.direction[-1], 6), f"{flow.smoothed_margin[-1]:.0e}")
+    [0.707107 0.707107] 1e+12
     """
     _check_settings(until, tol, records, kink_smoothing)
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)

@@ -22,6 +22,14 @@ def homogeneity_degree(
     parameters (zero-initialized biases would hide otherwise), for the best L; the degree is None
     where it exceeds HOMOGENEITY_TOLERANCE; ∞ where outputs change sign or vanish. At most 64
     examples are used.
+
+    >>> import torch, latephase
+    >>> layers = [torch.nn.Linear(3, 5, bias=False), torch.nn.ReLU(), torch.nn.Linear(5, 1)]
+    >>> x = torch.ones(4, 3)
+    >>> latephase.homogeneity_degree(torch.nn.Sequential(*layers), x)[0]  # a bias at the end
+    >>> _ = layers[2].bias.requires_grad_(False).zero_()
+    >>> latephase.homogeneity_degree(torch.nn.Sequential(*layers), x)[0]
+    2.0
     """
     module = frozen_copy(module)
     return _degree(module, checked_inputs(x)[:64].to(next(module.parameters()).device), frozenset())

@@ -19,6 +19,11 @@ def hard_margin(x, y) -> tuple[np.ndarray, float]:
     min ‖Zᵀλ‖² + (Σλ - 1)² over λ ≥ 0 with rows z_i = y_i x_i, is solved exactly by the active-set
     method for nonnegative least squares (Lawson and Hanson 1974): w ∝ Zᵀλ.
     Raises ValueError where the data is not separable through the origin.
+
+    >>> import numpy as np, latephase
+    >>> direction, margin = latephase.hard_margin(np.array([[0.1, 0.0], [0.2, 0.2]]), [1, 1])
+    >>> print(np.round(direction, 6), round(margin, 6))
+    [1. 0.] 0.1
     """
     direction, margin, _ = _hard_margin(x, y)
     return direction, margin

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from latephase.book import BookError, gate, ledger, provenance
-from latephase.book.claims import MIME
+import yaml
+
+from latephase.book import BookError, api, dressing, gate, ledger, provenance
 from latephase.book.files import write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read
@@ -40,42 +41,47 @@ def build(book: Book) -> None:
 
 def _stage(book: Book, stage: Path) -> None:
     shutil.copytree(book.root / "book", stage / "book", ignore=shutil.ignore_patterns(".*"))
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(book.root / name, stage / name)
+    shutil.copy(book.root / "_toc.yml", stage)
+    write_whole(stage / "_config.yml", _config(book.root / "_config.yml"))
+    for page in book.root.glob("C*.md"):
+        shutil.copy(page, stage)  # which pages of the book include
     if (style := stage / "book" / "_static").is_dir():
         style.rename(stage / "_static")  # where Jupyter Book looks for style sheets
     _mathjax(stage / "mathjax" / "mathjax")
+    generated = stage / "book" / "_generated"
     notebooks = {chapter: read(book.executed(chapter)) for chapter in book.chapters()}
     for chapter, notebook in notebooks.items():
-        _dress(notebook, chapter)
+        takeaway = dressing.notebooks_to_take(book, chapter, generated)
+        dressing.dress(notebook, chapter, takeaway, generated)
         write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
-    generated = stage / "book" / "_generated"
-    generated.mkdir()
     entries = ledger.read(book.ledger)
     (generated / "verdicts.md").write_text(ledger.markdown_table(entries), encoding="utf8")
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
             (generated / f"{name}.svg").write_text(picture, encoding="utf8")
+    (generated / "api.md").write_text(api.page("latephase"), encoding="utf8")
     (generated / "report.md").write_text(_report(book, notebooks), encoding="utf8")
 
 
-def _dress(notebook: Notebook, chapter: str) -> None:
-    """Hide the injected parameters; say under each figure which cell, profile and data made it."""
-    made_by, number = notebook.made_by, 0
-    for cell in notebook.cells:
-        number += cell.is_code
-        metadata = cell.content["metadata"]
-        if "injected-parameters" in cell.tags:
-            metadata["tags"] = [*cell.tags, "remove-cell"]
-        for output in cell.outputs:
-            output.get("data", {}).pop(MIME, None)  # Jupyter Book warns of a type it cannot show
-        if figure := metadata.get("mystnb", {}).get("figure"):
-            figure["caption"] = (
-                f"{figure['caption'].rstrip()} *Source: code cell {number} of {chapter}.ipynb, "
-                f"profile {made_by['profile']}, "
-                f"data: {metadata.get('data', 'made in the chapter')}, "
-                f"commit {made_by['commit'][:10]}.*"
-            )
+def _config(path: Path) -> str:
+    """The configuration, with buttons to Binder, Colab and the repository where one is known.
+
+    LATEPHASE_REPOSITORY is its address, as https://github.com/OWNER/NAME.
+    """
+    text = path.read_text(encoding="utf8")
+    if not (address := os.environ.get("LATEPHASE_REPOSITORY", "").rstrip("/")):
+        return text
+    if not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
+        raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
+    config = yaml.safe_load(text)
+    config["repository"] = {"url": address, "branch": "main", "path_to_book": ""}
+    config["launch_buttons"] = {
+        "notebook_interface": "jupyterlab",
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+    }
+    config["html"] |= {"use_repository_button": True, "use_issues_button": True}
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,105 @@
+"""What an executed chapter wears on the site: figures with their origin and their files, a foot.
+
+The files behind a page stand in `_generated/` of the staged book; Sphinx copies those that a page
+offers for download.
+"""
+
+import base64
+import shutil
+from pathlib import Path
+
+from latephase.book.claims import MIME
+from latephase.book.files import write_whole
+from latephase.book.layout import Book
+from latephase.book.notebooks import Cell, Notebook, joined
+
+# Types of output that Jupyter Book cannot show, and warns of.
+_HIDDEN = (MIME, "text/csv", "application/papermill.record/text/csv")
+# In the order in which a figure offers them: type, suffix, name.
+_KINDS = (
+    ("image/svg+xml", "svg", "SVG"),
+    ("image/png", "png", "PNG"),
+    ("text/csv", "csv", "numbers"),
+)
+
+
+def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
+    """Hide the injected parameters, give each figure its origin and its files, add the foot."""
+    made_by, number = notebook.made_by, 0
+    for cell in notebook.cells:
+        number += cell.is_code
+        metadata = cell.content["metadata"]
+        if "injected-parameters" in cell.tags:
+            metadata["tags"] = [*cell.tags, "remove-cell"]
+        if figure := metadata.get("mystnb", {}).get("figure"):
+            files = _figure_files(cell, figure["name"], generated)
+            figure["caption"] = (
+                f"{figure['caption'].rstrip()} *Source: code cell {number} of {chapter}.ipynb, "
+                f"profile {made_by['profile']}, "
+                f"data: {metadata.get('data', 'made in the chapter')}, "
+                f"commit {made_by['commit'][:10]}.* {files}"
+            )
+        for output in cell.outputs:
+            for kind in _HIDDEN:
+                output.get("data", {}).pop(kind, None)
+    source = foot.splitlines(keepends=True)
+    notebook.content["cells"].append(
+        {"cell_type": "markdown", "id": "foot", "metadata": {}, "source": source}
+    )
+
+
+def notebooks_to_take(book: Book, chapter: str, generated: Path) -> str:
+    """Copy a chapter as stored and as executed; return the foot that offers both of them."""
+    folder = generated / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(book.source(chapter), folder / f"{chapter}.ipynb")
+    shutil.copy(book.executed(chapter), folder / f"{chapter}-executed.ipynb")
+    parameters = book.parameters(chapter)
+    name = "seeds" if "seeds" in parameters else next(iter(parameters), None)
+    lines = [
+        f"**Take this chapter with you:** {{download}}`the notebook <_generated/notebooks/"
+        f"{chapter}.ipynb>`, {{download}}`as executed <_generated/notebooks/"
+        f"{chapter}-executed.ipynb>` with the profile *{book.profile}*.",
+    ]
+    if name:
+        seeds = isinstance(parameters[name], list) and name == "seeds"
+        value = '"[7, 8, 9, 10, 11]"' if seeds else repr(parameters[name])
+        lines += [
+            "",
+            "With other parameters, in a checkout of the book"
+            + (", and once for each seed of a sweep:" if seeds else ":"),
+            "",
+            "```bash",
+            f".venv/bin/papermill book/{chapter}.ipynb mine.ipynb -p {name} {value}",
+        ]
+        if seeds:
+            lines.append(
+                f"for s in 7 8 9; do .venv/bin/papermill book/{chapter}.ipynb mine-$s.ipynb "
+                f'-p {name} "[$s]"; done'
+            )
+        lines.append("```")
+    return "\n".join(lines) + "\n"
+
+
+def _figure_files(cell: Cell, name: str, generated: Path) -> str:
+    """Write a figure's picture and numbers to files and return the words that offer them."""
+    folder = generated / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    offers = []
+    for kind, suffix, word in _KINDS:
+        found = [o["data"][kind] for o in cell.outputs if kind in o.get("data", {})]
+        if not found:
+            continue
+        path, content = folder / f"{name}.{suffix}", joined(found[-1])
+        if suffix == "png":
+            path.write_bytes(base64.b64decode(content))
+        else:
+            write_whole(path, content)
+        offers.append(f"{{download}}`{word} <_generated/figures/{path.name}>`")
+    # What moves, for pages that show it again.
+    moving = [
+        joined(o["data"]["text/html"]) for o in cell.outputs if "text/html" in o.get("data", {})
+    ]
+    if moving:
+        write_whole(folder / f"{name}.html", moving[-1])
+    return f"Download: {', '.join(offers)}." if offers else ""

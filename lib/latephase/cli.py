@@ -1,0 +1,274 @@
+"""The command line: `latephase diagnose CHECKPOINT --model package.module:factory --data FILE.npz`.
+
+Prints a table of the late-phase measures of a trained network, and writes them as JSON and as a
+figure where asked. Exit codes: 0 done, 2 the input cannot be used, 130 interrupted; nothing is
+written unless everything was computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+USAGE, INTERRUPTED = 2, 130
+_SCALARS = {
+    "smoothed_margin": "smoothed margin α",
+    "log_norm": "ln ‖W‖",
+    "degree": "degree L",
+    "homogeneity_defect": "defect of homogeneity",
+    "normalized_margin": "normalized margin",
+    "normalized_smoothed_margin": "normalized smoothed margin γ̃",
+    "alignment": "alignment cos(W, −∇R)",
+    "kkt_stationarity": "KKT residual ε",
+    "kkt_complementarity": "KKT residual δ",
+    "training_error": "training error",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors go to the standard error."""
+    options = _parser().parse_args(words)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"latephase: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("latephase: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="latephase", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("diagnose", help="measure a trained network", description=__doc__)
+    one.add_argument("checkpoint", type=Path, help="weights: .safetensors, or .pt/.pth tensors")
+    one.add_argument(
+        "--model", required=True, help="package.module:factory, which makes the module"
+    )
+    one.add_argument("--arguments", default="{}", help="keyword arguments of the factory, as JSON")
+    one.add_argument("--data", required=True, type=Path, help=".npz with arrays x [n, ...], y [n]")
+    one.add_argument("--loss", default="cross_entropy", help="exponential, logistic, cross_entropy")
+    one.add_argument(
+        "--degree", type=float, help="degree of homogeneity, taken as it is; measured if not given"
+    )
+    one.add_argument("--batch-size", type=int, default=256)
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
+    one.add_argument("--figure", type=Path, metavar="FILE", help="draw to .svg, .png or .pdf")
+    one.set_defaults(run=_diagnose)
+    return parser
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    _check_outputs(options)
+    weights = read_weights(options.checkpoint)
+    x, y = read_data(options.data)
+    module = make_module(options.model, options.arguments)
+
+    import torch
+
+    from latephase.diagnosis import diagnose
+
+    try:
+        missing, unknown = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{options.checkpoint}: does not fit {options.model}: {error}") from error
+    if missing or unknown:
+        raise ValueError(
+            f"{options.checkpoint}: does not fit {options.model}: missing {_listed(missing)}, "
+            f"not in the module {_listed(unknown)}"
+        )
+    try:
+        module.to(torch.device(options.device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {options.device!r} cannot be used: {error}") from error
+    found = diagnose(module, x, y, options.loss, options.degree, options.batch_size)
+    print(_table(found))
+    if options.json:
+        text = json.dumps(_plain(found, options), indent=1, ensure_ascii=False, allow_nan=False)
+        _written_whole(options.json, lambda aside: aside.write_text(text + "\n", encoding="utf8"))
+    if options.figure:
+        _written_whole(options.figure, lambda aside: _draw(found, aside, options.figure.suffix))
+    return 0
+
+
+# What comes in.
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint by name; nothing in the file is ever executed.
+
+    .safetensors holds nothing but tensors. A .pt or .pth file is read by PyTorch's restricted
+    reader, which makes tensors and containers and refuses every other object. A dict with a
+    "state_dict" or "model" inside is taken apart. Raises ValueError or OSError naming the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint file")
+    import torch
+
+    if path.suffix == ".safetensors":
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except Exception as error:
+            raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        raise ValueError(f"{path}: expected .safetensors, .pt, .pth or .bin, got {path.suffix!r}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: not a file of tensors only ({first}); objects are never unpickled. Save "
+            "module.state_dict(), best with safetensors.torch.save_file"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    tensors = isinstance(content, dict) and content
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{path}: expected tensors by name, as module.state_dict() gives them")
+    return content
+
+
+def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return x [n, ...] and y [n] from an .npz without pickled objects; ValueError otherwise."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such data file")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a whole .npz of plain arrays: {error}") from error
+    if missing := sorted({"x", "y"} - set(found)):
+        raise ValueError(
+            f"{path}: expected arrays x and y, missing {_listed(missing)}, got {_listed(found)}"
+        )
+    return found["x"], found["y"]
+
+
+def make_module(factory: str, arguments: str):
+    """Return what package.module:factory makes of keyword arguments given as JSON.
+
+    The current folder is searched for the package too. Raises ValueError where there is no such
+    factory, where it raises, or where it makes no torch.nn.Module.
+    """
+    where, separator, name = factory.partition(":")
+    if not (where and separator and name):
+        raise ValueError(f"--model: expected package.module:factory, got {factory!r}")
+    try:
+        keywords = json.loads(arguments)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--arguments: not JSON: {error}") from error
+    if not isinstance(keywords, dict):
+        raise ValueError(f"--arguments: expected a JSON object of keywords, got {arguments}")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        maker: Callable = getattr(importlib.import_module(where), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--model: {factory!r} cannot be imported: {error}") from error
+    try:
+        module = maker(**keywords)
+    except Exception as error:
+        raise ValueError(
+            f"--model: {factory!r} with {keywords} raised {type(error).__name__}: {error}"
+        ) from error
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"--model: {factory!r} made a {type(module).__name__}, no torch.nn.Module")
+    return module
+
+
+# What goes out.
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    for path in (options.json, options.figure):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {path.absolute().parent}")
+    if options.figure and options.figure.suffix not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"--figure: expected .svg, .png or .pdf, got {str(options.figure)!r}")
+
+
+def _table(found) -> str:
+    width = max(map(len, _SCALARS.values()))
+    rows = [f"{label:<{width}}  {_number(getattr(found, n))}" for n, label in _SCALARS.items()]
+    layers = found.layers.drop(columns="shape").to_string(index=False, float_format="%.4g")
+    return "\n".join([*rows, "", layers])
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "—  (not defined for this network, its margins or its precision)"
+    return f"{value:.6g}"
+
+
+def _plain(found, options: argparse.Namespace) -> dict:
+    """Return the measures as JSON can hold them: null where undefined, infinite or NaN."""
+    row = {name: _finite(getattr(found, name)) for name in _SCALARS}
+    row["margins"] = found.margins.tolist()
+    row["dual"] = None if found.dual is None else found.dual.tolist()
+    records = found.layers.to_dict("records")
+    row["layers"] = [{key: _finite(value) for key, value in one.items()} for one in records]
+    return {
+        "checkpoint": str(options.checkpoint),
+        "model": options.model,
+        "data": str(options.data),
+        "loss": options.loss,
+        **row,
+    }
+
+
+def _finite(value):
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _draw(found, aside: Path, kind: str) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from latephase import figures
+
+    figures.style()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    figures.sorted_margins(left, found.margins)
+    figures.layer_ratios(right, found.layers["layer"], found.layers["spectral_ratio"])
+    figure.savefig(aside, format=kind[1:])
+    plt.close(figure)
+
+
+def _written_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    aside = path.with_name(f".{path.name}.aside")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    print(f"wrote {path}")
+
+
+def _listed(names) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "") if names else "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""`latephase diagnose`: what it prints and writes, what it refuses, and with which exit code."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import latephase
+from latephase.cli import main
+from latephase.networks import two_layer
+
+FACTORY = "tests.test_cli:network"
+ARGUMENTS = '{"width": 6}'
+
+
+def network(width):
+    return two_layer(3, width, "squared_relu", generator=torch.Generator().manual_seed(0))
+
+
+def biased():
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A checkpoint of a two-layer network and data, as words of a command line."""
+    trained = network(6)
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "net.safetensors")
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "net.pt")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 3)), np.where(rng.normal(size=20) > 0, 1, -1)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    return tmp_path, trained, x, y
+
+
+def words(folder, checkpoint="net.safetensors", *more, **changes):
+    options = {
+        "--model": FACTORY,
+        "--arguments": ARGUMENTS,
+        "--data": str(folder / "data.npz"),
+        "--loss": "logistic",
+    } | {f"--{name}": value for name, value in changes.items()}
+    flat = [word for pair in options.items() for word in pair]
+    return ["diagnose", str(folder / checkpoint), *flat, *more]
+
+
+@pytest.mark.parametrize("checkpoint", ["net.safetensors", "net.pt"])
+def test_it_prints_and_writes_what_diagnose_measures(files, capsys, checkpoint):
+    folder, trained, x, y = files
+    outputs = ["--json", str(folder / "out.json"), "--figure", str(folder / "out.svg")]
+    assert main(words(folder, checkpoint, *outputs)) == 0
+    expected = latephase.diagnose(trained, x, y, "logistic")
+    row = json.loads((folder / "out.json").read_text())
+    assert row["smoothed_margin"] == expected.smoothed_margin
+    assert row["alignment"] == expected.alignment
+    assert row["degree"] == 3.0
+    assert row["margins"] == expected.margins.tolist()
+    assert [layer["layer"] for layer in row["layers"]] == list(expected.layers["layer"])
+    assert row["layers"][-1]["alignment_with_next"] is None
+    assert "<svg" in (folder / "out.svg").read_text()
+    shown = capsys.readouterr().out
+    assert f"{expected.smoothed_margin:.6g}" in shown
+    assert not list(folder.glob(".*aside"))
+
+
+def test_what_is_not_defined_is_said_and_null(files, capsys):
+    folder = files[0]
+    out = ["--json", str(folder / "out.json")]
+    safetensors.torch.save_file(biased().state_dict(), folder / "net.safetensors")
+    factory = {"model": "tests.test_cli:biased", "arguments": "{}"}
+    assert main(words(folder, "net.safetensors", *out, **factory)) == 0
+    assert json.loads((folder / "out.json").read_text())["normalized_margin"] is None
+    assert "not defined" in capsys.readouterr().out
+
+
+class Evil:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self):
+        return (open, ("pwned", "w"))
+
+
+def test_objects_in_a_checkpoint_are_refused_and_not_made(files, capsys, monkeypatch):
+    folder = files[0]
+    monkeypatch.chdir(folder)
+    torch.save({"weight": Evil()}, folder / "evil.pt")
+    (folder / "plain.pt").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pt", "plain.pt"):
+        assert main(words(folder, name)) == 2
+        assert "never unpickled" in capsys.readouterr().err
+    assert not (folder / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "none.safetensors"}, "no such checkpoint file"),
+        ({"checkpoint": "cut.safetensors"}, "not a whole safetensors file"),
+        ({"checkpoint": "data.npz"}, "expected .safetensors"),
+        ({"checkpoint": "other.safetensors"}, "does not fit"),
+        ({"data": "none.npz"}, "no such data file"),
+        ({"data": "cut.npz"}, "not a whole .npz"),
+        ({"data": "x.npz"}, "missing 'y'"),
+        ({"data": "objects.npz"}, "not a whole .npz of plain arrays"),
+        ({"model": "latephase.networks"}, "expected package.module:factory"),
+        ({"model": "latephase.networks:three"}, "cannot be imported"),
+        ({"model": "no_such_package:net"}, "cannot be imported"),
+        ({"model": "builtins:dict"}, "no torch.nn.Module"),
+        ({"arguments": "{"}, "not JSON"),
+        ({"arguments": "[1]"}, "expected a JSON object"),
+        ({"arguments": '{"widht": 3}'}, "raised TypeError"),
+        ({"loss": "hinge"}, "loss"),
+        ({"device": "quantum"}, "cannot be used"),
+        ({"figure": "out.gif"}, "expected .svg, .png or .pdf"),
+        ({"json": "nowhere/out.json"}, "there is no folder"),
+    ],
+)
+def test_input_it_cannot_use_is_named(files, capsys, change, message):
+    folder, _, x, _ = files
+    whole = (folder / "net.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[:-8])
+    (folder / "cut.npz").write_bytes((folder / "data.npz").read_bytes()[:100])
+    np.savez(folder / "x.npz", x=x)
+    np.savez(folder / "objects.npz", x=np.array([{}], dtype=object), y=[1])
+    safetensors.torch.save_file({"w": torch.zeros(2)}, folder / "other.safetensors")
+    checkpoint = change.pop("checkpoint", "net.safetensors")
+    for name in ("data", "json", "figure"):
+        if name in change:
+            change[name] = str(folder / change[name])
+    assert main(words(folder, checkpoint, **change)) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("latephase: ")
+
+
+def test_help_and_a_missing_option_end_as_argparse_does(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["diagnose", "--help"])
+    assert ended.value.code == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["diagnose", "net.safetensors"])
+    assert ended.value.code == 2
+    assert "--model" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""What an executed chapter wears: origin and files of its figures, and its foot."""
+
+import base64
+import json
+
+import pytest
+
+from latephase.book import BookError, dressing, site
+from latephase.book.claims import MIME
+from latephase.book.layout import Book
+from latephase.book.notebooks import Notebook
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def notebook():
+    """A chapter with its parameters, a figure and a recorded claim."""
+    figure = {"mystnb": {"figure": {"name": "fig-x", "caption": "See."}}, "tags": []}
+    outputs = [
+        {"image/svg+xml": ["<svg>", "</svg>"], "image/png": base64.b64encode(b"png").decode()},
+        {"text/csv": "x,y\n1,2\n"},
+        {MIME: {"id": "x"}, "text/plain": "x"},
+    ]
+    cells = [
+        {"cell_type": "code", "source": "a = 1", "metadata": {"tags": ["injected-parameters"]}},
+        {
+            "cell_type": "code",
+            "source": "draw()",
+            "metadata": figure,
+            "outputs": [{"output_type": "display_data", "data": data} for data in outputs],
+        },
+    ]
+    made_by = {"profile": "quick", "commit": "0123456789abcdef"}
+    return Notebook({"cells": cells, "metadata": {"latephase": made_by}})
+
+
+def test_a_figure_gets_its_origin_and_its_files(notebook, tmp_path):
+    dressing.dress(notebook, "first", "foot\n", tmp_path)
+    caption = notebook.cells[1].content["metadata"]["mystnb"]["figure"]["caption"]
+    assert "code cell 2 of first.ipynb, profile quick" in caption
+    assert "commit 0123456789" in caption
+    for suffix, content in (("svg", b"<svg></svg>"), ("png", b"png"), ("csv", b"x,y\n1,2\n")):
+        assert (tmp_path / "figures" / f"fig-x.{suffix}").read_bytes() == content
+        assert f"<_generated/figures/fig-x.{suffix}>" in caption
+
+
+def test_what_cannot_be_shown_is_taken_out(notebook, tmp_path):
+    dressing.dress(notebook, "first", "foot\n", tmp_path)
+    shown = json.dumps([cell.outputs for cell in notebook.cells])
+    assert MIME not in shown
+    assert "text/csv" not in shown
+    assert "remove-cell" in notebook.cells[0].tags
+    assert notebook.cells[-1].source == "foot\n"
+
+
+def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path):
+    book = Book(ROOT, "quick")
+    executed = tmp_path / "executed.ipynb"
+    executed.write_text("{}")
+
+    class Here(Book):
+        def executed(self, chapter):
+            return executed
+
+    foot = dressing.notebooks_to_take(Here(ROOT, "quick"), "alignment", tmp_path)
+    assert (tmp_path / "notebooks" / "alignment.ipynb").read_bytes() == (
+        book.source("alignment").read_bytes()
+    )
+    assert (tmp_path / "notebooks" / "alignment-executed.ipynb").is_file()
+    assert '-p seeds "[7, 8, 9, 10, 11]"' in foot
+    assert "for s in 7 8 9; do" in foot
+
+
+def test_buttons_need_an_address(monkeypatch):
+    path = ROOT / "_config.yml"
+    monkeypatch.delenv("LATEPHASE_REPOSITORY", raising=False)
+    assert site._config(path) == path.read_text(encoding="utf8")
+    monkeypatch.setenv("LATEPHASE_REPOSITORY", "https://github.com/someone/latephase")
+    assert "binderhub_url" in site._config(path)
+    monkeypatch.setenv("LATEPHASE_REPOSITORY", "someone/latephase")
+    with pytest.raises(BookError, match="expected https://HOST/OWNER/NAME"):
+        site._config(path)
