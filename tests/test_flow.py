@@ -704,3 +704,13 @@ def test_an_iterate_that_overflows_ends_its_stage_and_not_the_flow():
     task = sector_points(18, 3, 0.2, seed=100)
     with pytest.raises(latephase.NotSeparated):
         latephase.gradient_flow(module, task.x, task.y, until=1e50, tol=1e-3)
+
+
+def test_copies_in_small_units_are_followed_far():
+    # The right side's two parts cancel in what the copies cannot tell; each alone is no noise.
+    x, y = separable(18, 10)
+    direction, _ = latephase.hard_margin(x, y)
+    flow = latephase.gradient_flow(
+        linear(10), 1e-6 * np.repeat(x, 2, 0), np.repeat(y, 2), until=1e30
+    )
+    assert angle(flow.direction[-1], direction) < 1e-9

@@ -24,6 +24,7 @@ _SLOW_CURVED = 0.6
 _RESOLVED_THIN = 1e-5
 # Below this part of the matrix 1/S no longer separates dependent gradients from rounding.
 _BLURRED = 1e-4
+_FEW_SHARES = 100.0
 
 
 class Linearization:
@@ -42,7 +43,7 @@ class Linearization:
         self.contains = np.repeat(active, problem.pairs)
         self.rows = np.flatnonzero(self.contains)
         self.example_of = np.repeat(np.arange(len(self.examples)), problem.pairs)
-        self.jacobian = self._gram = self._rotated = None
+        self.jacobian = self._gram = self._rotated = self._squares = None
         if 8 * len(self.rows) * theta.size <= problem.jacobian_bytes:
             self.jacobian = problem.jacobian(theta, self.examples)
         # The rate at which it contracted when it was fresh: curvature left out, not age.
@@ -91,7 +92,11 @@ class Linearization:
     ) -> DualSystem | ThinSystem:
         """Return the dual system d J M⁻¹ Jᵀ d + I/S of the live rows."""
         count, size = int(live.sum()), self.theta.size
-        thin = count > max(300, size) or (count > size and inverse_scale > _RESOLVED_THIN)
+        # In units of the dual matrix: margins may be of any size.
+        part = (
+            inverse_scale * (1.0 + kappa) / max(float((d**2 * self.squares()[live]).max()), 1e-300)
+        )
+        thin = count > max(300, size) or (count > size and part > _RESOLVED_THIN)
         if self.jacobian is not None and thin:
             root = self.jacobian[live]
             if self.curvature is None:
@@ -106,6 +111,14 @@ class Linearization:
             root = self.rotated()[live]
             matrix = (root / _primal_eigenvalues(self.curvature[0], kappa, degree)) @ root.T
         return DualSystem(matrix, d, inverse_scale)
+
+    def squares(self) -> np.ndarray:
+        """Return ‖J_i‖² of the rows."""
+        if self._squares is None and self.jacobian is not None:
+            self._squares = np.einsum("ij,ij->i", self.jacobian, self.jacobian)
+        elif self._squares is None:
+            self._squares = self.gram().diagonal()
+        return self._squares
 
     def rotated(self) -> np.ndarray:
         """Return J in the basis of the curvature's eigenvectors."""
@@ -140,6 +153,8 @@ class DualSystem:
 
     def __init__(self, matrix: np.ndarray, d: np.ndarray, inverse_scale: float) -> None:
         self.diagonal, self.inverse_scale = matrix.diagonal().copy(), inverse_scale
+        # Of the last solution: scaling, eigenvalues and eigenvectors of dependent gradients.
+        self.dependent: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.scaled = d[:, None] * matrix * d
         self.matrix = self.scaled.copy()
         self.matrix[np.diag_indices(len(d))] += inverse_scale
@@ -153,13 +168,8 @@ class DualSystem:
         """Return d K d² = dKλ."""
         return self.scaled @ d
 
-    def solve(self, right: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """Return A⁻¹ right. `size` is d|p|, whose rounding is the noise of the right side.
-
-        Where gradients are linearly dependent the equations fix only sums of multipliers; how
-        they are shared is what 1/S says, and once that is below rounding the shares stay as
-        they are unless the right side calls for a change beyond its noise.
-        """
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """Return A⁻¹ right."""
         scaling = 1.0 / np.sqrt(self.matrix.diagonal())
         equilibrated = scaling[:, None] * self.matrix * scaling
         right = scaling[:, None] * right
@@ -169,15 +179,29 @@ class DualSystem:
         if share.min() > _WELL_CONDITIONED:
             factor = linalg.cho_factor(equilibrated, check_finite=False)
             # A pivot that is little more than 1/S's share belongs to a dependent gradient.
-            independent = factor[0].diagonal().min() ** 2 > 10.0 * share.max()
-            if independent or share.max() > _BLURRED:
+            pivots = factor[0].diagonal() ** 2
+            if (pivots > _FEW_SHARES * share)[share < _BLURRED].all():
                 return scaling[:, None] * linalg.cho_solve(factor, right, check_finite=False)
         values, vectors = linalg.eigh(equilibrated, check_finite=False)
-        parts = vectors.T @ right
-        dependent = values < max(_DEPENDENT, 10.0 * share.max())
-        noise = 1e-13 * np.linalg.norm(scaling * size)
-        parts[dependent[:, None] & (np.abs(parts) <= noise)] = 0.0
-        return scaling[:, None] * (vectors @ (parts / np.maximum(values, _DEPENDENT)[:, None]))
+        blurred = share[share < _BLURRED].max(initial=0.0)
+        dependent = values < max(_DEPENDENT, _FEW_SHARES * blurred)
+        values = np.maximum(values, _DEPENDENT)
+        self.dependent = scaling, values[dependent], vectors[:, dependent]
+        return scaling[:, None] * (vectors @ ((vectors.T @ right) / values[:, None]))
+
+    def settled(self, x: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Return x of A x = right without what the right side's rounding put there.
+
+        Where gradients are linearly dependent the equations fix only sums of multipliers; how
+        they are shared is what 1/S says, and once that is near rounding the shares stay as they
+        are unless the right side calls for a change beyond its noise, that of `size` = d|p|.
+        """
+        if self.dependent is None:
+            return x
+        scaling, values, vectors = self.dependent
+        parts = vectors.T @ (x / scaling)
+        parts[np.abs(values * parts) > 1e-13 * np.linalg.norm(scaling * size)] = 0.0
+        return x - scaling * (vectors @ parts)
 
 
 class ThinSystem:
@@ -196,8 +220,12 @@ class ThinSystem:
         """Return d K d² = dKλ."""
         return self.root @ (self.root.T @ d)
 
-    def solve(self, right: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """Return A⁻¹ right = S (B⁻¹r - B⁻¹U (I/S + UᵀB⁻¹U)⁻¹ UᵀB⁻¹r); `size` is not needed."""
+    def settled(self, x: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Return x: this system is for a 1/S that is well above rounding."""
+        return x
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """Return A⁻¹ right = S (B⁻¹r - B⁻¹U (I/S + UᵀB⁻¹U)⁻¹ UᵀB⁻¹r)."""
         divided, root = self._divided(right), self._divided(self.root)
         inner = self.root.T @ root
         inner[np.diag_indices(len(inner))] += self.inverse_scale

@@ -182,11 +182,11 @@ def _newton_step(
         target = target + excess[rows] * np.bincount(blocks, share * target)[blocks]
         weight += excess[rows]
         system.add_blocks(blocks, np.sqrt(share), excess[rows])
-    solved = system.solve(np.stack([-d * (target + moved_p), d * weight], 1), d * np.abs(p[rows]))
+    solved = system.solve(np.stack([-d * (target + moved_p), d * weight], 1))
     border = d * p[rows] + system.dual_matrix_times(d)
     last = kappa / degree - np.exp(u) @ p - multiplier @ moved_p
     nu = (last - border @ solved[:, 0]) / (border @ solved[:, 1])
-    x = solved[:, 0] + nu * solved[:, 1]
+    x = system.settled(solved[:, 0] + nu * solved[:, 1], d * np.abs(p[rows]))
     theta = moved + linearization.primal_inverse(
         kappa, degree, linearization.transpose_times(d * x, live)
     )
