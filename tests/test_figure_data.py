@@ -1,10 +1,12 @@
 """The numbers that are read off a figure are those that were drawn."""
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
+from nbclient import NotebookClient
 
 from latephase import figure_data
 
@@ -71,6 +73,22 @@ def test_the_text_is_read_back(axes, tmp_path):
 def test_an_empty_figure_has_an_empty_table():
     assert len(figure_data.table(plt.figure())) == 0
     plt.close("all")
+
+
+def test_a_notebook_stores_the_numbers_beside_the_picture():
+    cells = [
+        "import matplotlib.pyplot as plt\n"
+        "from matplotlib_inline.backend_inline import set_matplotlib_formats\n"
+        "from latephase import figures\n"
+        "figures.style()\n"
+        'set_matplotlib_formats("svg", "png")',
+        "_, axes = plt.subplots()\naxes.plot([5.0, 6.0]);",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    NotebookClient(notebook, kernel_name="python3").execute()
+    data = notebook.cells[1].outputs[0]["data"]
+    assert {"image/svg+xml", "image/png", figure_data.MIME} <= set(data)
+    assert data[figure_data.MIME].splitlines()[1].endswith(",5")
 
 
 def test_outside_a_notebook_nothing_is_offered():

@@ -53,8 +53,9 @@ def offer() -> None:
         print_method = ObjectName("_repr_csv_")
 
     formatter = Numbers(parent=shell.display_formatter)
-    formatter.for_type(Figure, as_csv)
     shell.display_formatter.formatters[MIME] = formatter
+    # Choosing the formats of pictures makes every formatter forget figures.
+    shell.events.register("pre_execute", lambda: formatter.for_type(Figure, as_csv))
 
 
 def _drawn(axes) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:

@@ -41,7 +41,7 @@ _SMALLEST_STEP = 1e-9
 _FIRST_CURVED_STEP = 1e-3
 # Stages of more iterations than this, on average, get the curvature of a smooth model of few
 # parameters: of many, computing and diagonalizing it takes longer than what it saves.
-_MANY_ITERATIONS = 3.0
+_MANY_ITERATIONS = 4.0
 _FEW_PARAMETERS = 300
 # Error of the stages' solution as a part of tol.
 _NEWTON = 0.02
