@@ -4,12 +4,12 @@
 
 The network is Lyu and Li's (2019) for 28×28 images: convolution 32 of 5×5, pooling, convolution 64
 of 3×3, pooling, dense 1024, dense 10; a bias in the first layer only, so that its degree is 4.
-Seconds are of the CPU, in one thread; ratios come from one run, medians of alternations. The
-headline is run on the first ten images of each class, so that it ends in minutes: an epoch is
-five steps of 20 images. Loss-normalized steps, of two growths, end after 2,300 and 600 epochs,
-Lyu and Li's after 300 accepted ones. Normalized margins are compared between neighbouring
-checkpoints, the default 40. Saves results/training.json; with names of headline runs behind the
-command, only these are run, into the record that is there.
+Throughputs are ratios within one run, medians of alternating blocks of steps; other seconds are
+of the CPU, in one thread. The headline is run on the first ten images of each class, so that it
+ends in minutes: an epoch is five steps of 20 images. Loss-normalized steps, of two growths, end
+after 2,300 and 600 epochs, Lyu and Li's after 300 accepted ones. Normalized margins are compared
+between neighbouring checkpoints, the default 40. Saves results/training.json; with `throughput`
+or names of headline runs behind the command, only these are run, into the record that is there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADLINE = {
     "growth 0.75": Settings(steps=3000, growth=0.75, **NORMALIZED),
     "Lyu and Li": Settings(steps=1500, batch=20, schedule="loss_based", rate=0.1),
 }
-ALTERNATIONS, STEPS = 7, 12
+ALTERNATIONS, STEPS = 15, 10
 
 
 def lyu_li(seed: int = 0) -> nn.Sequential:
@@ -70,55 +70,45 @@ def lyu_li(seed: int = 0) -> nn.Sequential:
 # Throughput.
 
 
-def plain_seconds(x: torch.Tensor, y: torch.Tensor, batch: int, steps: int) -> float:
-    """Return the seconds of a loop as anybody would write it."""
+def plain_seconds(x: torch.Tensor, y: torch.Tensor, batch: int) -> float:
+    """Return the seconds a step of a loop as anybody would write it."""
     network = lyu_li()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    begin, step = time.process_time(), 0
-    while step < steps:
+    begin, step = time.perf_counter(), 0
+    while step < STEPS:
         for rows in torch.randperm(len(x)).split(batch):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
             optimizer.step()
             step += 1
-            if step == steps:
+            if step == STEPS:
                 break
-    return time.process_time() - begin
+    return (time.perf_counter() - begin) / STEPS
 
 
-def our_seconds(x: torch.Tensor, y: torch.Tensor, batch: int, steps: int, **changes) -> float:
-    """Return the seconds of `train`, its evaluations and two checkpoints included."""
-    settings = Settings(steps=steps, batch=batch, rate=0.01, checkpoints=2, **changes)
+def our_seconds(x: torch.Tensor, y: torch.Tensor, batch: int, **changes) -> float:
+    """Return the seconds a step of `train` as its run counts them: without its checkpoints."""
+    settings = Settings(steps=STEPS, batch=batch, rate=0.01, checkpoints=2, **changes)
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.process_time()
-        train(lyu_li(), x, y, settings, folder)
-        return time.process_time() - begin
+        return float(train(lyu_li(), x, y, settings, folder).seconds[-1]) / STEPS
 
 
 def throughput(batch: int) -> dict:
     """Return seconds a step of the plain loop and of ours, and medians of their ratios.
 
-    Seconds a step are those of a long run less those of a short one: what both do once, reading
-    data, evaluating and writing two checkpoints, falls out.
+    Each ratio is that of two blocks of STEPS steps which ran one after the other.
     """
     task = bundled_fashion_mnist(per_class=50)
     last = {"channels_last": True}
     variants = {"ours": {}, "normalized": {"schedule": "normalized"}, "channels_last": last}
-    half = {**last, "autocast": "bfloat16"}
-    per_step: dict[str, list[float]] = {}
-
-    def measure(name: str, seconds, times: int) -> None:
-        short, long = seconds(2), seconds(2 + times)
-        per_step.setdefault(name, []).append((long - short) / times)
-
+    half = "bfloat16, channels_last"
+    per_step: dict[str, list[float]] = {"plain": []}
     for turn in range(ALTERNATIONS):
-        measure("plain", lambda n: plain_seconds(task.x, task.y, batch, n), STEPS)
-        for name, changes in variants.items():
-            measure(name, lambda n, c=changes: our_seconds(task.x, task.y, batch, n, **c), STEPS)
-        if turn == 0:
-            # What takes ten times as long where the processor lacks bfloat16 is not repeated.
-            name = "bfloat16, channels_last"
-            measure(name, lambda n: our_seconds(task.x, task.y, batch, n, **half), STEPS // 2)
+        # What takes ten times as long where the processor lacks bfloat16 is not repeated.
+        now = {**variants, **({half: {**last, "autocast": "bfloat16"}} if turn == 0 else {})}
+        per_step["plain"].append(plain_seconds(task.x, task.y, batch))
+        for name, changes in now.items():
+            per_step.setdefault(name, []).append(our_seconds(task.x, task.y, batch, **changes))
     ratios = {
         name: statistics.median(
             plain / ours for plain, ours in zip(per_step["plain"], seconds, strict=False)
@@ -245,14 +235,13 @@ def diagnosis_cost(run: Run, cpu_share: float, every: int = 1) -> dict:
 
 def main() -> None:
     started, asked = time.process_time(), sys.argv[1:]
-    if asked:
-        content = json.loads((RESULTS / "training.json").read_text())
-        rows = {row["schedule"]: row for row in content["headline"]}
-    else:
-        content = {"throughput": [throughput(batch) for batch in (100, 20)], "duration": 0.0}
-        rows = {}
+    content = json.loads((RESULTS / "training.json").read_text()) if asked else {"duration": 0.0}
+    asked = asked or ["throughput", *HEADLINE]
+    rows = {row["schedule"]: row for row in content.get("headline", [])}
+    if "throughput" in asked:
+        content["throughput"] = [throughput(batch) for batch in (100, 20)]
     with tempfile.TemporaryDirectory() as folder:
-        for name in asked or HEADLINE:
+        for name in [name for name in asked if name != "throughput"]:
             run, rows[name] = headline(name, HEADLINE[name], Path(folder, name))
             if name == next(iter(HEADLINE)):
                 share = rows[name]["total_cpu_seconds"] / float(run.seconds[-1])

@@ -1,5 +1,7 @@
 """Figures draw what they are given, label their axes and leave both kinds of page readable."""
 
+import io
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -8,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from latephase import figures
 
@@ -179,3 +182,22 @@ def test_neurons_are_drawn_by_direction_from_the_start_on(axes):
     np.testing.assert_allclose(dot.get_xydata(), [[0.6, 0.0]])
     assert len(axes.lines) == 4
     assert [line.get_label() for line in axes.lines].count("flow") == 1
+
+
+def test_a_figure_is_laid_out_once_for_all_its_formats(monkeypatch):
+    placed = []
+    place = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(
+        ConstrainedLayoutEngine, "execute", lambda *a: (placed.append(1), place(*a))[1]
+    )
+    with plt.rc_context():
+        figures.style()
+        figure, axes = plt.subplots()
+        axes.set(xlabel="a long label\nof two lines")
+        for kind in ("svg", "png"):
+            figure.savefig(io.BytesIO(), format=kind)
+        kept = plt.figure(layout="tight")
+        assert not isinstance(kept.get_layout_engine(), ConstrainedLayoutEngine)
+    assert len(placed) == 1
+    assert axes.get_position().y0 > 0.12, "the label was not given its room"
+    plt.close("all")

@@ -12,6 +12,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
@@ -28,6 +30,21 @@ LATE = LinearSegmentedColormap.from_list("late", ["#2f7fbf", "#8d79a8", "#e0861a
 SIGN = LinearSegmentedColormap.from_list("sign", ["#2f7fbf", "#2f7fbf00", "#e0861a00", "#e0861a"])
 # Pictures: from the page itself to grey.
 SHADE = LinearSegmentedColormap.from_list("shade", [GREY + "00", GREY])
+
+
+class _OnceLayout(ConstrainedLayoutEngine):
+    def execute(self, fig: Figure) -> None:
+        super().execute(fig)
+        fig.set_layout_engine("none")
+
+
+def lay_out_once(figure: Figure) -> None:
+    """Have a figure's parts placed when it is first drawn, and not again for each further format.
+
+    Finding the places takes as long as drawing.
+    """
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine(_OnceLayout())
 
 
 def style() -> None:
@@ -51,7 +68,7 @@ def style() -> None:
             "axes.titlesize": 12,
             "axes.spines.right": False,
             "axes.spines.top": False,
-            "figure.constrained_layout.use": True,
+            "figure.hooks": ["latephase.figures:lay_out_once"],
             "legend.frameon": False,
             # Text stays text in SVG: smaller, searchable, and read aloud.
             "svg.fonttype": "none",

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from latephase.book import BookError
@@ -160,10 +161,17 @@ def holds(id: str, value) -> bool:
 
 
 def _registered(id: str) -> Claim:
-    registry = load(registry_path())
+    path = registry_path()
+    registry = _read_once(path, path.stat().st_mtime_ns)
     if id not in registry:
         raise BookError(f"claims: {id!r} is not registered; known: {', '.join(registry)}")
     return registry[id]
+
+
+@cache
+def _read_once(path: Path, modified: int) -> dict[str, Claim]:
+    # A chapter asks for each of its claims; reading the registry takes a sixth of a second.
+    return load(path)
 
 
 def _profile() -> str:
