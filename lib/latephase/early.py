@@ -1,8 +1,10 @@
 """The early phase: explicit Runge–Kutta in relative arc length, from any start to separation.
 
 dW/dσ = r ∇α/‖∇α‖ with r = max(‖W‖, s₀): one unit of σ moves W by its own length, and a small scale
-s₀ lets W = 0 be left. Needs no separability. Close to a stationary point, r‖∇α‖ < 1e-6, the speed
-falls off smoothly, so that the flow can settle there and be told from one that goes on.
+s₀ lets W = 0 be left. Needs no separability. Close to a stationary point, r‖∇α‖ < 1e-6 m with
+m = min(1, max|p|), the speed falls off smoothly, so that the flow can settle there and be told from
+one that goes on. While margins are below one the flow is, by Euler's relation, no faster than they
+are large, at rest or not: hence m.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from latephase.problem import Problem
 
 STEP_BUDGET = 2000
-# A state with α ≤ 0 and ‖W‖‖∇α‖ below this is a stationary point of the risk.
+# A state with α ≤ 0 and ‖W‖‖∇α‖ below this, times min(1, max|p|), is a stationary point.
 STATIONARY = 1e-8
 # A direction that does not turn would allow steps over which α, like ‖W‖^L, grows by many e-folds,
 # too far for the clock: this bounds the growth of ln ‖W‖^L in a step.
@@ -53,9 +55,13 @@ class EarlyState:
         """Return r‖∇α‖, that is ‖W‖‖∇α‖ away from zero."""
         return self.radius * float(np.linalg.norm(self.gradient))
 
+    def unit(self) -> float:
+        """Return min(1, max|p|), beside which the slope is large or small."""
+        return min(1.0, float(np.abs(self.p).max()))
+
     def stationary(self) -> bool:
         """Return whether W is a stationary point that does not separate the examples."""
-        return self.alpha <= 0.0 and self.slope() < STATIONARY
+        return self.alpha <= 0.0 and self.slope() <= STATIONARY * self.unit()
 
 
 def early_phase(
@@ -81,7 +87,9 @@ def early_phase(
         return EarlyState(point, *problem.smoothed_margin(point), radius, advance)
 
     def velocity(s: EarlyState) -> np.ndarray:
-        return s.radius * s.gradient / np.hypot(np.linalg.norm(s.gradient), _SETTLING / s.radius)
+        settling = _SETTLING * s.unit() / s.radius
+        speed = np.hypot(np.linalg.norm(s.gradient), settling)
+        return s.radius * s.gradient / speed if speed else np.zeros_like(s.w)
 
     state = EarlyState(w, alpha, p, log_dual, gradient, max(smallest, np.linalg.norm(w)), 0.0)
     yield state
@@ -95,7 +103,8 @@ def early_phase(
         error = step * sum(e * k for e, k in zip(_ERROR, slopes, strict=True) if e)
         # Near a stationary point an error of tol would exceed the distance to it, and the method
         # would hop about instead of settling.
-        allowed = tol * state.radius * min(1.0, state.slope() / _NEARLY_STATIONARY)
+        near = _NEARLY_STATIONARY * state.unit()
+        allowed = tol * state.radius * (min(1.0, state.slope() / near) if near else 1.0)
         ratio = float(np.linalg.norm(error)) / max(allowed, 1e-300)
         if not np.isfinite(ratio):
             ratio = 1e9

@@ -37,7 +37,8 @@ STAGNATION_GRADIENTS = 1000
 # Short steps mean chatter along kinks only where the risk is not nearly stationary.
 CHATTER_SLOPE = 1e-2
 _LONGEST_STEP = 3.0
-_SMALLEST_STEP = 1e-9
+_FIRST_TURN = 0.01
+_SMALLEST_TURN = 1e-9
 _FIRST_CURVED_STEP = 1e-3
 # Stages of more iterations than this, on average, get the curvature of a smooth model of few
 # parameters: of many, computing and diagonalizing it takes longer than what it saves.
@@ -48,6 +49,8 @@ _NEWTON = 0.02
 _FINEST_NEWTON = 1e-11
 # Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
 _MONOTONE = 2e-13
+# Where margins are this many times the smoothed one, a step of a thousandth changes every dual.
+_UNRESOLVED = 1e2
 _NEARLY_ALIGNED = 1e-3
 
 
@@ -146,17 +149,20 @@ class Flow:
 
     def _late(self, until: float) -> None:
         newton, fell, started, advances = _NEWTON * self.tol, math.inf, self.steps, []
-        standing = _Standing(self.state.smoothed_margin, started, self._gradients())
+        standing = _Standing(self.state, self.degree, started, self._gradients())
         self.longest = _LONGEST_STEP
+        self.next_step = min(self.next_step, _FIRST_TURN * self.state.alignment())
         while self.state.smoothed_margin < until:
             state = self.state
             step = min(self.next_step, self.longest, _left(state, self.degree, until))
-            if step < _SMALLEST_STEP and state.smoothed_margin < HANDOVER:
+            # A step in ρ turns the direction by its tangent's length, 1/cos(W, ∇α), times as much.
+            turn = step / max(state.alignment(), 1e-300)
+            if turn < _SMALLEST_TURN and state.smoothed_margin < HANDOVER:
                 self.stiff = False
                 return
             # Attempts that on average hardly advance: short steps and rejections along kinks.
             crawls = len(advances) == 100 and sum(advances) < 100 * self._crawl()
-            if step < _SMALLEST_STEP or crawls:
+            if turn < _SMALLEST_TURN or crawls:
                 self._add_curvature(f"the implicit step fell to {step:.1e}")
                 advances = []
                 continue
@@ -167,7 +173,7 @@ class Flow:
             taken = self.steps - started
             if taken > LATE_STEP_BUDGET:
                 raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
-            standing = standing.at(state.smoothed_margin, self.steps, self._gradients())
+            standing = standing.at(state, self.steps, self._gradients())
             if still := standing.still(self.steps, self._gradients()):
                 raise self._not_separated(still, slope, state.p)
             toils = self.stepper.iterations > _MANY_ITERATIONS and not self.stepper.curved
@@ -197,7 +203,7 @@ class Flow:
                 self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
                 self.longest = min(1.25 * self.longest, _LONGEST_STEP)
                 self._accept_late(arrived)
-                advances[-1] = step
+                advances[-1] = turn
 
     def _gradients(self) -> int:
         return self.problem.evaluations["gradient"]
@@ -218,7 +224,7 @@ class Flow:
         return max(growth, _FINEST_NEWTON)
 
     def _crawl(self) -> float:
-        """Return the mean step in ρ below which the late phase counts as collapsed."""
+        """Return the mean turn of a step below which the late phase counts as collapsed."""
         return (0.1 if self.stepper.curved else 10.0) * self.tol
 
     def _add_curvature(self, what: str) -> None:
@@ -287,17 +293,21 @@ class Flow:
     def _collapse(self, what: str) -> StepCollapse:
         kinks = self.problem.kinks()
         if self.problem.kink_smoothing is not None:
-            why = "its ReLU kinks are smoothed already"
+            why = "the module is not smooth there (its ReLU kinks are smoothed already)"
         elif self.problem.smoothable():
-            why = "it calls ReLU"
+            why = "the module is not smooth there (it calls ReLU)"
         else:
-            why = "it calls no ReLU that could be smoothed"
+            why = "the module calls no ReLU that could be smoothed"
         if kinks.other:
             why += f"; kinks that cannot be smoothed: {', '.join(sorted(kinks.other))}"
-        return StepCollapse(
-            f"{what} at smoothed margin {self.best:.6g}: the module is not smooth there ({why})",
-            self.trajectory(),
-        )
+        if self.state is not None:
+            largest = exp_times(self.degree * self.state.log_norm, np.abs(self.state.p).max())
+            if largest > _UNRESOLVED * max(1.0, abs(self.best)):
+                why += (
+                    f"; with margins of up to {largest:.1e} the gradient of the risk jumps from "
+                    "one example to the next: give inputs in larger units or a smaller start"
+                )
+        return StepCollapse(f"{what} at smoothed margin {self.best:.6g}: {why}", self.trajectory())
 
     def _not_separated(self, why: str, slope: float, p: np.ndarray) -> NotSeparated:
         until, examples = self.settings["until"], self.problem.true_margins(p)
@@ -312,22 +322,34 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True)
 class _Standing:
-    """The smoothed margin from which a hundredth was last taken off, and when that was."""
+    """The state at which a flow was last seen to get on, and when that was.
 
-    margin: float
+    It gets on where a hundredth is taken off -α; and, while all margins are below one in size, so
+    that α hardly depends on them, where they double.
+    """
+
+    state: State
+    degree: float
     steps: int
     gradients: int
 
-    def at(self, margin: float, steps: int, gradients: int) -> _Standing:
-        """Return where the flow stands at a new margin."""
-        return _Standing(margin, steps, gradients) if margin > 0.99 * self.margin else self
+    def at(self, state: State, steps: int, gradients: int) -> _Standing:
+        """Return where the flow stands at a new state."""
+        gained = state.smoothed_margin > 0.99 * self.state.smoothed_margin
+        largest, before = self._log_largest(state), self._log_largest(self.state)
+        doubled = largest < 0.0 and largest > before + math.log(2.0)
+        return _Standing(state, self.degree, steps, gradients) if gained or doubled else self
 
     def still(self, steps: int, gradients: int) -> str:
         """Return what says that a margin below zero stands still, or nothing."""
         steps, gradients = steps - self.steps, gradients - self.gradients
-        if self.margin > 0.0 or (steps <= STAGNATION_STEPS and gradients <= STAGNATION_GRADIENTS):
+        enough = steps > STAGNATION_STEPS or gradients > STAGNATION_GRADIENTS
+        if self.state.smoothed_margin > 0.0 or not enough:
             return ""
         return f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
+
+    def _log_largest(self, state: State) -> float:
+        return self.degree * state.log_norm + math.log(max(np.abs(state.p).max(), 1e-300))
 
 
 def _left(state: State, degree: float, until: float) -> float:

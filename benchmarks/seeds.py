@@ -1,0 +1,84 @@
+"""Sweeps over seeds: 32 starts of a two-layer network together, beside one alone and one by one.
+
+    OMP_NUM_THREADS=1 python benchmarks/seeds.py
+
+`latephase.discrete` steps runs of one architecture together, as arrays with the run in front. The
+network is two-layer with squared ReLUs, as in the chapters (20 examples); a sweep is followed by the
+flow of order 4 to α = 1 and by loss-normalized descent to α = 20. Seconds are of the CPU, in one
+thread, medians of alternations; ratios are of the same alternation. Saves results/seeds.json.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from problems import save
+
+from latephase import discrete, networks
+from latephase.data import separable_points
+
+SEEDS, ALTERNATIONS = 32, 15
+WIDTHS = {"width 8 in 4 dimensions": (8, 4), "width 16 in 10 dimensions": (16, 10)}
+
+
+def starts(width: int, dimension: int, seeds: range) -> tuple[discrete.Family, object]:
+    """Return the family of networks and data drawn from the seeds, and their weights."""
+    made = [
+        networks.two_layer(
+            dimension,
+            width,
+            "squared_relu",
+            fixed_signs=True,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in seeds
+    ]
+    tasks = [separable_points(20, dimension, margin=0.1, seed=seed) for seed in seeds]
+    return discrete.together(made, tasks)
+
+
+def sweep(family: discrete.Family, w) -> float:
+    """Return the seconds of both ways from the weights w [r, P]."""
+    begin = time.process_time()
+    end = discrete.flow_to(family, w, level=1.0)[-1]
+    count = len(w)
+    runs = discrete.descend(family, end, [0.5] * count, [20.0] * count, rule="normalized")
+    if not (runs.steps < 100_000).all():
+        raise RuntimeError(f"a run did not arrive: {runs.steps}")
+    return time.process_time() - begin
+
+
+def main() -> None:
+    started, rows = time.process_time(), []
+    for name, (width, dimension) in WIDTHS.items():
+        family, w = starts(width, dimension, range(SEEDS))
+        alone, together, ratios = [], [], []
+        for turn in range(ALTERNATIONS):
+            seed = turn % SEEDS
+            alone.append(sweep(family.rows([seed]), w[[seed]]))
+            together.append(sweep(family, w))
+            ratios.append(together[-1] / alone[-1])
+        one_by_one = sum(sweep(family.rows([k]), w[[k]]) for k in range(SEEDS))
+        rows.append(
+            {
+                "network": name,
+                "parameters": w.shape[1],
+                "alone": alone,
+                "together": together,
+                "one_by_one": one_by_one,
+                "ratio": statistics.median(ratios),
+            }
+        )
+        print(
+            f"{name}: one start {statistics.median(alone):.3f} s, {SEEDS} together "
+            f"{statistics.median(together):.3f} s, ratio {rows[-1]['ratio']:.2f}; one by one "
+            f"{one_by_one:.2f} s",
+            flush=True,
+        )
+    save("seeds", {"seeds": SEEDS, "rows": rows, "duration": time.process_time() - started})
+
+
+if __name__ == "__main__":
+    main()
