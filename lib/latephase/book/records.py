@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latephase.book import BookError
-from latephase.book.files import write_whole
+from latephase.book.files import read_yaml, write_whole
 
 # What a record says of how it was made.
 PROVENANCE = ("machine", "device", "seed", "versions", "duration")
@@ -68,6 +68,20 @@ def _arrays(path: Path, record: dict, again: str) -> dict:
         )
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return dict(archive)
+
+
+def runs(path: Path) -> dict[str, dict]:
+    """The runs of a file such as `recordings/runs.yml` by name; BookError if it holds none.
+
+    Names that begin with a dot are parts that runs share.
+    """
+    content = read_yaml(path)
+    found = (
+        {n: run for n, run in content.items() if n[:1] != "."} if isinstance(content, dict) else {}
+    )
+    if not found or not all(isinstance(run, dict) for run in found.values()):
+        raise BookError(f"{path}: expected recorded runs by name, each a mapping")
+    return found
 
 
 def write(name: str, folder: Path, record: Mapping, arrays: Mapping) -> Path:
