@@ -9,7 +9,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,8 +68,19 @@ def _arrays(path: Path, record: dict, again: str) -> dict:
             f"{file}: sha256 {digest}, but {path.name} was written with arrays of sha256 "
             f"{record['arrays']}. {again}"
         )
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return dict(archive)
+    damage = (EOFError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            # Never a pickle, nor a member that is no array: numpy.load would hand out its bytes.
+            return {
+                name.removesuffix(".npy"): np.lib.format.read_array(
+                    io.BytesIO(archive.read(name)), allow_pickle=False
+                )
+                for name in names
+            }
+    except damage as error:
+        raise BookError(f"{file}: not a whole .npz of plain arrays: {error}. {again}") from error
 
 
 def runs(path: Path) -> dict[str, dict]:
@@ -77,10 +90,15 @@ def runs(path: Path) -> dict[str, dict]:
     """
     content = read_yaml(path)
     found = (
-        {n: run for n, run in content.items() if n[:1] != "."} if isinstance(content, dict) else {}
+        {n: run for n, run in content.items() if str(n)[:1] != "."}
+        if isinstance(content, dict)
+        else {}
     )
     if not found or not all(isinstance(run, dict) for run in found.values()):
         raise BookError(f"{path}: expected recorded runs by name, each a mapping")
+    # The names become those of files, and words of a shell's command.
+    if wrong := [n for n in found if not re.fullmatch(r"[A-Za-z0-9]\w*", str(n), re.ASCII)]:
+        raise BookError(f"{path}: expected names of letters, digits and _, got {wrong}")
     return found
 
 
