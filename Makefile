@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book record test test-slow lab environment lint lock clean profile cores
+.PHONY: help book record test test-slow lab environment lint audit lock clean profile cores
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
@@ -52,6 +52,9 @@ environment: ## make the environment and nothing else
 lint: ## check the style of library, tests and notebooks
 	$(IN_ENVIRONMENT) -m ruff check .
 	$(IN_ENVIRONMENT) -m ruff format --check .
+
+audit: ## compare the pinned packages with the published advisories
+	$(IN_ENVIRONMENT) .ci/audit.py
 
 lock: ## renew requirements.lock and environment.yml from pyproject.toml
 	@mkdir -p _build/lock && cp requirements.lock _build/lock
