@@ -10,14 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-from latephase.book import BookError, gate, ledger, records
+from latephase.book import BookError, gate, ledger
 from latephase.book.claims import PROFILES, load, of_chapter
 from latephase.book.files import read_yaml
 from latephase.book.layout import Book
 from latephase.book.notebooks import read
+from latephase.book.records import runs
 
 # How lines of standard error begin that are for the reader: the steps' own, and SLURM's.
 _STEPS_SAY = ("book: ", "record: ", "slurmstepd: error: ")
+_LOG_OF_A_FAILED_JOB = re.compile(r"log: (.+) \(check log file\(s\) for error details\)")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -28,13 +30,11 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--profile", default=PROFILES[0], help=", ".join(PROFILES))
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
-    parser.add_argument(
-        "--runs",
-        default="recordings/runs.yml",
-        help="the file of recorded runs, for the step `record`",
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="runs to make anew")
+    parser.add_argument("--runs", default="recordings/runs.yml", help="for the step `record`")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the same: runs to make anew")
     options = parser.parse_args(words)
+    if options.names and options.step != "record":
+        parser.error(f"only the step record takes names, got {' '.join(options.names)}")
     try:
         book = Book(Path.cwd(), options.profile)
         return _STEPS[options.step](book, options) or 0
@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         print(f"book: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("book: interrupted; `make book` goes on from here", file=sys.stderr)
+        print("book: interrupted; the same command goes on from here", file=sys.stderr)
     return 1
 
 
@@ -61,11 +61,10 @@ def _build(book: Book, options) -> int:
 
 def _record(book: Book, options) -> None:
     """The recorded runs that are missing, or the named ones anew, each a job of its own."""
-    runs = list(records.runs(Path(options.runs)))
-    if unknown := sorted(set(options.names) - set(runs)):
-        raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {', '.join(runs)}")
-    results = book.root / "results"
-    missing = [name for name in runs if not (results / f"{name}.json").exists()]
+    known, results = runs(Path(options.runs)), book.root / "results"
+    if unknown := sorted(set(options.names) - set(known)):
+        raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = [name for name in known if not (results / f"{name}.json").exists()]
     if not (names := options.names or missing):
         print("Every run has its record; RUN=NAME makes one anew.")
     elif _snakemake(book, options, names) != 0:
@@ -75,30 +74,33 @@ def _record(book: Book, options) -> None:
         )
 
 
-def _snakemake(book: Book, options, runs: list[str] | None = None) -> int:
-    """Snakemake on the book, or on recorded runs, here or on the cluster; returns its exit code."""
+def _snakemake(book: Book, options, names: list[str] = ()) -> int:
+    """Snakemake on the book, or on the recorded runs of these names; returns its exit code."""
     config = {"profile": book.profile}
-    if runs:
-        config |= {"records": runs, "runs": options.runs}
+    if names:
+        config |= {"records": names, "runs": options.runs}
     command = [
         sys.executable,
         "-m",
         "snakemake",
-        *(["records", "--forcerun", "record"] if runs else []),
-        *(_on_cluster(book, options) if options.cluster else ["--cores", str(options.cores)]),
-        # Here one run at a time has the GPU; a cluster deals its own out.
-        *([] if options.cluster else ["--resources", "gpu=1"]),
+        *(["records", "--forcerun", "record"] if names else []),
+        *_place(book, options),
         "--keep-going",
         "--rerun-incomplete",
         "--nocolor",
         "--config",
         *(f"{key}={json.dumps(value)}" for key, value in config.items()),
     ]
-    return _run(command, book, runs or [])
+    return _run(command, book, names)
 
 
-def _on_cluster(book: Book, options) -> list[str]:
-    """Snakemake's options for the cluster; BookError if it or its plugin is not there."""
+def _place(book: Book, options) -> list[str]:
+    """Where Snakemake runs the jobs: here, where one at a time has the GPU, or on the cluster.
+
+    Raises BookError if there is no such cluster in `profiles/`, or if its plugin is missing.
+    """
+    if not options.cluster:
+        return ["--cores", str(options.cores), "--resources", "gpu=1"]
     known = sorted(path.parent.name for path in book.root.glob("profiles/*/config.yaml"))
     if options.cluster not in known:
         raise BookError(
@@ -115,14 +117,12 @@ def _on_cluster(book: Book, options) -> list[str]:
     return ["--workflow-profile", str(folder), "--local-cores", str(options.cores)]
 
 
-def _run(command: list[str], book: Book, runs: list[str]) -> int:
+def _run(command: list[str], book: Book, names: list[str]) -> int:
     """Run Snakemake: progress and what steps say is wrong are shown, the rest is logged."""
     log = book.product("snakemake", ".log")
     log.parent.mkdir(exist_ok=True)
-    progress, said = (
-        re.compile("|".join([r"Job \d+ has been submitted", *map(re.escape, runs)])),
-        False,
-    )
+    progress = re.compile("|".join([r"Job \d+ has been submitted", *(f"{n}: " for n in names)]))
+    said = False
     with (
         open(log, "w", encoding="utf8") as file,
         subprocess.Popen(command, cwd=book.root, stderr=subprocess.PIPE, text=True) as process,
@@ -143,9 +143,7 @@ def _faults(line: str) -> list[str]:
     """What a line of Snakemake's says is wrong: itself, or the lines of the job's log it names."""
     if line.startswith(_STEPS_SAY):
         return [line.rstrip()]
-    if not (
-        named := re.fullmatch(r"\s+log: (.+) \(check log file\(s\) for error details\)\s*", line)
-    ):
+    if not (named := _LOG_OF_A_FAILED_JOB.fullmatch(line.strip())):
         return []
     try:
         lines = Path(named[1]).read_text(encoding="utf8").splitlines()
