@@ -127,13 +127,19 @@ def _run(command: list[str], book: Book, names: list[str]) -> int:
         open(log, "w", encoding="utf8") as file,
         subprocess.Popen(command, cwd=book.root, stderr=subprocess.PIPE, text=True) as process,
     ):
-        for line in process.stderr:
-            file.write(line)
-            if progress.match(line):
-                print(line, end="", flush=True)
-            for wrong in _faults(line):
-                print(wrong, file=sys.stderr, flush=True)
-                said = True
+        try:
+            for line in process.stderr:
+                file.write(line)
+                if progress.match(line):
+                    print(line, end="", flush=True)
+                for wrong in _faults(line):
+                    print(wrong, file=sys.stderr, flush=True)
+                    said = True
+        except KeyboardInterrupt:
+            # Snakemake was interrupted as well. It ends its jobs, on a cluster too, if it is let:
+            # leaving this block would close the pipe into which it writes.
+            file.write(process.stderr.read())
+            raise
     if process.returncode != 0 and not said:
         print(log.read_text(encoding="utf8")[-2000:], file=sys.stderr)
     return process.returncode
