@@ -4,10 +4,13 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book record test test-slow lab environment lint lock clean profile cores
+.PHONY: help book record test test-slow lab environment lint audit lock clean profile cores
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
+CLUSTER ?=
+# Where Snakemake runs the jobs: here, or on the cluster that profiles/$(CLUSTER) describes.
+JOBS = --cores $(CORES)$(if $(CLUSTER), --cluster '$(CLUSTER)')
 # GNU nproc counts the cores this process may use, but takes OpenMP's settings for a limit.
 CORES ?= $(shell unset OMP_NUM_THREADS OMP_THREAD_LIMIT; nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PROFILES = $(sort $(basename $(notdir $(wildcard profiles/*.yml))))
@@ -22,16 +25,17 @@ help: ## list the targets
 	@echo 'RUNS=FILE                 make record: other runs, as recordings/paper.yml'
 	@echo 'PROFILE=quick|full|paper  how much the chapters compute (quick)'
 	@echo 'CORES=N                   cores to use (all)'
+	@echo 'CLUSTER=slurm             book, record: run the jobs there, see profiles/slurm/config.yaml'
 	@echo 'VENV=DIR                  where the environment is made (.venv)'
 	@echo 'PYTHON=COMMAND            the Python it is made with, 3.11 to 3.13 (python3)'
 	@echo 'TORCH_INDEX=ADDRESS       another index for torch and torchvision, see README.md'
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
-	$(IN_ENVIRONMENT) -m latephase.book build --profile '$(PROFILE)' --cores $(CORES)
+	$(IN_ENVIRONMENT) -m latephase.book build --profile '$(PROFILE)' $(JOBS)
 
-record: ## make the recorded runs in results/ that are missing, or RUN=NAME anew
-	$(IN_ENVIRONMENT) recordings/make.py --runs '$(RUNS)' $(RUN)
+record: cores ## make the recorded runs in results/ that are missing, or RUN=NAME anew
+	$(IN_ENVIRONMENT) -m latephase.book record$(if $(RUN), $(RUN)) --runs '$(RUNS)' $(JOBS)
 
 test: cores ## run the tests that take minutes
 	@$(PYTEST) -m 'not slow'
@@ -48,6 +52,9 @@ environment: ## make the environment and nothing else
 lint: ## check the style of library, tests and notebooks
 	$(IN_ENVIRONMENT) -m ruff check .
 	$(IN_ENVIRONMENT) -m ruff format --check .
+
+audit: ## compare the pinned packages with the published advisories
+	$(IN_ENVIRONMENT) .ci/audit.py
 
 lock: ## renew requirements.lock and environment.yml from pyproject.toml
 	@mkdir -p _build/lock && cp requirements.lock _build/lock

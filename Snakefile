@@ -1,5 +1,10 @@
-"""The graph: data -> chapters (papermill) -> ledger -> verdict -> site. `make book` runs it."""
+"""The graph: data -> chapters (papermill) -> ledger -> verdict -> site. `make book` runs it.
 
+`make record` runs another one, of recorded runs, each for itself. On a cluster the chapters and
+the runs are its jobs; what they need is said in the folder of `profiles/` that describes it.
+"""
+
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +23,15 @@ WING = [f for f in LIBRARY if f.parent.name == "book" and f.stem in ("claims", "
 PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
          and ".ipynb_checkpoints" not in f.parts]
 EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
+LEDGER, VERDICT, SITE = (str(f.relative_to(BOOK.root)) for f in (
+    BOOK.ledger, BOOK.product("verdict", ".ok"), BOOK.html / "index.html"))
 PYTHON = sys.executable
 STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
+# What `make record` asks for. Without it no rule makes a record: a book never starts a long run.
+RUNS, RECORDS = config.get("runs"), config.get("records", [])
+
+
+localrules: site, verdict, ledger, records
 
 
 def claims_of(wildcards):
@@ -34,21 +46,21 @@ def records_of(wildcards):
 
 
 rule site:
-    input: "_build/verdict.ok", "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
+    input: VERDICT, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
            LIBRARY
-    output: update("_build/html/index.html")
+    output: update(SITE)
     params: profile=BOOK.profile
     shell: STEP
 
 rule verdict:
-    input: "_build/ledger.json"
-    output: "_build/verdict.ok"
+    input: LEDGER
+    output: VERDICT
     params: profile=BOOK.profile
     shell: STEP + " && touch {output}"
 
 rule ledger:
     input: "book/claims.yml", expand(EXECUTED, chapter=CHAPTERS), [f for f in LIBRARY if f.stem == "ledger"]
-    output: update("_build/ledger.json")
+    output: update(LEDGER)
     params: profile=BOOK.profile
     shell: STEP
 
@@ -58,3 +70,14 @@ rule chapter:
     params: claims=claims_of, parameters=lambda wildcards: BOOK.parameters(wildcards.chapter)
     threads: 1
     shell: STEP + " --chapter {wildcards.chapter}"
+
+rule records:
+    input: expand("results/{run}.json", run=RECORDS)
+
+if RECORDS:
+    rule record:
+        output: update("results/{run}.json"), update("results/{run}.npz")
+        resources: gpu=int(os.environ.get("LATEPHASE_DEVICE", "cpu").startswith("cuda"))
+        threads: 1
+        shell: "TQDM_MININTERVAL=20 TQDM_DESC={wildcards.run} "
+               "{PYTHON:q} recordings/make.py {wildcards.run} --runs {RUNS:q} --progress"

@@ -1,9 +1,9 @@
 """Make recorded runs: train a network on images as `recordings/runs.yml` says, keep what is drawn.
 
-    python recordings/make.py [NAME ...]        (or: make record RUN=NAME)
+    python recordings/make.py NAME ...        (`make record RUN=NAME` calls it, each run a job)
 
-All runs of the file whose record is missing, or the named ones, made anew or from where they were
-interrupted. The runs' checkpoints stay in `_build/recordings/`, the records go to `results/`.
+The named runs, made anew or from where they were interrupted. Their checkpoints stay in
+`_build/recordings/`, the records go to `results/`.
 `--runs recordings/paper.yml` reads other runs; `--steps 3` makes a trial of that many steps, whose
 record goes to `_build/trials/` and is never drawn.
 """
@@ -22,7 +22,6 @@ import torch
 
 from latephase import scale_free
 from latephase.book import BookError, provenance, records
-from latephase.book.files import read_yaml
 from latephase.data import Task
 from latephase.image_networks import NETWORKS
 from latephase.images import jpeg_npz, keras_npz
@@ -36,10 +35,11 @@ READERS = {"keras": keras_npz, "jpeg": jpeg_npz}
 def main(words: list[str] | None = None) -> int:
     """Make the records that are asked for; 0, or 1 with what is wrong on the standard error."""
     parser = argparse.ArgumentParser(prog="recordings/make.py", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="runs to make, all by default")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="runs to make")
     parser.add_argument("--runs", type=Path, default=ROOT / "recordings" / "runs.yml")
     parser.add_argument("--steps", type=int, help="a trial of that many steps")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; 1 by default")
+    parser.add_argument("--progress", action="store_true", default=sys.stderr.isatty())
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
     build = Path(os.environ.get("LATEPHASE_BUILD", ROOT / "_build"))
@@ -48,11 +48,11 @@ def main(words: list[str] | None = None) -> int:
         runs = read_runs(options.runs)
         if unknown := sorted(set(options.names) - set(runs)):
             raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {list(runs)}")
-        missing = [name for name in runs if not (results / f"{name}.json").exists()]
-        for name in options.names or missing:
+        for name in options.names:
             folder = build / "recordings" / (f"{name}-{options.steps}" if options.steps else name)
             print(f"{name}: {runs[name]['about']}", flush=True)
-            print(f"{name}: {make(name, runs[name], folder, results, options.steps)}", flush=True)
+            path = make(name, runs[name], folder, results, options.steps, options.progress)
+            print(f"{name}: {path}", flush=True)
     except (BookError, ValueError, OSError, FloatingPointError) as error:
         print(f"record: {error}", file=sys.stderr)
         return 1
@@ -64,7 +64,7 @@ def main(words: list[str] | None = None) -> int:
 
 def read_runs(path: Path) -> dict[str, dict]:
     """The runs of a file by name; BookError where one has a key too many or too few."""
-    runs = {name: run for name, run in read_yaml(path).items() if not name.startswith(".")}
+    runs = records.runs(path)
     for name, run in runs.items():
         if set(run) != KEYS:
             raise BookError(f"{path}: {name}: expected the keys {sorted(KEYS)}, got {sorted(run)}")
@@ -88,7 +88,14 @@ def read_data(data: dict) -> tuple[Task, Task]:
     return sets[0], sets[1]
 
 
-def make(name: str, run: dict, folder: Path, results: Path, steps: int | None = None) -> Path:
+def make(
+    name: str,
+    run: dict,
+    folder: Path,
+    results: Path,
+    steps: int | None = None,
+    progress: bool = False,
+) -> Path:
     """Train, measure, write the record and return its path."""
     train_set, test_set = read_data(run["data"])
     generator = torch.Generator().manual_seed(run["seed"])
@@ -100,7 +107,7 @@ def make(name: str, run: dict, folder: Path, results: Path, steps: int | None = 
     per_epoch = -(-len(train_set) // training["batch"])
     training["device"] = os.environ.get("LATEPHASE_DEVICE", "cpu")
     settings = Settings(steps=steps or run["epochs"] * per_epoch, seed=run["seed"], **training)
-    done = train(network, train_set.x, train_set.y, settings, folder, progress=sys.stderr.isatty())
+    done = train(network, train_set.x, train_set.y, settings, folder, progress=progress)
     measured = scale_free.series(done, network, train_set, test_set)
     arrays = vars(measured) | {
         "log_risk": done.log_risk,

@@ -81,7 +81,10 @@ class FixtureBook:
         nbformat.write(notebook, self.root / "book" / f"{name}.ipynb")
 
     def build(self, *options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "latephase.book", "build", "--cores", "2", *options]
+        return self.call("build", *options)
+
+    def call(self, step: str, *options: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "latephase.book", step, *options, "--cores", "2"]
         return subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=300)
 
 

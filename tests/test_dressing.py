@@ -4,6 +4,7 @@ import base64
 import json
 
 import pytest
+import yaml
 
 from latephase.book import BookError, dressing, site
 from latephase.book.claims import MIME
@@ -74,9 +75,11 @@ def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path):
 def test_buttons_need_an_address(monkeypatch):
     path = ROOT / "_config.yml"
     monkeypatch.delenv("LATEPHASE_REPOSITORY", raising=False)
-    assert site._config(path) == path.read_text(encoding="utf8")
+    config = yaml.safe_load(site._config(path, "full"))
+    assert "profile <em>full</em>" in config["html"].pop("extra_footer")
+    assert config == yaml.safe_load(path.read_text(encoding="utf8"))
     monkeypatch.setenv("LATEPHASE_REPOSITORY", "https://github.com/someone/latephase")
-    assert "binderhub_url" in site._config(path)
+    assert "binderhub_url" in site._config(path, "quick")
     monkeypatch.setenv("LATEPHASE_REPOSITORY", "someone/latephase")
     with pytest.raises(BookError, match="expected https://HOST/OWNER/NAME"):
-        site._config(path)
+        site._config(path, "quick")

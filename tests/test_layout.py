@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 LIBRARY = ROOT / "lib" / "latephase"
 FLOORS = {
-    "losses": 0, "kinks": 0, "inputs": 0, "trajectory": 0, "state": 0, "errors": 1,
+    "arrays": -1, "losses": 0, "kinks": 0, "inputs": 0, "trajectory": 0, "state": 0, "errors": 1,
     "networks": 0, "polynomial": 0, "data": 0, "datafiles": 0, "pathology": 0, "primal_dual": 0,
     "problem": 1, "homogeneity": 1, "clock": 1, "reference": 1, "figures": 1, "images": 1,
     "figure_data": 0, "explore": 1, "image_networks": 0, "checkpoints": 0, "schedules": 0,

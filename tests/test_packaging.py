@@ -201,6 +201,8 @@ def checkout(tmp_path) -> Checkout:
     (root / "profiles").mkdir()
     for profile in ("quick", "full", "paper"):
         (root / "profiles" / f"{profile}.yml").write_text("")
+    (root / "profiles" / "slurm").mkdir()
+    (root / "profiles" / "slurm" / "config.yaml").write_text("")
     (root / "lib" / "latephase").mkdir(parents=True)
     (root / "lib" / "latephase" / "__init__.py").write_text("")
     bench.mkdir()

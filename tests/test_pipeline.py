@@ -38,6 +38,39 @@ def test_a_green_build_leaves_ledger_site_and_table(green):
     assert (green.root / "_build/html/mathjax/es5/tex-mml-chtml.js").is_file()
 
 
+def test_every_page_says_which_profile_made_it(green):
+    pages = sorted((green.root / "_build/html/book").glob("*.html"))
+    assert [page.stem for page in pages] == ["first", "index", "second"]
+    for page in pages:
+        assert "Computed with the profile <em>quick</em>" in page.read_text()
+
+
+@pytest.mark.slow
+def test_profiles_are_kept_apart(green):
+    def of_quick():
+        kept = [green.root / "_build" / name for name in ("ledger.json", "html/book/index.html")]
+        kept += (green.root / "_build/executed/quick").glob("*.ipynb")
+        assert len(kept) == 4
+        return [(path.read_bytes(), path.stat().st_mtime_ns) for path in kept]
+
+    before = of_quick()
+    green.write_yaml("profiles/full.yml", {n: {"number": 0.25} for n in ("first", "second")})
+    full = green.build("--profile", "full")
+    assert full.returncode == 0, full.stderr
+    assert "_build/html-full/book/index.html" in full.stdout
+    ledger = json.loads((green.root / "_build/ledger-full.json").read_text())
+    assert [(entry["profile"], entry["value"]) for entry in ledger] == [("full", 0.25)] * 2
+    for page in ("index", "first"):
+        text = (green.root / f"_build/html-full/book/{page}.html").read_text()
+        assert "profile <em>full</em>" in text
+        assert "profile <em>quick</em>" not in text
+    # Back again: nothing is computed, nothing was written over.
+    again = green.build()
+    assert again.returncode == 0, again.stderr
+    assert "done in" not in again.stdout
+    assert of_quick() == before
+
+
 def test_an_unchanged_book_runs_nothing_and_an_edited_chapter_runs_alone(green):
     before = stamps(green)
     again = green.build()

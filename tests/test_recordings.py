@@ -129,5 +129,5 @@ def test_what_cannot_be_made_is_said(trial, tmp_path, monkeypatch, capsys):
         run = yaml.safe_load(json.dumps(make.read_runs(ROOT / "recordings/runs.yml")))
         one = {k: v for k, v in (run["cifar10_resnet"] | change).items() if v is not ...}
         path.write_text(yaml.safe_dump({"one": one}))
-        assert make.main(["--runs", str(path)]) == 1
+        assert make.main(["one", "--runs", str(path)]) == 1
         assert message in capsys.readouterr().err

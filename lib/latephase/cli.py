@@ -13,12 +13,13 @@ import json
 import math
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from latephase.arrays import plain_arrays
 
 USAGE, INTERRUPTED = 2, 130
 _SCALARS = {
@@ -147,15 +148,7 @@ def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return x [n, ...] and y [n] from an .npz without pickled objects; ValueError otherwise."""
     if not path.is_file():
         raise ValueError(f"{path}: no such data file")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a whole .npz of plain arrays: {error}") from error
-    if missing := sorted({"x", "y"} - set(found)):
-        raise ValueError(
-            f"{path}: expected arrays x and y, missing {_listed(missing)}, got {_listed(found)}"
-        )
+    found = plain_arrays(path, {"x", "y"})
     return found["x"], found["y"]
 
 

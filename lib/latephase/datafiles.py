@@ -9,12 +9,12 @@ import http.client
 import os
 import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from latephase.arrays import plain_arrays
 
 
 class DataError(ValueError):
@@ -151,21 +151,12 @@ def jpeg_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _npz_arrays(path, names):
-    damage = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
     try:
-        with zipfile.ZipFile(path) as archive:  # np.load takes what is no zip for a pickle
-            present = {name.removesuffix(".npy") for name in archive.namelist()}
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in names & present}
-    except damage as error:
+        return plain_arrays(path, names)
+    except OSError as error:
         raise DataError(f"{path}: expected a readable .npz file; {error}") from error
-    expected = ", ".join(sorted(names))
-    if missing := names - present:
-        raise DataError(
-            f"{path}: expected arrays {expected}; got "
-            f"{', '.join(sorted(present)) or 'none'}, without {', '.join(sorted(missing))}"
-        )
-    return arrays
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _flat_labels(path, labels):

@@ -187,7 +187,7 @@ def jpeg_npz(
         images = np.stack(
             [np.asarray(Image.open(p, formats=["JPEG"]).convert("RGB")) for p in pieces]
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: expected JPEG files of one size in {split}; {error}") from error
     name = f"{path.stem} (JPEG re-encoded)"
     return _task(name, images, labels, digest, classes, per_class, split, pixels)

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from latephase.arrays import plain_arrays
+
 FORMAT = 1
 _SERIES = (
     "smoothed_margin",
@@ -29,6 +31,7 @@ _SERIES = (
     "dual_gap",
 )
 _TABLES = ("direction", "margins", "dual")
+_SCALARS = {"degree", "evaluations", "steps", "settings"}
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,7 @@ class Trajectory:
         """Write a compressed .npz without pickle; the file appears whole or not at all."""
         path = Path(path)
         arrays = {name: getattr(self, name) for name in (*_SERIES, *_TABLES, "log_dual")}
-        scalars = {
-            "format": FORMAT,
-            "degree": self.degree,
-            "evaluations": self.evaluations,
-            "steps": self.steps,
-            "settings": self.settings,
-        }
+        scalars = {"format": FORMAT} | {name: getattr(self, name) for name in sorted(_SCALARS)}
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with open(aside, "wb") as stream:
@@ -149,15 +146,18 @@ class Trajectory:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trajectory:
         """Return the trajectory saved at `path`; raises ValueError if it is not one."""
-        expected = {"scalars", *_SERIES, *_TABLES, "log_dual"}
-        with np.load(path, allow_pickle=False) as stored:
-            missing = expected - set(stored.files)
-            if missing:
-                raise ValueError(f"{path}: not a trajectory, it lacks {sorted(missing)}")
-            scalars = json.loads(str(stored["scalars"]))
-            arrays = {name: stored[name] for name in expected - {"scalars"}}
-        if scalars.pop("format") != FORMAT:
+        arrays = plain_arrays(Path(path), {"scalars", *_SERIES, *_TABLES, "log_dual"})
+        try:
+            scalars = json.loads(str(arrays.pop("scalars")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not a trajectory: its scalars are no JSON") from error
+        if not isinstance(scalars, dict) or scalars.pop("format", None) != FORMAT:
             raise ValueError(f"{path}: trajectory of another format, expected {FORMAT}")
+        if set(scalars) != _SCALARS:
+            raise ValueError(
+                f"{path}: not a trajectory: expected the scalars {sorted(_SCALARS)}, "
+                f"got {sorted(scalars)}"
+            )
         return cls(**arrays, **scalars)
 
     def replace(self, **changes: Any) -> Trajectory:

@@ -1,7 +1,10 @@
 """The pipeline's commands: `python -m latephase.book build` and the steps the Snakefile calls."""
 
 import argparse
+import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,8 +12,14 @@ from pathlib import Path
 
 from latephase.book import BookError, gate, ledger
 from latephase.book.claims import PROFILES, load, of_chapter
+from latephase.book.files import read_yaml
 from latephase.book.layout import Book
 from latephase.book.notebooks import read
+from latephase.book.records import runs
+
+# How lines of standard error begin that are for the reader: the steps' own, and SLURM's.
+_STEPS_SAY = ("book: ", "record: ", "slurmstepd: error: ")
+_LOG_OF_A_FAILED_JOB = re.compile(r"log: (.+) \(check log file\(s\) for error details\)")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -20,7 +29,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--chapter", help="which one, for the step `chapter`")
     parser.add_argument("--profile", default=PROFILES[0], help=", ".join(PROFILES))
     parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
+    parser.add_argument("--runs", default="recordings/runs.yml", help="for the step `record`")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the same: runs to make anew")
     options = parser.parse_args(words)
+    if options.names and options.step != "record":
+        parser.error(f"only the step record takes names, got {' '.join(options.names)}")
     try:
         book = Book(Path.cwd(), options.profile)
         return _STEPS[options.step](book, options) or 0
@@ -29,7 +43,7 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         print(f"book: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("book: interrupted; `make book` goes on from here", file=sys.stderr)
+        print("book: interrupted; the same command goes on from here", file=sys.stderr)
     return 1
 
 
@@ -37,19 +51,7 @@ def _build(book: Book, options) -> int:
     """Everything, by Snakemake: only what is out of date runs."""
     began = time.monotonic()
     _preflight(book)
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--cores",
-        str(options.cores),
-        "--keep-going",
-        "--rerun-incomplete",
-        "--nocolor",
-        "--config",
-        f"profile={book.profile}",
-    ]
-    if _run(command, book) != 0:
+    if _snakemake(book, options) != 0:
         raise BookError("the build is red; earlier results are as they were")
     entries = ledger.read(book.ledger)
     print(f"\nVerdicts, profile {book.profile}:\n{ledger.plain_table(entries)}\n")
@@ -57,23 +59,104 @@ def _build(book: Book, options) -> int:
     return 0
 
 
-def _run(command: list[str], book: Book) -> int:
-    """Run Snakemake: the chapters' progress and `book:` lines are shown, the rest is logged."""
-    log = book.build / "snakemake.log"
+def _record(book: Book, options) -> None:
+    """The recorded runs that are missing, or the named ones anew, each a job of its own."""
+    known, results = runs(Path(options.runs)), book.root / "results"
+    if unknown := sorted(set(options.names) - set(known)):
+        raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = [name for name in known if not (results / f"{name}.json").exists()]
+    if not (names := options.names or missing):
+        print("Every run has its record; RUN=NAME makes one anew.")
+    elif _snakemake(book, options, names) != 0:
+        raise BookError(
+            "a run was not recorded; the same command goes on where it stopped, earlier records "
+            "are as they were"
+        )
+
+
+def _snakemake(book: Book, options, names: list[str] = ()) -> int:
+    """Snakemake on the book, or on the recorded runs of these names; returns its exit code."""
+    config = {"profile": book.profile}
+    if names:
+        config |= {"records": names, "runs": options.runs}
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *(["records", "--forcerun", "record"] if names else []),
+        *_place(book, options),
+        "--keep-going",
+        "--rerun-incomplete",
+        "--nocolor",
+        "--config",
+        *(f"{key}={json.dumps(value)}" for key, value in config.items()),
+    ]
+    return _run(command, book, names)
+
+
+def _place(book: Book, options) -> list[str]:
+    """Where Snakemake runs the jobs: here, where one at a time has the GPU, or on the cluster.
+
+    Raises BookError if there is no such cluster in `profiles/`, or if its plugin is missing.
+    """
+    if not options.cluster:
+        return ["--cores", str(options.cores), "--resources", "gpu=1"]
+    known = sorted(path.parent.name for path in book.root.glob("profiles/*/config.yaml"))
+    if options.cluster not in known:
+        raise BookError(
+            f"unknown CLUSTER {options.cluster!r}: expected one of {', '.join(known) or 'none'}"
+        )
+    folder = book.root / "profiles" / options.cluster
+    executor = read_yaml(folder / "config.yaml").get("executor")
+    plugin = f"snakemake-executor-plugin-{executor}"
+    if importlib.util.find_spec(plugin.replace("-", "_")) is None:
+        raise BookError(
+            f"CLUSTER={options.cluster}: {plugin} is not installed; to install what pyproject.toml "
+            f"pins: {sys.executable} -m uv pip install --editable '.[cluster]'"
+        )
+    return ["--workflow-profile", str(folder), "--local-cores", str(options.cores)]
+
+
+def _run(command: list[str], book: Book, names: list[str]) -> int:
+    """Run Snakemake: progress and what steps say is wrong are shown, the rest is logged."""
+    log = book.product("snakemake", ".log")
     log.parent.mkdir(exist_ok=True)
+    progress = re.compile("|".join([r"Job \d+ has been submitted", *(f"{n}: " for n in names)]))
     said = False
     with (
         open(log, "w", encoding="utf8") as file,
         subprocess.Popen(command, cwd=book.root, stderr=subprocess.PIPE, text=True) as process,
     ):
-        for line in process.stderr:
-            file.write(line)
-            if line.startswith("book: "):
-                print(line, end="", file=sys.stderr, flush=True)
-                said = True
+        try:
+            for line in process.stderr:
+                file.write(line)
+                if progress.match(line):
+                    print(line, end="", flush=True)
+                for wrong in _faults(line):
+                    print(wrong, file=sys.stderr, flush=True)
+                    said = True
+        except KeyboardInterrupt:
+            # Snakemake was interrupted as well. It ends its jobs, on a cluster too, if it is let:
+            # leaving this block would close the pipe into which it writes.
+            file.write(process.stderr.read())
+            raise
     if process.returncode != 0 and not said:
         print(log.read_text(encoding="utf8")[-2000:], file=sys.stderr)
     return process.returncode
+
+
+def _faults(line: str) -> list[str]:
+    """What a line of Snakemake's says is wrong: itself, or the lines of the job's log it names."""
+    if line.startswith(_STEPS_SAY):
+        return [line.rstrip()]
+    if not (named := _LOG_OF_A_FAILED_JOB.fullmatch(line.strip())):
+        return []
+    try:
+        lines = Path(named[1]).read_text(encoding="utf8").splitlines()
+    except OSError as error:
+        return [f"book: a job failed and left no log: {error}"]
+    told = [line for line in lines if line.startswith(_STEPS_SAY)]
+    return list(dict.fromkeys(told)) or [f"book: a job failed, see {named[1]}"]
 
 
 def _preflight(book: Book) -> None:
@@ -128,6 +211,7 @@ def _site(book: Book, options) -> None:
 
 _STEPS = {
     "build": _build,
+    "record": _record,
     "chapter": _chapter,
     "ledger": _ledger,
     "verdict": _verdict,

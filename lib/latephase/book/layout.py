@@ -32,11 +32,16 @@ class Book:
 
     @property
     def ledger(self) -> Path:
-        return self.build / "ledger.json"
+        return self.product("ledger", ".json")
 
     @property
     def html(self) -> Path:
-        return self.build / "html"
+        return self.product("html")
+
+    def product(self, name: str, end: str = "") -> Path:
+        """What a build makes, apart for each profile: html is quick's, html-full is full's."""
+        of_profile = "" if self.profile == PROFILES[0] else f"-{self.profile}"
+        return self.build / f"{name}{of_profile}{end}"
 
     def source(self, chapter: str) -> Path:
         return self.root / "book" / f"{chapter}.ipynb"

@@ -9,12 +9,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from latephase.book import BookError
-from latephase.book.files import write_whole
+from latephase.book.files import read_yaml, write_whole
 
 # What a record says of how it was made.
 PROVENANCE = ("machine", "device", "seed", "versions", "duration")
@@ -66,8 +68,38 @@ def _arrays(path: Path, record: dict, again: str) -> dict:
             f"{file}: sha256 {digest}, but {path.name} was written with arrays of sha256 "
             f"{record['arrays']}. {again}"
         )
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return dict(archive)
+    damage = (EOFError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            # Never a pickle, nor a member that is no array: numpy.load would hand out its bytes.
+            return {
+                name.removesuffix(".npy"): np.lib.format.read_array(
+                    io.BytesIO(archive.read(name)), allow_pickle=False
+                )
+                for name in names
+            }
+    except damage as error:
+        raise BookError(f"{file}: not a whole .npz of plain arrays: {error}. {again}") from error
+
+
+def runs(path: Path) -> dict[str, dict]:
+    """The runs of a file such as `recordings/runs.yml` by name; BookError if it holds none.
+
+    Names that begin with a dot are parts that runs share.
+    """
+    content = read_yaml(path)
+    found = (
+        {n: run for n, run in content.items() if str(n)[:1] != "."}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not found or not all(isinstance(run, dict) for run in found.values()):
+        raise BookError(f"{path}: expected recorded runs by name, each a mapping")
+    # The names become those of files, and words of a shell's command.
+    if wrong := [n for n in found if not re.fullmatch(r"[A-Za-z0-9]\w*", str(n), re.ASCII)]:
+        raise BookError(f"{path}: expected names of letters, digits and _, got {wrong}")
+    return found
 
 
 def write(name: str, folder: Path, record: Mapping, arrays: Mapping) -> Path:

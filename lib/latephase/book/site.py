@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from latephase.book import BookError, api, dressing, gate, ledger, provenance
-from latephase.book.files import write_whole
+from latephase.book.files import read_yaml, write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read
 
@@ -27,11 +27,11 @@ _MATHJAX = ("es5/tex-mml-chtml.js", "es5/output/chtml", "es5/input/tex", "es5/a1
 
 def build(book: Book) -> None:
     """Build the site of the executed book into `_build/html`; BookError if anything is amiss."""
-    stage, out = book.build / "stage", book.build / "site"
+    stage, out = book.product("stage"), book.product("site")
     for folder in (stage, out):
         shutil.rmtree(folder, ignore_errors=True)
     _stage(book, stage)
-    _jupyter_book(stage, out)
+    _jupyter_book(stage, out, book.product("site", ".log"))
     made = out / "_build" / "html"
     if wrong := gate.check_site(made):
         raise BookError("\n".join(wrong))
@@ -42,7 +42,7 @@ def build(book: Book) -> None:
 def _stage(book: Book, stage: Path) -> None:
     shutil.copytree(book.root / "book", stage / "book", ignore=shutil.ignore_patterns(".*"))
     shutil.copy(book.root / "_toc.yml", stage)
-    write_whole(stage / "_config.yml", _config(book.root / "_config.yml"))
+    write_whole(stage / "_config.yml", _config(book.root / "_config.yml", book.profile))
     for page in book.root.glob("C*.md"):
         shutil.copy(page, stage)  # which pages of the book include
     if (style := stage / "book" / "_static").is_dir():
@@ -63,24 +63,26 @@ def _stage(book: Book, stage: Path) -> None:
     (generated / "report.md").write_text(_report(book, notebooks), encoding="utf8")
 
 
-def _config(path: Path) -> str:
-    """The configuration, with buttons to Binder, Colab and the repository where one is known.
+def _config(path: Path, profile: str) -> str:
+    """The configuration, with the profile under every page and, where the repository is known,
+    buttons to it, Binder and Colab.
 
     LATEPHASE_REPOSITORY is its address, as https://github.com/OWNER/NAME.
     """
-    text = path.read_text(encoding="utf8")
+    config = read_yaml(path)
+    html = config.setdefault("html", {})
+    html["extra_footer"] = f"<p>Computed with the profile <em>{profile}</em>.</p>"
     if not (address := os.environ.get("LATEPHASE_REPOSITORY", "").rstrip("/")):
-        return text
+        return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     if not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
         raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
-    config = yaml.safe_load(text)
     config["repository"] = {"url": address, "branch": "main", "path_to_book": ""}
     config["launch_buttons"] = {
         "notebook_interface": "jupyterlab",
         "binderhub_url": "https://mybinder.org",
         "colab_url": "https://colab.research.google.com",
     }
-    config["html"] |= {"use_repository_button": True, "use_issues_button": True}
+    html |= {"use_repository_button": True, "use_issues_button": True}
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
@@ -135,7 +137,7 @@ def _report(book: Book, notebooks: dict) -> str:
     return "\n".join([*lines, "", *table]) + "\n"
 
 
-def _jupyter_book(stage: Path, out: Path) -> None:
+def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -152,7 +154,6 @@ def _jupyter_book(stage: Path, out: Path) -> None:
     # The theme and its extensions warn of their own deprecations; those are not the book's.
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    log = stage.parent / "site.log"
     write_whole(log, done.stdout + done.stderr)
     if done.returncode != 0:
         lines = [
@@ -166,7 +167,7 @@ def _jupyter_book(stage: Path, out: Path) -> None:
 
 
 def _put_in_place(made: Path, html: Path) -> None:
-    old = html.with_name(".html.old")
+    old = html.with_name(f".{html.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if html.exists():
         html.rename(old)
