@@ -126,12 +126,19 @@ def _site(book: Book, options) -> None:
     site.build(book)
 
 
+def _links(book: Book, options) -> int:
+    from latephase.book import links
+
+    return links.check(book.root)
+
+
 _STEPS = {
     "build": _build,
     "chapter": _chapter,
     "ledger": _ledger,
     "verdict": _verdict,
     "site": _site,
+    "links": _links,
 }
 
 if __name__ == "__main__":
