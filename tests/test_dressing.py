@@ -2,9 +2,12 @@
 
 import base64
 import json
+import shlex
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from latephase.book import BookError, dressing, site
 from latephase.book.claims import MIME
@@ -77,7 +80,7 @@ def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path, notebook, address)
             return executed
 
     foot = dressing.notebooks_to_take(Here(ROOT, "quick"), "alignment", tmp_path, address)
-    assert '-p seeds "[7, 8, 9, 10, 11]"' in foot
+    assert '-y "seeds: [7, 8, 9, 10, 11]"' in foot
     assert "for s in 7 8 9; do" in foot
     stored, run = (
         read(tmp_path / "notebooks" / f"alignment{end}.ipynb") for end in ("", "-executed")
@@ -89,6 +92,22 @@ def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path, notebook, address)
     # What the page offers anyway is left out.
     kinds = [set(output["data"]) for output in run.cells[1].outputs]
     assert kinds == [{"image/svg+xml"}, set(), {MIME, "text/plain"}]
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/reproducibility.md"])
+def test_a_printed_command_hands_papermill_a_list_of_seeds(page):
+    """As the command line of papermill understands it, which takes a list after -p for text."""
+    text = (ROOT / page).read_text(encoding="utf8")
+    commands = [shlex.split(line) for line in text.splitlines() if "bin/papermill " in line]
+    assert commands
+    for words in commands:
+        start = next(k for k, word in enumerate(words) if word.endswith("papermill"))
+        options = [word.rstrip(";").replace("$s", "7") for word in words[start + 1 : start + 5]]
+        source, _, *parameters = options
+        assert Path(ROOT, source).is_file()
+        assert parameters[0] == "-y"
+        (seeds,) = yaml.safe_load(parameters[1]).values()
+        assert all(isinstance(seed, int) for seed in seeds)
 
 
 def test_buttons_need_an_address(monkeypatch):

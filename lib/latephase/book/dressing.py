@@ -76,21 +76,20 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = 
         f"{chapter}-executed.ipynb>` with the profile *{book.profile}*.",
     ]
     if name:
-        seeds = isinstance(parameters[name], list) and name == "seeds"
-        value = '"[7, 8, 9, 10, 11]"' if seeds else repr(parameters[name])
+        seeds = name == "seeds"
+        value = "[7, 8, 9, 10, 11]" if seeds else parameters[name]
+        # As YAML: papermill takes a list after -p for text.
+        run = f".venv/bin/papermill book/{chapter}.ipynb"
         lines += [
             "",
             "With other parameters, in a checkout of the book"
             + (", and once for each seed of a sweep:" if seeds else ":"),
             "",
             "```bash",
-            f".venv/bin/papermill book/{chapter}.ipynb mine.ipynb -p {name} {value}",
+            f'{run} mine.ipynb -y "{name}: {value}"',
         ]
         if seeds:
-            lines.append(
-                f"for s in 7 8 9; do .venv/bin/papermill book/{chapter}.ipynb mine-$s.ipynb "
-                f'-p {name} "[$s]"; done'
-            )
+            lines.append(f'for s in 7 8 9; do {run} mine-$s.ipynb -y "seeds: [$s]"; done')
         lines.append("```")
     return "\n".join(lines) + "\n"
 
