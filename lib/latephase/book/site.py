@@ -5,6 +5,7 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
+import json
 import os
 import re
 import shutil
@@ -127,6 +128,16 @@ def _report(book: Book, notebooks: dict) -> str:
         "|---|---|",
         *(f"| {what} | {value} |" for what, value in rows.items()),
     ]
+    runs = [
+        f"| {path.stem} | {run['duration']:.0f} | {run['seed']} | {run['device']} "
+        f"| `{run.get('commit', 'not noted')[:10]}` "
+        f"| `{run.get('data', {}).get('sha256', 'made in the run')}` |"
+        for path in sorted((book.root / "results").glob("*.json"))
+        for run in [json.loads(path.read_text(encoding="utf8"))]
+    ]
+    if runs:
+        head = "| Recorded run | Seconds | Seed | Device | Commit | sha256 of its data |"
+        table += ["", head, "|---|---|---|---|---|---|", *runs]
     return "\n".join([*lines, "", *table]) + "\n"
 
 
