@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book record test test-slow lab environment lint audit lock clean profile cores
+.PHONY: help book record test test-slow links lab environment lint audit lock clean profile cores
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
@@ -42,6 +42,9 @@ test: cores ## run the tests that take minutes
 
 test-slow: cores ## run the kills, the sabotage and the whole builds
 	@$(PYTEST) -m slow
+
+links: ## ask for every external address that the book names; needs a network
+	$(IN_ENVIRONMENT) -m latephase.book links
 
 lab: ## open JupyterLab on the chapters
 	$(IN_ENVIRONMENT) -m jupyterlab book

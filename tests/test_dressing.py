@@ -2,14 +2,17 @@
 
 import base64
 import json
+import shlex
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from latephase.book import BookError, dressing, site
 from latephase.book.claims import MIME
 from latephase.book.layout import Book
-from latephase.book.notebooks import Notebook
+from latephase.book.notebooks import Notebook, read
 from tests.conftest import ROOT
 
 
@@ -54,22 +57,57 @@ def test_what_cannot_be_shown_is_taken_out(notebook, tmp_path):
     assert notebook.cells[-1].source == "foot\n"
 
 
-def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path):
+def test_many_numbers_are_offered_compressed(notebook, tmp_path):
+    numbers = "x,y\n" + "1,2\n" * 100_000
+    notebook.cells[1].outputs[1]["data"]["text/csv"] = numbers
+    dressing.dress(notebook, "first", "foot\n", tmp_path)
+    caption = notebook.cells[1].content["metadata"]["mystnb"]["figure"]["caption"]
+    assert "`numbers, compressed <_generated/figures/fig-x.csv.gz>`" in caption
+    assert len(pd.read_csv(tmp_path / "figures" / "fig-x.csv.gz")) == 100_000
+    assert not (tmp_path / "figures" / "fig-x.csv").exists()
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/someone/latephase"])
+def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path, notebook, address):
     book = Book(ROOT, "quick")
     executed = tmp_path / "executed.ipynb"
-    executed.write_text("{}")
+    colab = read(book.source("alignment")).cells
+    notebook.content["cells"].append(next(cell.content for cell in colab if "colab" in cell.tags))
+    executed.write_text(json.dumps(notebook.content | {"nbformat": 4}))
 
     class Here(Book):
         def executed(self, chapter):
             return executed
 
-    foot = dressing.notebooks_to_take(Here(ROOT, "quick"), "alignment", tmp_path)
-    assert (tmp_path / "notebooks" / "alignment.ipynb").read_bytes() == (
-        book.source("alignment").read_bytes()
-    )
-    assert (tmp_path / "notebooks" / "alignment-executed.ipynb").is_file()
-    assert '-p seeds "[7, 8, 9, 10, 11]"' in foot
+    foot = dressing.notebooks_to_take(Here(ROOT, "quick"), "alignment", tmp_path, address)
+    assert '-y "seeds: [7, 8, 9, 10, 11]"' in foot
     assert "for s in 7 8 9; do" in foot
+    stored, run = (
+        read(tmp_path / "notebooks" / f"alignment{end}.ipynb") for end in ("", "-executed")
+    )
+    for taken in (stored, run):
+        source = next(cell.source for cell in taken.cells if "colab" in cell.tags)
+        assert source.count(f'repository = "{address}"') == 1
+    assert (stored.content == read(book.source("alignment")).content) == (not address)
+    # What the page offers anyway is left out.
+    kinds = [set(output["data"]) for output in run.cells[1].outputs]
+    assert kinds == [{"image/svg+xml"}, set(), {MIME, "text/plain"}]
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/reproducibility.md"])
+def test_a_printed_command_hands_papermill_a_list_of_seeds(page):
+    """As the command line of papermill understands it, which takes a list after -p for text."""
+    text = (ROOT / page).read_text(encoding="utf8")
+    commands = [shlex.split(line) for line in text.splitlines() if "bin/papermill " in line]
+    assert commands
+    for words in commands:
+        start = next(k for k, word in enumerate(words) if word.endswith("papermill"))
+        options = [word.rstrip(";").replace("$s", "7") for word in words[start + 1 : start + 5]]
+        source, _, *parameters = options
+        assert Path(ROOT, source).is_file()
+        assert parameters[0] == "-y"
+        (seeds,) = yaml.safe_load(parameters[1]).values()
+        assert all(isinstance(seed, int) for seed in seeds)
 
 
 def test_buttons_need_an_address(monkeypatch):

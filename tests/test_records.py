@@ -81,3 +81,10 @@ def test_a_record_that_does_not_say_how_it_was_made_is_not_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BookError, match="cannot write"):
         write("one", tmp_path / "file", RECORD, {})
+
+
+@pytest.mark.parametrize("place", ["", "book"])
+def test_a_record_is_found_from_the_checkout_and_from_its_chapters(monkeypatch, place):
+    monkeypatch.chdir(ROOT / place)
+    names = sorted(path.stem for path in (ROOT / "results").glob("*.json"))
+    assert recorded(names[0])["seed"] is not None

@@ -171,7 +171,7 @@ class Layers:
     """Rank and neighbour alignment of a deep linear network's layers, with their bounds.
 
     rank, rank_bound [k, L]              1 - ‖W_k‖_2²/‖W_k‖_F² and D/‖W_k‖_F²
-    neighbor, neighbor_bound [k, L - 1]  1 - ⟨v_{k+1}, u_k⟩² and
+    `neighbor`, `neighbor_bound` [k, L - 1] 1 - ⟨v_{k+1}, u_k⟩² and
                                          (D + ‖W_{k+1}(0)‖_2² + ‖W_k(0)‖_2²)/‖W_{k+1}‖_2²
     """
 

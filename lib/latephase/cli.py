@@ -200,7 +200,9 @@ def _check_outputs(options: argparse.Namespace) -> None:
 def _table(found) -> str:
     width = max(map(len, _SCALARS.values()))
     rows = [f"{label:<{width}}  {_number(getattr(found, n))}" for n, label in _SCALARS.items()]
-    layers = found.layers.drop(columns="shape").to_string(index=False, float_format="%.4g")
+    layers = found.layers.drop(columns="shape").to_string(
+        index=False, float_format="%.4g", na_rep="—"
+    )
     return "\n".join([*rows, "", layers])
 
 

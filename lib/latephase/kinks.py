@@ -36,7 +36,7 @@ _OTHER_KINKS = {
 class SmoothedKinks(TorchFunctionMode):
     """Context in which relu and leaky_relu calls are smoothed with parameter ε > 0.
 
-    A squared ReLU is left alone: it is differentiable already. Its pre-square is recognised when
+    A squared ReLU is left alone: it is differentiable already. Its pre-square is recognized when
     the result of relu goes directly into square, a power of at least 2, or a product with itself
     or with its own argument.
     """

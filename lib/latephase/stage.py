@@ -61,7 +61,7 @@ def solve_stage(
     """Return the stage solved from the guess (θ, u) to an estimated error of θ within tol.
 
     The last change of the multipliers, relative, is within dual_tol.
-    linearize(θ, u) makes a fresh linearization; the one passed is tried first. center is c
+    linearize(θ, u) makes a fresh linearization; the one passed is tried first. `center` is c
     above, log_scale is ln S.
     """
     theta, u = guess

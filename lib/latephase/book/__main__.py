@@ -209,6 +209,12 @@ def _site(book: Book, options) -> None:
     site.build(book)
 
 
+def _links(book: Book, options) -> int:
+    from latephase.book import links
+
+    return links.check(book.root)
+
+
 _STEPS = {
     "build": _build,
     "record": _record,
@@ -216,6 +222,7 @@ _STEPS = {
     "ledger": _ledger,
     "verdict": _verdict,
     "site": _site,
+    "links": _links,
 }
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ offers for download.
 """
 
 import base64
-import shutil
+import gzip
 from pathlib import Path
 
 from latephase.book.claims import MIME
 from latephase.book.files import write_whole
 from latephase.book.layout import Book
-from latephase.book.notebooks import Cell, Notebook, joined
+from latephase.book.notebooks import Cell, Notebook, joined, read
 
 # Types of output that Jupyter Book cannot show, and warns of.
 _HIDDEN = (MIME, "text/csv", "application/papermill.record/text/csv")
@@ -21,6 +21,10 @@ _KINDS = (
     ("image/png", "png", "PNG"),
     ("text/csv", "csv", "numbers"),
 )
+# Numbers of more bytes than these are offered compressed.
+_LARGE = 2**18
+# The line of a chapter's first code cell that says where its repository is.
+ADDRESS = 'repository = ""'
 
 
 def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
@@ -48,12 +52,22 @@ def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
     )
 
 
-def notebooks_to_take(book: Book, chapter: str, generated: Path) -> str:
-    """Copy a chapter as stored and as executed; return the foot that offers both of them."""
+def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = "") -> str:
+    """Copy a chapter as stored and as executed; return the foot that offers both of them.
+
+    The copies know the repository's address, for Colab. The executed one leaves out what the
+    chapter's page offers with each figure: the numbers, and the PNG of what is there as SVG.
+    """
     folder = generated / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(book.source(chapter), folder / f"{chapter}.ipynb")
-    shutil.copy(book.executed(chapter), folder / f"{chapter}-executed.ipynb")
+    executed = read(book.executed(chapter))
+    for output in (output for cell in executed.cells for output in cell.outputs):
+        _lighten(output.get("data", {}))
+    for notebook, end in ((read(book.source(chapter)), ""), (executed, "-executed")):
+        for cell in notebook.cells:
+            if "colab" in cell.tags:
+                source = cell.source.replace(ADDRESS, f'repository = "{address}"')
+                cell.content["source"] = source.splitlines(keepends=True)
+        write_whole(folder / f"{chapter}{end}.ipynb", notebook.text())
     parameters = book.parameters(chapter)
     name = "seeds" if "seeds" in parameters else next(iter(parameters), None)
     lines = [
@@ -62,23 +76,29 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path) -> str:
         f"{chapter}-executed.ipynb>` with the profile *{book.profile}*.",
     ]
     if name:
-        seeds = isinstance(parameters[name], list) and name == "seeds"
-        value = '"[7, 8, 9, 10, 11]"' if seeds else repr(parameters[name])
+        seeds = name == "seeds"
+        value = "[7, 8, 9, 10, 11]" if seeds else parameters[name]
+        # As YAML: papermill takes a list after -p for text.
+        run = f".venv/bin/papermill book/{chapter}.ipynb"
         lines += [
             "",
             "With other parameters, in a checkout of the book"
             + (", and once for each seed of a sweep:" if seeds else ":"),
             "",
             "```bash",
-            f".venv/bin/papermill book/{chapter}.ipynb mine.ipynb -p {name} {value}",
+            f'{run} mine.ipynb -y "{name}: {value}"',
         ]
         if seeds:
-            lines.append(
-                f"for s in 7 8 9; do .venv/bin/papermill book/{chapter}.ipynb mine-$s.ipynb "
-                f'-p {name} "[$s]"; done'
-            )
+            lines.append(f'for s in 7 8 9; do {run} mine-$s.ipynb -y "seeds: [$s]"; done')
         lines.append("```")
     return "\n".join(lines) + "\n"
+
+
+def _lighten(data: dict) -> None:
+    for record in ("", "application/papermill.record/"):
+        data.pop(f"{record}text/csv", None)
+        if f"{record}image/svg+xml" in data:
+            data.pop(f"{record}image/png", None)
 
 
 def _figure_files(cell: Cell, name: str, generated: Path) -> str:
@@ -93,6 +113,9 @@ def _figure_files(cell: Cell, name: str, generated: Path) -> str:
         path, content = folder / f"{name}.{suffix}", joined(found[-1])
         if suffix == "png":
             path.write_bytes(base64.b64decode(content))
+        elif suffix == "csv" and len(content) > _LARGE:
+            path, word = path.with_name(f"{path.name}.gz"), f"{word}, compressed"
+            path.write_bytes(gzip.compress(content.encode(), mtime=0))
         else:
             write_whole(path, content)
         offers.append(f"{{download}}`{word} <_generated/figures/{path.name}>`")

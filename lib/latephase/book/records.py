@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latephase.book import BookError
+from latephase.book.claims import registry_path
 from latephase.book.files import read_yaml, write_whole
 
 # What a record says of how it was made.
@@ -25,13 +26,14 @@ SCHEMA = 1
 _ARRAYS = ("schema", "arrays", "settings", "data", "commit")
 
 
-def recorded(name: str, folder: Path = Path("../results")) -> dict:
-    """Return the record `name`.json of the folder, by default seen from a chapter.
+def recorded(name: str, folder: Path | None = None) -> dict:
+    """Return the record `name`.json of the folder, by default `results` of the book we are in.
 
     Under "arrays" stand the NumPy arrays of `name`.npz where it has any. Raises BookError, with
     the command that makes it again, where it is missing, is not whole, is of another schema, or
     does not say how it was made, and where its arrays are not those it was written with.
     """
+    folder = registry_path().parents[1] / "results" if folder is None else folder
     path = folder / f"{name}.json"
     measured = (folder.parent / "benchmarks" / path.with_suffix(".py").name).is_file()
     command = f"python benchmarks/{name}.py" if measured else f"make record RUN={name}"

@@ -5,7 +5,7 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
-import importlib.util
+import json
 import os
 import re
 import shutil
@@ -16,13 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from latephase.book import BookError, api, dressing, gate, ledger, provenance
+from latephase.book import BookError, api, dressing, gate, ledger, mathjax, provenance
 from latephase.book.files import read_yaml, write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read
-
-# The combined component, what it loads on demand, and the licence that lets us ship them.
-_MATHJAX = ("es5/tex-mml-chtml.js", "es5/output/chtml", "es5/input/tex", "es5/a11y", "LICENSE")
 
 
 def build(book: Book) -> None:
@@ -33,7 +30,11 @@ def build(book: Book) -> None:
     _stage(book, stage)
     _jupyter_book(stage, out, book.product("site", ".log"))
     made = out / "_build" / "html"
-    if wrong := gate.check_site(made):
+    # What a page's own button offers: the chapter as stored, not as dressed for the site.
+    for notebook in (stage / "book" / "_generated" / "notebooks").glob("*.ipynb"):
+        if (offered := made / "_sources" / "book" / notebook.name).is_file():
+            shutil.copy(notebook, offered)
+    if wrong := gate.check_site(made, mathjax.names() | _macros(stage / "_config.yml")):
         raise BookError("\n".join(wrong))
     _put_in_place(made, book.html)
     shutil.rmtree(out)
@@ -47,11 +48,12 @@ def _stage(book: Book, stage: Path) -> None:
         shutil.copy(page, stage)  # which pages of the book include
     if (style := stage / "book" / "_static").is_dir():
         style.rename(stage / "_static")  # where Jupyter Book looks for style sheets
-    _mathjax(stage / "mathjax" / "mathjax")
+    mathjax.copy_to(stage / "mathjax" / "mathjax")
     generated = stage / "book" / "_generated"
+    address = _address()
     notebooks = {chapter: read(book.executed(chapter)) for chapter in book.chapters()}
     for chapter, notebook in notebooks.items():
-        takeaway = dressing.notebooks_to_take(book, chapter, generated)
+        takeaway = dressing.notebooks_to_take(book, chapter, generated, address)
         dressing.dress(notebook, chapter, takeaway, generated)
         write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
     entries = ledger.read(book.ledger)
@@ -72,10 +74,8 @@ def _config(path: Path, profile: str) -> str:
     config = read_yaml(path)
     html = config.setdefault("html", {})
     html["extra_footer"] = f"<p>Computed with the profile <em>{profile}</em>.</p>"
-    if not (address := os.environ.get("LATEPHASE_REPOSITORY", "").rstrip("/")):
+    if not (address := _address()):
         return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    if not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
-        raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
     config["repository"] = {"url": address, "branch": "main", "path_to_book": ""}
     config["launch_buttons"] = {
         "notebook_interface": "jupyterlab",
@@ -86,6 +86,20 @@ def _config(path: Path, profile: str) -> str:
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
+def _address() -> str:
+    """The repository's, from LATEPHASE_REPOSITORY, as https://github.com/OWNER/NAME, or ""."""
+    address = os.environ.get("LATEPHASE_REPOSITORY", "").rstrip("/")
+    if address and not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
+        raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
+    return address
+
+
+def _macros(config: Path) -> set[str]:
+    """The macros of TeX that the book defines itself."""
+    sphinx = (read_yaml(config).get("sphinx") or {}).get("config") or {}
+    return set(sphinx.get("mathjax3_config", {}).get("tex", {}).get("macros", {}))
+
+
 def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
     """The figures a chapter hands to other pages with `glue("name", figure, display=False)`."""
     for output in (output for cell in notebook.cells for output in cell.outputs):
@@ -93,21 +107,6 @@ def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
         if picture:
             name = output["metadata"]["scrapbook"]["name"]
             yield name, joined(picture)
-
-
-def _mathjax(target: Path) -> None:
-    """Copy MathJax from the package that carries it: the site loads nothing from elsewhere."""
-    spec = importlib.util.find_spec("mathjax")
-    folders = (
-        [Path(f) / "static" / "mathjax" for f in spec.submodule_search_locations] if spec else []
-    )
-    source = next((folder for folder in folders if (folder / _MATHJAX[0]).is_file()), None)
-    if source is None:
-        raise BookError("MathJax not found: the package django-static-mathjax is not installed")
-    for part in _MATHJAX:
-        (target / part).parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if (source / part).is_dir() else shutil.copy
-        copy(source / part, target / part)
 
 
 def _report(book: Book, notebooks: dict) -> str:
@@ -134,6 +133,16 @@ def _report(book: Book, notebooks: dict) -> str:
         "|---|---|",
         *(f"| {what} | {value} |" for what, value in rows.items()),
     ]
+    runs = [
+        f"| {path.stem} | {run['duration']:.0f} | {run['seed']} | {run['device']} "
+        f"| `{run.get('commit', 'not noted')[:10]}` "
+        f"| `{run.get('data', {}).get('sha256', 'made in the run')}` |"
+        for path in sorted((book.root / "results").glob("*.json"))
+        for run in [json.loads(path.read_text(encoding="utf8"))]
+    ]
+    if runs:
+        head = "| Recorded run | Seconds | Seed | Device | Commit | sha256 of its data |"
+        table += ["", head, "|---|---|---|---|---|---|", *runs]
     return "\n".join([*lines, "", *table]) + "\n"
 
 
@@ -159,7 +168,7 @@ def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
         lines = [
             line
             for line in log.read_text(encoding="utf8").splitlines()
-            if "WARNING" in line or "ERROR" in line or "rror:" in line
+            if re.search("WARNING|ERROR|CRITICAL|rror:", line)
         ]
         plain = (re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{stage}/", "") for line in lines)
         told = "\n".join(dict.fromkeys(plain))

@@ -1,0 +1,56 @@
+"""MathJax: found in the package that carries it, copied into the site, asked what it knows."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+from latephase.book import BookError
+
+# The combined component, what it loads on demand, and the licence that lets us ship them.
+_COMPONENT = "es5/tex-mml-chtml.js"
+_PARTS = (_COMPONENT, "es5/output/chtml", "es5/input/tex", "es5/a11y", "LICENSE")
+
+# The component's tables of names, and those that make it load an extension.
+_TABLE = re.compile(
+    r'\.(Character|Delimiter|Command|Environment)Map\("[\w-]+",[^{]*(\{.*?\})(?:,[\w.]+)?\)[,;]',
+    re.S,
+)
+_KEY = re.compile(r'[{,]"?(?:\\\\)?([A-Za-z]+\*?)"?:')
+_ON_DEMAND = re.compile(r"autoload:\(0,\w+\.expandable\)\((\{.*?\})\)")
+
+
+def _folder() -> Path:
+    spec = importlib.util.find_spec("mathjax")
+    folders = (
+        [Path(f) / "static" / "mathjax" for f in spec.submodule_search_locations] if spec else []
+    )
+    source = next((folder for folder in folders if (folder / _COMPONENT).is_file()), None)
+    if source is None:
+        raise BookError("MathJax not found: the package django-static-mathjax is not installed")
+    return source
+
+
+def copy_to(target: Path) -> None:
+    """Copy it: the site loads nothing from elsewhere. BookError if the package is missing."""
+    source = _folder()
+    for part in _PARTS:
+        (target / part).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (source / part).is_dir() else shutil.copy
+        copy(source / part, target / part)
+
+
+def names() -> set[str]:
+    """The macros it knows, as `lVert`, and the environments, as `begin{cases}`.
+
+    Read off the tables of its script; BookError if they are not where they were.
+    """
+    script = (_folder() / _COMPONENT).read_text(encoding="utf8")
+    known = {"begin", "end"}
+    for kind, table in _TABLE.findall(script):
+        keys = _KEY.findall(table)
+        known |= {f"begin{{{key}}}" for key in keys} if kind == "Environment" else set(keys)
+    on_demand = _ON_DEMAND.search(script)
+    if not on_demand or not {"alpha", "frac", "lVert", "begin{cases}"} <= known:
+        raise BookError(f"the macros that MathJax knows are not readable from {_COMPONENT}")
+    return known | set(re.findall(r'"(\w+)"', on_demand[1]))
