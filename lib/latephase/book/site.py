@@ -16,13 +16,23 @@ from pathlib import Path
 
 import yaml
 
-from latephase.book import BookError, api, dressing, gate, ledger, provenance
+from latephase.book import BookError, api, dressing, gate, ledger, pages, provenance
 from latephase.book.files import write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read
 
-# The combined component, what it loads on demand, and the licence that lets us ship them.
-_MATHJAX = ("es5/tex-mml-chtml.js", "es5/output/chtml", "es5/input/tex", "es5/a11y", "LICENSE")
+# What `_config.yml` has MathJax load, what that loads on demand, and the licence to ship them.
+# The combined components are half as large again, for a menu and a second input language.
+_MATHJAX = (
+    "es5/startup.js",
+    "es5/core.js",
+    "es5/input/tex.js",
+    "es5/input/tex",
+    "es5/output/chtml.js",
+    "es5/output/chtml",
+    "es5/a11y/assistive-mml.js",
+    "LICENSE",
+)
 
 
 def build(book: Book) -> None:
@@ -33,6 +43,7 @@ def build(book: Book) -> None:
     _stage(book, stage)
     _jupyter_book(stage, out)
     made = out / "_build" / "html"
+    pages.finish(made)
     if wrong := gate.check_site(made):
         raise BookError("\n".join(wrong))
     _put_in_place(made, book.html)
