@@ -44,5 +44,5 @@ def test_actionlint_has_nothing_to_say():
 def test_it_runs_the_commands_of_the_readme(path):
     jobs = yaml.safe_load(path.read_text())["jobs"]
     run = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert set(run) == {"make test", "make book"}
+    assert set(run) == {"make test", "make book", "make test-site"}
     assert set(jobs["test"]["strategy"]["matrix"]["python"]) == {"3.11", "3.12", "3.13"}
