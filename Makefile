@@ -4,7 +4,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book record test test-slow links lab environment lint audit lock clean profile cores
+.PHONY: help book record test test-site test-slow links lab environment lint audit lock clean profile
+.PHONY: cores
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
@@ -38,7 +39,13 @@ record: cores ## make the recorded runs in results/ that are missing, or RUN=NAM
 	$(IN_ENVIRONMENT) -m latephase.book record$(if $(RUN), $(RUN)) --runs '$(RUNS)' $(JOBS)
 
 test: cores ## run the tests that take minutes
-	@$(PYTEST) -m 'not slow'
+	@$(PYTEST) -m 'not slow and not site'
+	@echo 'latephase: skipped what make test-slow (kills, sabotage, whole builds) and make test-site run'
+
+test-site: ## run the tests of the built site in a browser, after make book
+	$(IN_ENVIRONMENT) -m uv pip install --python python --quiet --require-hashes \
+	    --requirement tests/site/requirements.lock
+	$(IN_ENVIRONMENT) -m pytest tests/site
 
 test-slow: cores ## run the kills, the sabotage and the whole builds
 	@$(PYTEST) -m slow
@@ -64,12 +71,17 @@ lock: ## renew requirements.lock and environment.yml from pyproject.toml
 	$(IN_ENVIRONMENT) -m uv pip compile pyproject.toml --extra book --extra dev --universal \
 	    --python-version 3.11 --generate-hashes --no-header --quiet $(if $(UPGRADE),--upgrade) \
 	    --output-file _build/lock/requirements.lock
+	@cp tests/site/requirements.lock _build/lock/site.lock
+	$(IN_ENVIRONMENT) -m uv pip compile --group site --constraint _build/lock/requirements.lock \
+	    --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \
+	    $(if $(UPGRADE),--upgrade) --output-file _build/lock/site.lock
 	@{ printf '%s\n' '# Made by `make lock` from requirements.lock: the same versions for conda.' \
 	    'name: latephase' 'channels: [conda-forge]' \
 	    'dependencies:' '  - python >=3.11,<3.14' '  - pip' '  - pip:'; \
 	    sed -n 's/^\([a-z0-9].*\) \\$$/      - "\1"/p' _build/lock/requirements.lock; \
 	    echo '      - "-e ."'; } > _build/lock/environment.yml
 	@mv _build/lock/requirements.lock _build/lock/environment.yml .
+	@mv _build/lock/site.lock tests/site/requirements.lock
 
 clean: ## remove what was built, keep the environment and recorded results
 	rm -rf _build .snakemake build .pytest_cache .ruff_cache

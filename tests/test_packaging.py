@@ -239,7 +239,17 @@ def test_help_needs_nothing(checkout):
     done = checkout.make("help", python=None, PYTHON="no-such-python")
     assert done.returncode == 0
     targets = re.findall(r"^make ([a-z-]+)", done.stdout, re.M)
-    assert {"help", "book", "test", "lab", "clean", "lock", "test-slow", "lint"} <= set(targets)
+    assert {
+        "help",
+        "book",
+        "test",
+        "lab",
+        "clean",
+        "lock",
+        "test-slow",
+        "test-site",
+        "lint",
+    } <= set(targets)
     assert checkout.make(python=None).stdout == done.stdout
     assert not (checkout.root / ".venv").exists()
 
@@ -471,22 +481,27 @@ def test_a_strangers_settings_do_not_reach_the_book(checkout):
 # What continuous integration runs, and the citation.
 
 
-@pytest.mark.parametrize("failing", ["none", "environment", "test", "book"])
-def test_the_integration_is_red_when_a_step_is(tmp_path, failing):
+@pytest.mark.parametrize("browser", [True, False])
+@pytest.mark.parametrize("failing", ["none", "environment", "test", "book", "test-site"])
+def test_the_integration_is_red_when_a_step_is(tmp_path, failing, browser):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
     make = tmp_path / "bin" / "make"
     make.parent.mkdir()
     make.write_text(f'#!/bin/sh\necho "made $1 in $PWD"\n[ "$1" != {failing} ]\n')
     make.chmod(0o755)
+    shutil.copy(make, make.with_name("npm"))
     done = subprocess.run(
         ["bash", str(tmp_path / ".ci" / "run")],
-        env={"PATH": f"{make.parent}:/usr/bin:/bin"},
+        env={"PATH": f"{make.parent}:/usr/bin:/bin", "CHROMIUM": "make" if browser else "no-such"},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode != 0) == (failing != "none")
-    steps = ["environment"] if failing == "environment" else ["environment", "test", "book"]
+    steps = ["environment", "test", "book", *(["test-site"] if browser else [])]
+    steps = steps[:1] if failing == "environment" else steps
+    assert (done.returncode != 0) == (failing in steps)
+    skipped = len(steps) == 3
+    assert ("make test-site skipped" in done.stdout) == skipped
     assert re.findall(r"^made (.*) in (.*)", done.stdout, re.M) == [
         (s, str(tmp_path)) for s in steps
     ]

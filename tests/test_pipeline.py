@@ -33,9 +33,9 @@ def test_a_green_build_leaves_ledger_site_and_table(green):
     ledger = json.loads((green.root / "_build/ledger.json").read_text())
     assert [entry["verdict"] for entry in ledger] == ["holds", "holds"]
     page = (green.root / "_build/html/book/first.html").read_text()
-    assert "mathjax/es5/tex-mml-chtml.js" in page
+    assert "mathjax/es5/startup.js" in page
     assert "# Parameters" not in page  # the injected cell's first line
-    assert (green.root / "_build/html/mathjax/es5/tex-mml-chtml.js").is_file()
+    assert (green.root / "_build/html/mathjax/es5/input/tex.js").is_file()
 
 
 def test_every_page_says_which_profile_made_it(green):

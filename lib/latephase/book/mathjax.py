@@ -7,9 +7,19 @@ from pathlib import Path
 
 from latephase.book import BookError
 
-# The combined component, what it loads on demand, and the licence that lets us ship them.
-_COMPONENT = "es5/tex-mml-chtml.js"
-_PARTS = (_COMPONENT, "es5/output/chtml", "es5/input/tex", "es5/a11y", "LICENSE")
+_COMPONENT = "es5/input/tex.js"
+# What `_config.yml` has MathJax load, what that loads on demand, and the licence to ship them.
+# The combined components are half as large again, for a menu and a second input language.
+_PARTS = (
+    "es5/startup.js",
+    "es5/core.js",
+    _COMPONENT,
+    "es5/input/tex",
+    "es5/output/chtml.js",
+    "es5/output/chtml",
+    "es5/a11y/assistive-mml.js",
+    "LICENSE",
+)
 
 # The component's tables of names, and those that make it load an extension.
 _TABLE = re.compile(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from latephase.book import BookError, api, dressing, gate, ledger, mathjax, provenance
+from latephase.book import BookError, api, dressing, gate, ledger, mathjax, pages, provenance
 from latephase.book.files import read_yaml, write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read
@@ -34,6 +34,7 @@ def build(book: Book) -> None:
     for notebook in (stage / "book" / "_generated" / "notebooks").glob("*.ipynb"):
         if (offered := made / "_sources" / "book" / notebook.name).is_file():
             shutil.copy(notebook, offered)
+    pages.finish(made)
     if wrong := gate.check_site(made, mathjax.names() | _macros(stage / "_config.yml")):
         raise BookError("\n".join(wrong))
     _put_in_place(made, book.html)
