@@ -51,6 +51,7 @@ class FixtureBook:
         (root / "profiles").mkdir()
         for name in ("Snakefile", "_config.yml"):
             shutil.copy(ROOT / name, root / name)
+        shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
         (root / "book" / "references.bib").write_text("")
         index = "# A small book\n\n```{include} _generated/verdicts.md\n```\n"
         (root / "book" / "index.md").write_text(index)
