@@ -49,8 +49,9 @@ _NEWTON = 0.02
 _FINEST_NEWTON = 1e-11
 # Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
 _MONOTONE = 2e-13
-# Where margins are this many times the smoothed one, a step of a thousandth changes every dual.
-_UNRESOLVED = 1e2
+# Margins of at least this size that are this many times the smoothed one: a turn of a thousandth
+# changes every dual variable.
+_LARGE, _UNRESOLVED = 1e4, 10.0
 _NEARLY_ALIGNED = 1e-3
 
 
@@ -302,7 +303,7 @@ class Flow:
             why += f"; kinks that cannot be smoothed: {', '.join(sorted(kinks.other))}"
         if self.state is not None:
             largest = exp_times(self.degree * self.state.log_norm, np.abs(self.state.p).max())
-            if largest > _UNRESOLVED * max(1.0, abs(self.best)):
+            if largest > max(_LARGE, _UNRESOLVED * abs(self.best)):
                 why += (
                     f"; with margins of up to {largest:.1e} the gradient of the risk jumps from "
                     "one example to the next: give inputs in larger units or a smaller start"

@@ -41,6 +41,11 @@ def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> 
     The message names the parameters without which the module would be homogeneous.
     """
     measured, defect = homogeneity_degree(module, x)
+    if measured is None and _silent(frozen_copy(module), checked_inputs(x)[:64]):
+        raise ValueError(
+            "module: its outputs are all zero, at perturbed parameters too; expected examples of "
+            "which some are not zero, and a module that passes them on"
+        )
     if measured is None:
         culprits = _breaking_parameters(frozen_copy(module), checked_inputs(x)[:64])
         because = (
@@ -76,19 +81,13 @@ def _degree(
     module: torch.nn.Module, x: Tensor, zeroed: frozenset[str]
 ) -> tuple[float | None, float]:
     exponents, defects = [], []
-    slots = parameter_slots(module)
     for seed in range(3):
         parameters = _perturbed(module, seed, zeroed)
-
-        def outputs(c: float, parameters=parameters) -> np.ndarray:
-            with torch.no_grad():
-                return _numpy(call_with(module, slots, [c * p for p in parameters], x))
-
-        one = outputs(1.0)
+        one = _outputs(module, parameters, x)
         if not np.any(one):
             continue
         for c in (0.5, 2.0):
-            other = outputs(c)
+            other = _outputs(module, [c * p for p in parameters], x)
             ratio = np.vdot(other, one) / np.vdot(one, one)
             if ratio <= 0.0:
                 return None, float("inf")
@@ -104,6 +103,17 @@ def _degree(
     spread = float(np.expm1(min(np.log(2.0) * apart, 700.0)))
     defect = float(max(np.max(defects), spread))
     return (degree if defect <= HOMOGENEITY_TOLERANCE else None), defect
+
+
+def _outputs(module: torch.nn.Module, parameters: list[Tensor], x: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return _numpy(call_with(module, parameter_slots(module), parameters, x))
+
+
+def _silent(module: torch.nn.Module, x: Tensor) -> bool:
+    x = x.to(next(module.parameters()).device)
+    tried = [_perturbed(module, seed, frozenset()) for seed in range(3)]
+    return not any(np.any(_outputs(module, parameters, x)) for parameters in tried)
 
 
 def _breaking_parameters(module: torch.nn.Module, x: Tensor) -> list[str]:
