@@ -37,7 +37,8 @@ STAGNATION_GRADIENTS = 1000
 # Short steps mean chatter along kinks only where the risk is not nearly stationary.
 CHATTER_SLOPE = 1e-2
 _LONGEST_STEP = 3.0
-_FIRST_TURN = 0.01
+# Where cos(W, ∇α) is smaller, the direction turns by many times the growth of ln ‖W‖.
+_ASKEW, _FIRST_TURN = 0.1, 0.01
 _SMALLEST_TURN = 1e-9
 _FIRST_CURVED_STEP = 1e-3
 # Stages of more iterations than this, on average, get the curvature of a smooth model of few
@@ -152,7 +153,8 @@ class Flow:
         newton, fell, started, advances = _NEWTON * self.tol, math.inf, self.steps, []
         standing = _Standing(self.state, self.degree, started, self._gradients())
         self.longest = _LONGEST_STEP
-        self.next_step = min(self.next_step, _FIRST_TURN * self.state.alignment())
+        if (alignment := self.state.alignment()) < _ASKEW:
+            self.next_step = min(self.next_step, _FIRST_TURN * alignment)
         while self.state.smoothed_margin < until:
             state = self.state
             step = min(self.next_step, self.longest, _left(state, self.degree, until))

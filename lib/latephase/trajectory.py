@@ -42,7 +42,7 @@ class Trajectory:
     log_norm                     ln‖W‖
     log_time                     ln t, t the physical time of dW/dt = -∇R since the start
     normalized_margin            min_i p_i / ‖W‖^L
-    normalized_smoothed_margin   α / ‖W‖^L
+    normalized_smoothed_margin   α / ‖W‖^L; never falls from α = 2 on, before that within tol
     raw_normalized_margin        normalized_margin of the module as given; differs from it only
                                  where kinks were smoothed
     alignment                    cos(W, -∇R)
