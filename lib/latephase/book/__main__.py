@@ -12,9 +12,9 @@ from pathlib import Path
 
 from latephase.book import BookError, gate, ledger, records
 from latephase.book.claims import PROFILES, load, of_chapter
-from latephase.book.files import read_yaml
+from latephase.book.files import broken_seal, held, read_yaml
 from latephase.book.layout import Book
-from latephase.book.notebooks import read
+from latephase.book.notebooks import read_executed
 
 # How lines of standard error begin that are for the reader: the steps' own, and SLURM's.
 _STEPS_SAY = ("book: ", "record: ", "slurmstepd: error: ")
@@ -41,7 +41,8 @@ def main(words: list[str] | None = None) -> int:
     except BookError as error:
         print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
     except OSError as error:
-        print(f"book: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = error.filename or f"{book.build}, or a folder for temporary files"
+        print(f"book: {where}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("book: interrupted; `make book` goes on from here", file=sys.stderr)
     return 1
@@ -51,8 +52,10 @@ def _build(book: Book, options) -> int:
     """Everything, by Snakemake: only what is out of date runs."""
     began = time.monotonic()
     _preflight(book)
-    if _snakemake(book, options) != 0:
-        raise BookError("the build is red; earlier results are as they were")
+    with held(book.lock("build"), f"the book with the profile {book.profile}"):
+        _discard_damaged(book)
+        if _snakemake(book, options) != 0:
+            raise BookError("the build is red; earlier results are as they were")
     entries = ledger.read(book.ledger)
     print(f"\nVerdicts, profile {book.profile}:\n{ledger.plain_table(entries)}\n")
     print(f"{time.monotonic() - began:.0f} s. The site: {book.html / 'book' / 'index.html'}")
@@ -90,6 +93,7 @@ def _snakemake(book: Book, options, runs: list[str] | None = None) -> int:
         *([] if options.cluster else ["--resources", "gpu=1"]),
         "--keep-going",
         "--rerun-incomplete",
+        "--nolock",  # which a kill would leave behind; each step holds a lock that it cannot
         "--nocolor",
         "--config",
         *(f"{key}={json.dumps(value)}" for key, value in config.items()),
@@ -125,7 +129,9 @@ def _run(command: list[str], book: Book, runs: list[str]) -> int:
     )
     with (
         open(log, "w", encoding="utf8") as file,
-        subprocess.Popen(command, cwd=book.root, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(
+            command, cwd=book.root, stderr=subprocess.PIPE, text=True, close_fds=False
+        ) as process,
     ):
         for line in process.stderr:
             file.write(line)
@@ -171,20 +177,36 @@ def _preflight(book: Book) -> None:
         raise BookError("\n".join(wrong))
 
 
+def _discard_damaged(book: Book) -> None:
+    """Delete earlier products that are no longer as they were written: they are made again."""
+    products = [(book.executed(chapter), "chapter", chapter) for chapter in book.chapters()]
+    for path, *step in [*products, (book.ledger, "ledger")]:
+        with held(book.lock(*step), " ".join(["the", *step]), wait=True):
+            if path.exists() and (wrong := broken_seal(path)):
+                print(f"book: {wrong}; it is made again", file=sys.stderr, flush=True)
+                path.unlink()
+
+
 def _chapter(book: Book, options) -> None:
     from latephase.book.execute import execute
 
-    execute(book, options.chapter)
+    with held(book.lock("chapter", options.chapter), f"the chapter {options.chapter}", wait=True):
+        execute(book, options.chapter)
 
 
 def _ledger(book: Book, options) -> None:
     """Gate every executed notebook again, then merge what they recorded."""
+    with held(book.lock("ledger"), "the ledger", wait=True):
+        _merge(book)
+
+
+def _merge(book: Book) -> None:
     claims, records, wrong = load(book.claims), {}, []
     for chapter in book.chapters():
+        notebook = read_executed(book.executed(chapter))
         expected = of_chapter(claims, chapter)
         wrong += gate.check_executed(book.executed(chapter), book.source(chapter), expected)
         if not wrong:
-            notebook = read(book.executed(chapter))
             seconds = notebook.made_by["seconds"]
             records[chapter] = {"seconds": seconds, "claims": gate.recorded(notebook)}
     if wrong:
@@ -202,7 +224,8 @@ def _verdict(book: Book, options) -> None:
 def _site(book: Book, options) -> None:
     from latephase.book import site
 
-    site.build(book)
+    with held(book.lock("site"), "the site", wait=True):
+        site.build(book)
 
 
 _STEPS = {

@@ -19,7 +19,7 @@ import yaml
 from latephase.book import BookError, api, dressing, gate, ledger, provenance
 from latephase.book.files import read_yaml, write_whole
 from latephase.book.layout import Book
-from latephase.book.notebooks import Notebook, joined, read
+from latephase.book.notebooks import Notebook, joined, read_executed
 
 # The combined component, what it loads on demand, and the licence that lets us ship them.
 _MATHJAX = ("es5/tex-mml-chtml.js", "es5/output/chtml", "es5/input/tex", "es5/a11y", "LICENSE")
@@ -27,6 +27,7 @@ _MATHJAX = ("es5/tex-mml-chtml.js", "es5/output/chtml", "es5/input/tex", "es5/a1
 
 def build(book: Book) -> None:
     """Build the site of the executed book into `_build/html`; BookError if anything is amiss."""
+    _restore(book.html)
     stage, out = book.product("stage"), book.product("site")
     for folder in (stage, out):
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,7 +50,7 @@ def _stage(book: Book, stage: Path) -> None:
         style.rename(stage / "_static")  # where Jupyter Book looks for style sheets
     _mathjax(stage / "mathjax" / "mathjax")
     generated = stage / "book" / "_generated"
-    notebooks = {chapter: read(book.executed(chapter)) for chapter in book.chapters()}
+    notebooks = {chapter: read_executed(book.executed(chapter)) for chapter in book.chapters()}
     for chapter, notebook in notebooks.items():
         takeaway = dressing.notebooks_to_take(book, chapter, generated)
         dressing.dress(notebook, chapter, takeaway, generated)
@@ -164,6 +165,13 @@ def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
         plain = (re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{stage}/", "") for line in lines)
         told = "\n".join(dict.fromkeys(plain))
         raise BookError(f"{told}\njupyter-book refused the site (log: {log})")
+
+
+def _restore(html: Path) -> None:
+    """Undo what a process left that was killed between the two renames of `_put_in_place`."""
+    old = html.with_name(f".{html.name}.old")
+    if old.exists() and not html.exists():
+        old.rename(html)
 
 
 def _put_in_place(made: Path, html: Path) -> None:
