@@ -9,8 +9,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 
@@ -206,6 +209,26 @@ def test_what_is_wrong_on_a_node_is_said_here(book, on_slurm):
         "rule_chapter_wildcards_second": "FAILED",
     }
     assert not (book.root / "_build" / "ledger.json").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_build_leaves_no_job_on_the_cluster(book, on_slurm):
+    jobs = on_slurm(book)
+    book.write_chapters("first")
+    book.write_notebook("first", chapter("first", "import time", "time.sleep(600)"))
+    command = [sys.executable, "-m", "latephase.book", "build", "--cluster", "slurm"]
+    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=book.root, start_new_session=True, **told) as build:
+        deadline = time.monotonic() + 120
+        while jobs("%T") != {"rule_chapter_wildcards_first": ["RUNNING"]}:
+            assert time.monotonic() < deadline, jobs("%T")
+            time.sleep(0.5)
+        # As Ctrl-C in a terminal: to Snakemake too.
+        os.killpg(build.pid, signal.SIGINT)
+        said, _ = build.communicate(timeout=120)
+    assert build.returncode == 1
+    assert said.endswith("book: interrupted; the same command goes on from here\n")
+    assert jobs("%T") == {"rule_chapter_wildcards_first": ["CANCELLED"]}
 
 
 @pytest.mark.slow

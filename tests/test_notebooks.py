@@ -7,6 +7,7 @@ from papermill import inspect_notebook
 
 from latephase.book import gate
 from latephase.book.claims import PROFILES, load
+from latephase.book.files import read_yaml
 from latephase.book.layout import Book
 from latephase.book.notebooks import read
 from tests.conftest import ROOT
@@ -22,6 +23,12 @@ def test_every_notebook_of_the_book_is_in_its_contents():
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_is_stored_clean_with_one_parameters_cell(chapter):
     assert gate.check_source(BOOK.source(chapter)) == []
+
+
+def test_the_profiles_are_those_of_the_folder_and_of_no_other_chapter():
+    assert sorted(PROFILES) == sorted(path.stem for path in (ROOT / "profiles").glob("*.yml"))
+    for profile in PROFILES:
+        assert set(read_yaml(ROOT / "profiles" / f"{profile}.yml")) == set(CHAPTERS), profile
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

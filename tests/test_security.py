@@ -1,6 +1,6 @@
 """What comes from outside is data: no pickle in it runs, no archive leaves its folder.
 
-The trap is an object whose unpickling makes a file; it is laid in every kind of file that the
+The trap is an object whose unpickling makes a folder; it is laid in every kind of file that the
 library and the book read.
 """
 
@@ -27,20 +27,10 @@ from latephase.book.records import PROVENANCE, SCHEMA, recorded, runs
 from latephase.datafiles import DataError
 from latephase.trajectory import Trajectory
 from tests.conftest import ROOT, chapter
-from tests.test_images import as_jpeg, home, network, published, serve  # noqa: F401
+from tests.test_images import Trap, as_jpeg, home, network, published, serve  # noqa: F401
 from tests.test_trajectory import trajectory
 
 # ---------------------------------------------------------------- pickles
-
-
-class Trap:
-    """Unpickling this makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
 
 
 @pytest.fixture
@@ -146,10 +136,10 @@ def test_the_trap_would_be_sprung(tmp_path, sprung):
     """Each form does run code in a reader that unpickles: the tests above can fail."""
     (tmp_path / "evil.npz").write_bytes(as_object_array({}, "x", Trap(sprung)))
     with np.load(tmp_path / "evil.npz", allow_pickle=True) as arrays:
-        arrays["x"][0].close()
+        assert arrays["x"].shape == (1,)
     assert sprung.exists()
-    sprung.unlink()
-    pickle.loads(as_pickle({}, "x", Trap(sprung))).close()
+    sprung.rmdir()
+    pickle.loads(as_pickle({}, "x", Trap(sprung)))
     assert sprung.exists()
 
 

@@ -1,6 +1,7 @@
 """The pipeline's commands: `python -m latephase.book build` and the steps the Snakefile calls."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -8,16 +9,19 @@ import re
 import subprocess
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 
-from latephase.book import BookError, gate, ledger, records
+from latephase.book import BookError, gate, ledger
 from latephase.book.claims import PROFILES, load, of_chapter
 from latephase.book.files import broken_seal, held, read_yaml
 from latephase.book.layout import Book
 from latephase.book.notebooks import read_executed
+from latephase.book.records import lacking, runs
 
 # How lines of standard error begin that are for the reader: the steps' own, and SLURM's.
 _STEPS_SAY = ("book: ", "record: ", "slurmstepd: error: ")
+_LOG_OF_A_FAILED_JOB = re.compile(r"log: (.+) \(check log file\(s\) for error details\)")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -28,13 +32,11 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--profile", default=PROFILES[0], help=", ".join(PROFILES))
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
-    parser.add_argument(
-        "--runs",
-        default="recordings/runs.yml",
-        help="the file of recorded runs, for the step `record`",
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="runs to make anew")
+    parser.add_argument("--runs", default="recordings/runs.yml", help="for the step `record`")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the same: runs to make anew")
     options = parser.parse_args(words)
+    if options.names and options.step != "record":
+        parser.error(f"only the step record takes names, got {' '.join(options.names)}")
     try:
         book = Book(Path.cwd(), options.profile)
         return _STEPS[options.step](book, options) or 0
@@ -44,7 +46,7 @@ def main(words: list[str] | None = None) -> int:
         where = error.filename or f"{book.build}, or a folder for temporary files"
         print(f"book: {where}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("book: interrupted; `make book` goes on from here", file=sys.stderr)
+        print("book: interrupted; the same command goes on from here", file=sys.stderr)
     return 1
 
 
@@ -64,12 +66,14 @@ def _build(book: Book, options) -> int:
 
 def _record(book: Book, options) -> None:
     """The recorded runs that are missing, or the named ones anew, each a job of its own."""
-    runs = list(records.runs(Path(options.runs)))
-    if unknown := sorted(set(options.names) - set(runs)):
-        raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {', '.join(runs)}")
-    results = book.root / "results"
-    missing = [name for name in runs if not (results / f"{name}.json").exists()]
-    if not (names := options.names or missing):
+    known, results = runs(Path(options.runs)), book.root / "results"
+    if unknown := sorted(set(options.names) - set(known)):
+        raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = {} if options.names else lacking(known, results)
+    for name, why in missing.items():
+        if (results / f"{name}.json").exists():
+            print(f"book: {why}", file=sys.stderr, flush=True)
+    if not (names := options.names or [*missing]):
         print("Every run has its record; RUN=NAME makes one anew.")
     elif _snakemake(book, options, names) != 0:
         raise BookError(
@@ -78,19 +82,17 @@ def _record(book: Book, options) -> None:
         )
 
 
-def _snakemake(book: Book, options, runs: list[str] | None = None) -> int:
-    """Snakemake on the book, or on recorded runs, here or on the cluster; returns its exit code."""
+def _snakemake(book: Book, options, names: list[str] = ()) -> int:
+    """Snakemake on the book, or on the recorded runs of these names; returns its exit code."""
     config = {"profile": book.profile}
-    if runs:
-        config |= {"records": runs, "runs": options.runs}
+    if names:
+        config |= {"records": names, "runs": options.runs}
     command = [
         sys.executable,
         "-m",
         "snakemake",
-        *(["records", "--forcerun", "record"] if runs else []),
-        *(_on_cluster(book, options) if options.cluster else ["--cores", str(options.cores)]),
-        # Here one run at a time has the GPU; a cluster deals its own out.
-        *([] if options.cluster else ["--resources", "gpu=1"]),
+        *(["records", "--forcerun", "record"] if names else []),
+        *_place(book, options),
         "--keep-going",
         "--rerun-incomplete",
         "--nolock",  # which a kill would leave behind; each step holds a lock that it cannot
@@ -98,11 +100,16 @@ def _snakemake(book: Book, options, runs: list[str] | None = None) -> int:
         "--config",
         *(f"{key}={json.dumps(value)}" for key, value in config.items()),
     ]
-    return _run(command, book, runs or [])
+    return _run(command, book, names)
 
 
-def _on_cluster(book: Book, options) -> list[str]:
-    """Snakemake's options for the cluster; BookError if it or its plugin is not there."""
+def _place(book: Book, options) -> list[str]:
+    """Where Snakemake runs the jobs: here, where one at a time has the GPU, or on the cluster.
+
+    Raises BookError if there is no such cluster in `profiles/`, or if its plugin is missing.
+    """
+    if not options.cluster:
+        return ["--cores", str(options.cores), "--resources", "gpu=1"]
     known = sorted(path.parent.name for path in book.root.glob("profiles/*/config.yaml"))
     if options.cluster not in known:
         raise BookError(
@@ -119,39 +126,51 @@ def _on_cluster(book: Book, options) -> list[str]:
     return ["--workflow-profile", str(folder), "--local-cores", str(options.cores)]
 
 
-def _run(command: list[str], book: Book, runs: list[str]) -> int:
+def _run(command: list[str], book: Book, names: list[str]) -> int:
     """Run Snakemake: progress and what steps say is wrong are shown, the rest is logged."""
     log = book.product("snakemake", ".log")
     log.parent.mkdir(exist_ok=True)
-    progress, said = (
-        re.compile("|".join([r"Job \d+ has been submitted", *map(re.escape, runs)])),
-        False,
-    )
+    progress = re.compile("|".join([r"Job \d+ has been submitted", *(f"{n}: " for n in names)]))
+    said = False
     with (
-        open(log, "w", encoding="utf8") as file,
+        open(log, "wb", buffering=0) as file,
         subprocess.Popen(
             command, cwd=book.root, stderr=subprocess.PIPE, text=True, close_fds=False
         ) as process,
     ):
-        for line in process.stderr:
-            file.write(line)
-            if progress.match(line):
-                print(line, end="", flush=True)
-            for wrong in _faults(line):
-                print(wrong, file=sys.stderr, flush=True)
-                said = True
+        try:
+            for line in process.stderr:
+                _to_log(file, line)
+                if progress.match(line):
+                    print(line, end="", flush=True)
+                for wrong in _faults(line):
+                    print(wrong, file=sys.stderr, flush=True)
+                    said = True
+        except BaseException as error:
+            # Snakemake ends its jobs, on a cluster too, if it is let: leaving this block would
+            # close the pipe into which it writes. An interrupt it has had as well.
+            if not isinstance(error, KeyboardInterrupt):
+                process.terminate()
+            with contextlib.suppress(BookError):
+                _to_log(file, process.stderr.read())
+            raise
     if process.returncode != 0 and not said:
         print(log.read_text(encoding="utf8")[-2000:], file=sys.stderr)
     return process.returncode
+
+
+def _to_log(file: FileIO, text: str) -> None:
+    try:
+        file.write(text.encode())
+    except OSError as error:
+        raise BookError(f"cannot write {file.name}: {error.strerror}") from error
 
 
 def _faults(line: str) -> list[str]:
     """What a line of Snakemake's says is wrong: itself, or the lines of the job's log it names."""
     if line.startswith(_STEPS_SAY):
         return [line.rstrip()]
-    if not (
-        named := re.fullmatch(r"\s+log: (.+) \(check log file\(s\) for error details\)\s*", line)
-    ):
+    if not (named := _LOG_OF_A_FAILED_JOB.fullmatch(line.strip())):
         return []
     try:
         lines = Path(named[1]).read_text(encoding="utf8").splitlines()
