@@ -22,7 +22,7 @@ import torch
 
 from latephase import scale_free
 from latephase.book import BookError, provenance, records
-from latephase.book.files import held
+from latephase.book.files import held, require_room
 from latephase.data import Task
 from latephase.image_networks import NETWORKS
 from latephase.images import jpeg_npz, keras_npz
@@ -49,6 +49,7 @@ def main(words: list[str] | None = None) -> int:
         runs = read_runs(options.runs)
         if unknown := sorted(set(options.names) - set(runs)):
             raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {list(runs)}")
+        require_room(results)  # found out now and not after the training
         for name in options.names:
             folder = build / "recordings" / (f"{name}-{options.steps}" if options.steps else name)
             print(f"{name}: {runs[name]['about']}", flush=True)

@@ -253,6 +253,8 @@ def _written_whole(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         write(aside)
         os.replace(aside, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)
     print(f"wrote {path}")

@@ -6,15 +6,17 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from io import FileIO
 from pathlib import Path
 
 from latephase.book import BookError, gate, ledger
 from latephase.book.claims import PROFILES, load, of_chapter
-from latephase.book.files import broken_seal, held, read_yaml
+from latephase.book.files import broken_seal, held, read_yaml, require_room
 from latephase.book.layout import Book
 from latephase.book.notebooks import read_executed
 from latephase.book.records import lacking, runs
@@ -43,17 +45,26 @@ def main(words: list[str] | None = None) -> int:
     except BookError as error:
         print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
     except OSError as error:
-        where = error.filename or f"{book.build}, or a folder for temporary files"
-        print(f"book: {where}: {error.strerror or error}", file=sys.stderr)
+        print(f"book: {_refused(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("book: interrupted; the same command goes on from here", file=sys.stderr)
     return 1
+
+
+def _refused(error: OSError) -> str:
+    """Which path the system refused, and why, in a line; of a copy the one written to."""
+    if isinstance(error, shutil.Error):  # of many files: (from, to, why) for each
+        return "{1}: {2}".format(*error.args[0][0])
+    where = error.filename2 or error.filename or "the folder for temporary files"
+    return f"{where}: {error.strerror or error}"
 
 
 def _build(book: Book, options) -> int:
     """Everything, by Snakemake: only what is out of date runs."""
     began = time.monotonic()
     _preflight(book)
+    for folder in (book.build, book.root / ".snakemake", Path(tempfile.gettempdir())):
+        require_room(folder)
     with held(book.lock("build"), f"the book with the profile {book.profile}"):
         _discard_damaged(book)
         if _snakemake(book, options) != 0:
@@ -155,7 +166,8 @@ def _run(command: list[str], book: Book, names: list[str]) -> int:
                 _to_log(file, process.stderr.read())
             raise
     if process.returncode != 0 and not said:
-        print(log.read_text(encoding="utf8")[-2000:], file=sys.stderr)
+        last = log.read_text(encoding="utf8").splitlines()[-12:]
+        print(*(line[:300] for line in last), f"(log: {log})", sep="\n", file=sys.stderr)
     return process.returncode
 
 

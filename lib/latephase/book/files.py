@@ -5,7 +5,9 @@ import fcntl
 import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import yaml
@@ -52,29 +54,46 @@ def _seal(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str, wait: bool = False) -> Iterator[int]:
-    """Hold the lock file `path` against other processes that make the same; yields its descriptor.
+def held(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` against other processes that make the same.
 
-    The lock ends with the last process that has the descriptor, however that ends: none is left
-    over. Raises BookError where another process holds it or, with `wait`, says so and waits.
+    The lock ends with the last process that has its descriptor, which children started with
+    close_fds=False have, however that ends: none is left over. Raises BookError where the system
+    refuses and where another process holds it or, with `wait`, says so and waits.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="ascii") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            other = f"another process ({lock.read().strip() or 'unknown'}) is making {what}"
-            if not wait:
-                raise BookError(f"{other}; wait for it to end, or stop it") from error
-            print(f"book: {other}; waiting for it to end", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path, "a+b", buffering=0))
+            _take(lock, what, wait)
+            os.set_inheritable(lock.fileno(), True)
+            lock.truncate(0)
+            lock.write(b"%d" % os.getpid())
         except OSError as error:
-            raise BookError(f"cannot lock {path}: {error.strerror}") from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield lock.fileno()
+            raise BookError(f"cannot write {path}: {error.strerror}") from error
+        yield
+
+
+def _take(lock: FileIO, what: str, wait: bool) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        other = f"another process ({lock.read().decode() or 'unknown'}) is making {what}"
+        if not wait:
+            raise BookError(f"{other}; wait for it to end, or stop it") from error
+        print(f"book: {other}; waiting for it to end", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def require_room(folder: Path) -> None:
+    """Raise BookError where nothing can be written in the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise BookError(f"cannot write in {folder}: {error.strerror}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
