@@ -90,7 +90,7 @@ def require_room(folder: Path) -> None:
     """Raise BookError where nothing can be written in the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
         raise BookError(f"cannot write in {folder}: {error.strerror}") from error
