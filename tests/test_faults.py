@@ -325,7 +325,11 @@ BUILD = [sys.executable, "-m", "latephase.book", "build", "--cores", "2"]
         ("ro", "_build", "book: cannot write in {at}: Read-only file system"),
         ("ro", ".snakemake", "book: cannot write in {at}: Read-only file system"),
         ("ro", "results", "record: cannot write in {at}: Read-only file system"),
-        ("size=4k", "_build", "book: cannot write {at}/.build.lock: No space left on device"),
+        (
+            "size=4k",
+            "_build",
+            "book: cannot write {at}/.chapter-first.lock: No space left on device",
+        ),
         ("size=20k", "_build", "book: cannot write {at}/snakemake.log: No space left on device"),
         ("size=44k", "_build", "No space left on device"),
         ("size=300k", "_build", "book: {at}/stage/mathjax/mathjax/es5/tex-mml-chtml.js: No space"),
