@@ -27,6 +27,7 @@ from tests.test_cli import files, words  # noqa: F401
 from tests.test_cluster import with_runs  # noqa: F401
 from tests.test_kills import ledger_of, starts
 from tests.test_recordings import data, trial  # noqa: F401
+from tests.test_trajectory import trajectory
 
 # ---------------------------------------------------------------- damage
 
@@ -275,6 +276,14 @@ def test_diagnose_on_a_full_disk_names_the_file(files, limited, capsys):  # noqa
     assert (folder / "out.json").read_text() == "earlier"
     assert not (folder / "out.svg").exists()
     assert not list(folder.glob(".*"))
+
+
+def test_a_trajectory_on_a_full_disk_names_the_file(tmp_path, limited):
+    path = tmp_path / "flow.npz"
+    limited(100)
+    with pytest.raises(OSError, match=r"flow\.npz: cannot be written: File too large"):
+        trajectory().save(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_recording_finds_out_before_the_training(trial, tmp_path, capsys):  # noqa: F811
