@@ -63,6 +63,7 @@ def _build(book: Book, options) -> int:
     """Everything, by Snakemake: only what is out of date runs."""
     began = time.monotonic()
     _preflight(book)
+    _place(book, options)
     for folder in (book.build, book.root / ".snakemake", Path(tempfile.gettempdir())):
         require_room(folder)
     with held(book.lock("build"), f"the book with the profile {book.profile}"):
