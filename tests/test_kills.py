@@ -15,7 +15,7 @@ import pytest
 
 from latephase import checkpoints
 from latephase.book.records import recorded
-from tests.conftest import FixtureBook
+from tests.conftest import ROOT, FixtureBook
 from tests.test_cluster import with_runs  # noqa: F401
 
 KILLS = 20
@@ -118,6 +118,29 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_ledger(tmp_path):
         assert left == []
         print(f"kill {kills} of a {start} build at {moment:.1f} of {whole:.1f} s: found {stage}")
         shutil.rmtree(again.root)
+
+
+@pytest.mark.slow
+def test_the_whole_book_killed_goes_on_and_ends_in_the_same_ledger(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout: git does not say which files are the book's")
+    book = FixtureBook.__new__(FixtureBook)
+    book.root = tmp_path / "book"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.split("\0")[:-1]:
+        (book.root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, book.root / name)
+    began = time.monotonic()
+    assert starts(book, "build").wait() == 0
+    whole = time.monotonic() - began
+    expected = ledger_of(book)
+    shutil.rmtree(book.root / "_build")
+    shutil.rmtree(book.root / ".snakemake")
+    assert killed(book, whole * random.Random(1).uniform(0.2, 0.6), "build")
+    done = {path.name for path in (book.root / "_build/executed/quick").glob("*.ipynb")}
+    print(f"killed after {sorted(done)}")
+    assert starts(book, "build").wait() == 0
+    assert ledger_of(book) == expected
 
 
 @pytest.mark.slow
