@@ -53,9 +53,10 @@ def gone(path: Path) -> None:
 
 
 def in_the_way(path: Path) -> None:
-    """What a folder was is a file."""
+    """What a folder was is a file, and the site has to be made."""
     shutil.rmtree(path)
     path.write_text("")
+    (path.parent / "html" / "index.html").unlink()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def built(tmp_path_factory) -> FixtureBook:
         ("ledger.json", foreign, True),
         ("ledger.json", gone, False),
         ("stage", in_the_way, False),
-        ("stage/book/first.ipynb", cut, False),
+        ("site.log", cut, False),
         ("html/index.html", gone, False),
     ],
 )

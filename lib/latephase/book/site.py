@@ -30,7 +30,10 @@ def build(book: Book) -> None:
     _restore(book.html)
     stage, out = book.product("stage"), book.product("site")
     for folder in (stage, out):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)
     _stage(book, stage)
     _jupyter_book(stage, out, book.product("site", ".log"))
     made = out / "_build" / "html"
