@@ -45,17 +45,17 @@ def main(words: list[str] | None = None) -> int:
     except BookError as error:
         print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
     except OSError as error:
-        print(f"book: {_refused(error)}", file=sys.stderr)
+        print(f"book: {_refused(error, book)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("book: interrupted; the same command goes on from here", file=sys.stderr)
     return 1
 
 
-def _refused(error: OSError) -> str:
+def _refused(error: OSError, book: Book) -> str:
     """Which path the system refused, and why, in a line; of a copy the one written to."""
     if isinstance(error, shutil.Error):  # of many files: (from, to, why) for each
         return "{1}: {2}".format(*error.args[0][0])
-    where = error.filename2 or error.filename or "the folder for temporary files"
+    where = error.filename2 or error.filename or f"{book.build} or {tempfile.gettempdir()}"
     return f"{where}: {error.strerror or error}"
 
 

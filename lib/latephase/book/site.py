@@ -59,12 +59,12 @@ def _stage(book: Book, stage: Path) -> None:
         dressing.dress(notebook, chapter, takeaway, generated)
         write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
     entries = ledger.read(book.ledger)
-    (generated / "verdicts.md").write_text(ledger.markdown_table(entries), encoding="utf8")
+    write_whole(generated / "verdicts.md", ledger.markdown_table(entries))
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
-            (generated / f"{name}.svg").write_text(picture, encoding="utf8")
-    (generated / "api.md").write_text(api.page("latephase"), encoding="utf8")
-    (generated / "report.md").write_text(_report(book, notebooks), encoding="utf8")
+            write_whole(generated / f"{name}.svg", picture)
+    write_whole(generated / "api.md", api.page("latephase"))
+    write_whole(generated / "report.md", _report(book, notebooks))
 
 
 def _config(path: Path, profile: str) -> str:
