@@ -31,7 +31,7 @@ STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
 RUNS, RECORDS = config.get("runs"), config.get("records", [])
 
 
-localrules: site, verdict, ledger, records
+localrules: book, site, verdict, ledger, records
 
 
 def claims_of(wildcards):
@@ -44,6 +44,10 @@ def records_of(wildcards):
     source = Path(f"book/{wildcards.chapter}.ipynb").read_text(encoding="utf8")
     return [str(f) for f in sorted(Path("results").glob("*.*")) if f'recorded(\\"{f.stem}\\"' in source]
 
+
+# All of it: of what the site is made from, Snakemake would not miss what has vanished.
+rule book:
+    input: SITE, VERDICT, LEDGER, expand(EXECUTED, chapter=CHAPTERS)
 
 rule site:
     input: VERDICT, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),

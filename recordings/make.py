@@ -22,6 +22,7 @@ import torch
 
 from latephase import scale_free
 from latephase.book import BookError, provenance, records
+from latephase.book.files import held, require_room
 from latephase.data import Task
 from latephase.image_networks import NETWORKS
 from latephase.images import jpeg_npz, keras_npz
@@ -48,10 +49,12 @@ def main(words: list[str] | None = None) -> int:
         runs = read_runs(options.runs)
         if unknown := sorted(set(options.names) - set(runs)):
             raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {list(runs)}")
+        require_room(results)  # found out now and not after the training
         for name in options.names:
             folder = build / "recordings" / (f"{name}-{options.steps}" if options.steps else name)
             print(f"{name}: {runs[name]['about']}", flush=True)
-            path = make(name, runs[name], folder, results, options.steps, options.progress)
+            with held(folder.with_name(f".{folder.name}.lock"), f"the run {name}"):
+                path = make(name, runs[name], folder, results, options.steps, options.progress)
             print(f"{name}: {path}", flush=True)
     except (BookError, ValueError, OSError, FloatingPointError) as error:
         print(f"record: {error}", file=sys.stderr)

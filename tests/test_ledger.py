@@ -108,13 +108,18 @@ def test_a_full_disk_leaves_the_old_ledger(tmp_path, monkeypatch):
     with pytest.raises(BookError, match=r"cannot write .*ledger\.json: No space left on device"):
         ledger.write(path, [entry(1.5)])
     assert path.read_text() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".ledger.json.sha256", path.name]
 
 
 def test_a_broken_ledger_is_named(tmp_path):
-    (tmp_path / "ledger.json").write_text("[{")
+    path = tmp_path / "ledger.json"
     with pytest.raises(BookError, match="cannot read the ledger"):
-        ledger.read(tmp_path / "ledger.json")
+        ledger.read(path)
+    ledger.write(path, [entry()])
+    for content in (path.read_text()[:-9], path.read_text().replace("0.5", "0.4"), "\xff"):
+        path.write_text(content, encoding="latin1")
+        with pytest.raises(BookError, match=r"ledger\.json.*(cut off or changed|decode)"):
+            ledger.read(path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ written unless everything was computed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
@@ -255,8 +256,11 @@ def _written_whole(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         write(aside)
         os.replace(aside, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # read-only: there is nothing to take away
+            aside.unlink(missing_ok=True)
     print(f"wrote {path}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -131,7 +132,10 @@ class Trajectory:
         return pd.DataFrame({name: getattr(self, name) for name in _SERIES})
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a compressed .npz without pickle; the file appears whole or not at all."""
+        """Write a compressed .npz without pickle; the file appears whole or not at all.
+
+        Raises OSError naming the path where the file system refuses.
+        """
         path = Path(path)
         arrays = {name: getattr(self, name) for name in (*_SERIES, *_TABLES, "log_dual")}
         scalars = {"format": FORMAT} | {name: getattr(self, name) for name in sorted(_SCALARS)}
@@ -140,8 +144,12 @@ class Trajectory:
             with open(aside, "wb") as stream:
                 np.savez_compressed(stream, scalars=np.array(json.dumps(scalars)), **arrays)
             os.replace(aside, path)
+        except OSError as error:
+            message = f"{path}: cannot be written: {error.strerror or error}"
+            raise OSError(error.errno, message) from error
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # read-only: there is nothing to take away
+                aside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trajectory:

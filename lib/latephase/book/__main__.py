@@ -1,21 +1,25 @@
 """The pipeline's commands: `python -m latephase.book build` and the steps the Snakefile calls."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from io import FileIO
 from pathlib import Path
 
 from latephase.book import BookError, gate, ledger
 from latephase.book.claims import PROFILES, load, of_chapter
-from latephase.book.files import read_yaml
+from latephase.book.files import broken_seal, held, read_yaml, require_room
 from latephase.book.layout import Book
-from latephase.book.notebooks import read
-from latephase.book.records import runs
+from latephase.book.notebooks import read_executed
+from latephase.book.records import lacking, runs
 
 # How lines of standard error begin that are for the reader: the steps' own, and SLURM's.
 _STEPS_SAY = ("book: ", "record: ", "slurmstepd: error: ")
@@ -41,18 +45,31 @@ def main(words: list[str] | None = None) -> int:
     except BookError as error:
         print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
     except OSError as error:
-        print(f"book: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(f"book: {_refused(error, book)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("book: interrupted; the same command goes on from here", file=sys.stderr)
     return 1
+
+
+def _refused(error: OSError, book: Book) -> str:
+    """Which path the system refused, and why, in a line; of a copy the one written to."""
+    if isinstance(error, shutil.Error):  # of many files: (from, to, why) for each
+        return "{1}: {2}".format(*error.args[0][0])
+    where = error.filename2 or error.filename or f"{book.build} or {tempfile.gettempdir()}"
+    return f"{where}: {error.strerror or error}"
 
 
 def _build(book: Book, options) -> int:
     """Everything, by Snakemake: only what is out of date runs."""
     began = time.monotonic()
     _preflight(book)
-    if _snakemake(book, options) != 0:
-        raise BookError("the build is red; earlier results are as they were")
+    _place(book, options)
+    for folder in (book.build, book.root / ".snakemake", Path(tempfile.gettempdir())):
+        require_room(folder)
+    with held(book.lock("build"), f"the book with the profile {book.profile}"):
+        _discard_damaged(book)
+        if _snakemake(book, options) != 0:
+            raise BookError("the build is red; earlier results are as they were")
     entries = ledger.read(book.ledger)
     print(f"\nVerdicts, profile {book.profile}:\n{ledger.plain_table(entries)}\n")
     print(f"{time.monotonic() - began:.0f} s. The site: {book.html / 'book' / 'index.html'}")
@@ -64,8 +81,11 @@ def _record(book: Book, options) -> None:
     known, results = runs(Path(options.runs)), book.root / "results"
     if unknown := sorted(set(options.names) - set(known)):
         raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {', '.join(known)}")
-    missing = [name for name in known if not (results / f"{name}.json").exists()]
-    if not (names := options.names or missing):
+    missing = {} if options.names else lacking(known, results)
+    for name, why in missing.items():
+        if (results / f"{name}.json").exists():
+            print(f"book: {why}", file=sys.stderr, flush=True)
+    if not (names := options.names or [*missing]):
         print("Every run has its record; RUN=NAME makes one anew.")
     elif _snakemake(book, options, names) != 0:
         raise BookError(
@@ -87,6 +107,7 @@ def _snakemake(book: Book, options, names: list[str] = ()) -> int:
         *_place(book, options),
         "--keep-going",
         "--rerun-incomplete",
+        "--nolock",  # which a kill would leave behind; each step holds a lock that it cannot
         "--nocolor",
         "--config",
         *(f"{key}={json.dumps(value)}" for key, value in config.items()),
@@ -124,25 +145,38 @@ def _run(command: list[str], book: Book, names: list[str]) -> int:
     progress = re.compile("|".join([r"Job \d+ has been submitted", *(f"{n}: " for n in names)]))
     said = False
     with (
-        open(log, "w", encoding="utf8") as file,
-        subprocess.Popen(command, cwd=book.root, stderr=subprocess.PIPE, text=True) as process,
+        open(log, "wb", buffering=0) as file,
+        subprocess.Popen(
+            command, cwd=book.root, stderr=subprocess.PIPE, text=True, close_fds=False
+        ) as process,
     ):
         try:
             for line in process.stderr:
-                file.write(line)
+                _to_log(file, line)
                 if progress.match(line):
                     print(line, end="", flush=True)
                 for wrong in _faults(line):
                     print(wrong, file=sys.stderr, flush=True)
                     said = True
-        except KeyboardInterrupt:
-            # Snakemake was interrupted as well. It ends its jobs, on a cluster too, if it is let:
-            # leaving this block would close the pipe into which it writes.
-            file.write(process.stderr.read())
+        except BaseException as error:
+            # Snakemake ends its jobs, on a cluster too, if it is let: leaving this block would
+            # close the pipe into which it writes. An interrupt it has had as well.
+            if not isinstance(error, KeyboardInterrupt):
+                process.terminate()
+            with contextlib.suppress(BookError):
+                _to_log(file, process.stderr.read())
             raise
     if process.returncode != 0 and not said:
-        print(log.read_text(encoding="utf8")[-2000:], file=sys.stderr)
+        last = log.read_text(encoding="utf8").splitlines()[-12:]
+        print(*(line[:300] for line in last), f"(log: {log})", sep="\n", file=sys.stderr)
     return process.returncode
+
+
+def _to_log(file: FileIO, text: str) -> None:
+    try:
+        file.write(text.encode())
+    except OSError as error:
+        raise BookError(f"cannot write {file.name}: {error.strerror}") from error
 
 
 def _faults(line: str) -> list[str]:
@@ -175,20 +209,36 @@ def _preflight(book: Book) -> None:
         raise BookError("\n".join(wrong))
 
 
+def _discard_damaged(book: Book) -> None:
+    """Delete earlier products that are no longer as they were written: they are made again."""
+    products = [(book.executed(chapter), "chapter", chapter) for chapter in book.chapters()]
+    for path, *step in [*products, (book.ledger, "ledger")]:
+        with held(book.lock(*step), " ".join(["the", *step]), wait=True):
+            if path.exists() and (wrong := broken_seal(path)):
+                print(f"book: {wrong}; it is made again", file=sys.stderr, flush=True)
+                path.unlink()
+
+
 def _chapter(book: Book, options) -> None:
     from latephase.book.execute import execute
 
-    execute(book, options.chapter)
+    with held(book.lock("chapter", options.chapter), f"the chapter {options.chapter}", wait=True):
+        execute(book, options.chapter)
 
 
 def _ledger(book: Book, options) -> None:
     """Gate every executed notebook again, then merge what they recorded."""
+    with held(book.lock("ledger"), "the ledger", wait=True):
+        _merge(book)
+
+
+def _merge(book: Book) -> None:
     claims, records, wrong = load(book.claims), {}, []
     for chapter in book.chapters():
+        notebook = read_executed(book.executed(chapter))
         expected = of_chapter(claims, chapter)
         wrong += gate.check_executed(book.executed(chapter), book.source(chapter), expected)
         if not wrong:
-            notebook = read(book.executed(chapter))
             seconds = notebook.made_by["seconds"]
             records[chapter] = {"seconds": seconds, "claims": gate.recorded(notebook)}
     if wrong:
@@ -206,7 +256,8 @@ def _verdict(book: Book, options) -> None:
 def _site(book: Book, options) -> None:
     from latephase.book import site
 
-    site.build(book)
+    with held(book.lock("site"), "the site", wait=True):
+        site.build(book)
 
 
 def _links(book: Book, options) -> int:

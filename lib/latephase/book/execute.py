@@ -6,7 +6,7 @@ import time
 
 from latephase.book import BookError, gate, provenance
 from latephase.book.claims import load, of_chapter
-from latephase.book.files import write_whole
+from latephase.book.files import write_sealed
 from latephase.book.layout import Book
 from latephase.book.notebooks import read
 
@@ -42,7 +42,7 @@ def execute(book: Book, chapter: str) -> None:
         "environment": provenance.environment(),
         "seconds": round(seconds, 2),
     }
-    write_whole(book.executed(chapter), notebook.text())
+    write_sealed(book.executed(chapter), notebook.text())
     failed.unlink()
     print(f"{chapter}: done in {seconds:.1f} s", flush=True)
 

@@ -43,6 +43,10 @@ class Book:
         of_profile = "" if self.profile == PROFILES[0] else f"-{self.profile}"
         return self.build / f"{name}{of_profile}{end}"
 
+    def lock(self, step: str, chapter: str | None = None) -> Path:
+        """What a process holds while it takes the step."""
+        return self.product("-".join([f".{step}", *([chapter] if chapter else [])]), ".lock")
+
     def source(self, chapter: str) -> Path:
         return self.root / "book" / f"{chapter}.ipynb"
 

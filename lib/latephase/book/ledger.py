@@ -7,7 +7,7 @@ from pathlib import Path
 
 from latephase.book import BookError
 from latephase.book.claims import FAILS, HOLDS, NOT_COVERED, Claim
-from latephase.book.files import write_whole
+from latephase.book.files import broken_seal, write_sealed
 
 MISSING = "missing"
 
@@ -98,7 +98,7 @@ def _problem(claim: Claim, entry: dict, times: int) -> str | None:
 def write(path: Path, ledger: list[dict]) -> None:
     """Write the ledger as JSON. Infinity is written 1e999, a JSON number every reader takes."""
     text = json.dumps(_encoded(ledger), indent=1, ensure_ascii=False)
-    write_whole(path, text.replace('"∞"', "1e999").replace('"-∞"', "-1e999") + "\n")
+    write_sealed(path, text.replace('"∞"', "1e999").replace('"-∞"', "-1e999") + "\n")
 
 
 def _encoded(value):
@@ -114,11 +114,14 @@ def _encoded(value):
 
 
 def read(path: Path) -> list[dict]:
-    """The ledger's entries; BookError if the file is missing or no ledger."""
+    """The ledger's entries; BookError if the file is missing or not as it was written."""
     try:
-        return json.loads(path.read_text(encoding="utf8"))
+        content = path.read_text(encoding="utf8")
     except (OSError, ValueError) as error:
         raise BookError(f"cannot read the ledger {path}: {error}") from error
+    if wrong := broken_seal(path):
+        raise BookError(f"{wrong}; `make book` makes it again")
+    return json.loads(content)
 
 
 def problems(ledger: list[dict]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latephase.book import BookError
+from latephase.book.files import broken_seal
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class Notebook:
 
     def text(self) -> str:
         return json.dumps(self.content, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_executed(path: Path) -> Notebook:
+    """The executed notebook at `path`; BookError if it is not as `execute` wrote it."""
+    if path.exists() and (wrong := broken_seal(path)):
+        raise BookError(f"{wrong}; `make book` makes it again")
+    return read(path)
 
 
 def read(path: Path) -> Notebook:

@@ -12,7 +12,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from latephase.book import BookError
@@ -42,7 +42,9 @@ def recorded(name: str, folder: Path | None = None) -> dict:
         record = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError as error:
         raise BookError(f"{path}: there is no such recorded run. {again}") from error
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise BookError(f"{path}: {error.strerror}. {again}") from error
+    except ValueError as error:
         raise BookError(f"{path}: not a whole JSON file: {error}. {again}") from error
     missing = [key for key in PROVENANCE if not isinstance(record, dict) or key not in record]
     if missing:
@@ -50,6 +52,17 @@ def recorded(name: str, folder: Path | None = None) -> dict:
     if "schema" in record or "arrays" in record or path.with_suffix(".npz").exists():
         record["arrays"] = _arrays(path, record, again)
     return record
+
+
+def lacking(names: Iterable[str], folder: Path) -> dict[str, str]:
+    """Those of the names that have no record to be drawn, and why."""
+    why = {}
+    for name in names:
+        try:
+            recorded(name, folder)
+        except BookError as error:
+            why[name] = str(error)
+    return why
 
 
 def _arrays(path: Path, record: dict, again: str) -> dict:

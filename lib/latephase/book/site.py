@@ -19,14 +19,18 @@ import yaml
 from latephase.book import BookError, api, dressing, gate, ledger, mathjax, pages, provenance
 from latephase.book.files import read_yaml, write_whole
 from latephase.book.layout import Book
-from latephase.book.notebooks import Notebook, joined, read
+from latephase.book.notebooks import Notebook, joined, read_executed
 
 
 def build(book: Book) -> None:
     """Build the site of the executed book into `_build/html`; BookError if anything is amiss."""
+    _restore(book.html)
     stage, out = book.product("stage"), book.product("site")
     for folder in (stage, out):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)
     _stage(book, stage)
     _jupyter_book(stage, out, book.product("site", ".log"))
     made = out / "_build" / "html"
@@ -52,18 +56,18 @@ def _stage(book: Book, stage: Path) -> None:
     mathjax.copy_to(stage / "mathjax" / "mathjax")
     generated = stage / "book" / "_generated"
     address = _address()
-    notebooks = {chapter: read(book.executed(chapter)) for chapter in book.chapters()}
+    notebooks = {chapter: read_executed(book.executed(chapter)) for chapter in book.chapters()}
     for chapter, notebook in notebooks.items():
         takeaway = dressing.notebooks_to_take(book, chapter, generated, address)
         dressing.dress(notebook, chapter, takeaway, generated)
         write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
     entries = ledger.read(book.ledger)
-    (generated / "verdicts.md").write_text(ledger.markdown_table(entries), encoding="utf8")
+    write_whole(generated / "verdicts.md", ledger.markdown_table(entries))
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
-            (generated / f"{name}.svg").write_text(picture, encoding="utf8")
-    (generated / "api.md").write_text(api.page("latephase"), encoding="utf8")
-    (generated / "report.md").write_text(_report(book, notebooks), encoding="utf8")
+            write_whole(generated / f"{name}.svg", picture)
+    write_whole(generated / "api.md", api.page("latephase"))
+    write_whole(generated / "report.md", _report(book, notebooks))
 
 
 def _config(path: Path, profile: str) -> str:
@@ -174,6 +178,13 @@ def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
         plain = (re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{stage}/", "") for line in lines)
         told = "\n".join(dict.fromkeys(plain))
         raise BookError(f"{told}\njupyter-book refused the site (log: {log})")
+
+
+def _restore(html: Path) -> None:
+    """Undo what a process left that was killed between the two renames of `_put_in_place`."""
+    old = html.with_name(f".{html.name}.old")
+    if old.exists() and not html.exists():
+        old.rename(html)
 
 
 def _put_in_place(made: Path, html: Path) -> None:
