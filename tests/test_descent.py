@@ -182,6 +182,21 @@ def test_margins_duals_and_alpha_tell_the_same(squared):
     np.testing.assert_allclose(np.exp(squared.log_dual), squared.dual[-1], rtol=1e-12)
 
 
+def test_the_kkt_residuals_are_those_of_the_risk(task, squared):
+    # Lyu and Li's ε and δ from W and ∇R themselves; e^{-p} is 1e-44 at least.
+    network = networks.two_layer(4, 6, "squared_relu", generator=generator()).double()
+    parameters = list(squared.write_to(network).parameters())
+    p = task.y * network(task.x)[:, 0]
+    gradient = torch.autograd.grad(-torch.exp(-p).sum(), parameters)
+    w, g = (torch.cat([t.detach().reshape(-1) for t in v]) for v in (parameters, gradient))
+    p, smallest = p.detach(), p.min().item()
+    multipliers = smallest ** (1 / 3) * w.norm() * torch.exp(-p) / g.norm()
+    epsilon = w.norm() * smallest ** (-1 / 3) * (w / w.norm() - g / g.norm()).norm()
+    assert squared.kkt_stationarity[-1] == pytest.approx(epsilon.item(), rel=1e-9)
+    delta = (multipliers * (p / smallest - 1)).max().item()
+    assert squared.kkt_complementarity[-1] == pytest.approx(delta, rel=1e-9)
+
+
 def test_log_duals_of_several_classes_are_those_of_pairs():
     x = torch.eye(3, dtype=torch.float64) + 0.01
     network = networks.mlp([3, 8, 3], generator=generator())
