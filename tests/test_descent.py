@@ -138,6 +138,16 @@ def test_an_iteration_that_leaves_the_numbers_names_its_step(task):
         gradient_descent(network, task.x, task.y, rule="relative", rate=1e200, steps=10)
 
 
+def test_a_start_whose_margin_alone_leaves_the_numbers_is_refused():
+    network = networks.deep_linear([1, 1, 1, 1], generator=generator()).double()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.fill_(1e13)
+    # p = 1e39 is infinite in float32, ‖W‖ = 1.7e13 is not.
+    with pytest.raises(FloatingPointError, match=r"step 0: .*‖W‖ = 1\.73205e\+13"):
+        gradient_descent(network, torch.ones(1, 1), torch.ones(1), dtype=torch.float32)
+
+
 def test_a_single_example_follows_its_recurrence():
     # Φ(x) = u v w x with one example: M = ∇p ∇pᵀ, so that the rule says η = 1/‖∇p‖².
     network = networks.deep_linear([1, 1, 1, 1], generator=generator())

@@ -496,6 +496,7 @@ def test_records_tell_what_their_w_says():
     x, y = separable(25)
     module = deep_linear(3).double()
     flow = latephase.gradient_flow(module, x, y, until=30.0)
+    assert 30.0 <= flow.smoothed_margin[-1] <= 30.0 * (1 + 1e-3)
     for record in range(len(flow)):
         parameters = list(flow.write_to(module, record).parameters())
         p = torch.tensor(y) * module(torch.tensor(x))[:, 0]

@@ -66,6 +66,27 @@ def test_a_solved_stage_satisfies_its_three_equations(loss, curved):
     np.testing.assert_allclose(multiplier / multiplier.sum(), shares, rtol=1e-6)
 
 
+def test_multipliers_far_from_the_margin_follow_it():
+    problem = separated("exponential", n=40)
+    center, kappa = problem.w0 / np.linalg.norm(problem.w0), 0.1
+    p = problem.margins(center)
+    scale = 500.0 / p.min()
+    u = -scale * (p - p.min()) + np.log(kappa / (DEGREE * p.min()))
+
+    def linearize(theta, log_multiplier):
+        return Linearization(problem, theta, log_multiplier)
+
+    stage = solve_stage(
+        problem, linearize, linearize(center, u), (center, u), center, kappa, np.log(scale), DEGREE,
+        1e-9,
+    )  # fmt: skip
+    assert stage.converged
+    exponents = stage.log_multiplier + scale * problem.margins(stage.theta)
+    # Some are below rounding of the largest. θ's 1e-9 counts 500-fold.
+    assert np.ptp(stage.log_multiplier) > 60.0
+    np.testing.assert_allclose(exponents, exponents[0], rtol=0, atol=1e-4)
+
+
 def dense(root, d, inverse_scale, blocks, unit, excess):
     e = unit * (blocks == np.arange(blocks.max() + 1)[:, None])
     b = np.eye(len(d)) + e.T @ (excess[np.searchsorted(blocks, range(len(e)))][:, None] * e)
