@@ -33,22 +33,12 @@ def test_a_mutant_changes_one_line_of_the_library(file, mutant):
     assert "\n" not in old + new
 
 
-def outcome(copy: Path, *tests: str) -> subprocess.CompletedProcess:
+def outcome(copy: Path, tests: set[str]) -> subprocess.CompletedProcess:
     """The quick ones of these tests, up to the first that fails, run with the library in `copy`."""
-    options = [
-        "-x",
-        "-q",
-        "--tb=line",
-        "-m",
-        "not slow",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = ["-x", "-q", "-s", "--tb=line", "-m", "not slow", "-p", "no:xdist"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *[f"tests/{test}" for test in tests]],
-        cwd=ROOT,
+        [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *sorted(tests)],
+        cwd=ROOT / "tests",
         env=os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -68,14 +58,15 @@ def copy(tmp_path) -> Path:
 def test_a_mutant_is_killed(copy, file, mutant):
     path = copy / "latephase" / file
     path.write_text(path.read_text("utf8").replace(mutant["old"], mutant["new"]), "utf8")
-    run = outcome(copy, mutant["test"])
+    run = outcome(copy, {mutant["test"]})
     # 1: tests ran and failed. Others: nothing ran, or the mutant cannot even be imported.
     assert run.returncode == 1, run.stdout + run.stderr
 
 
 @pytest.mark.slow
 def test_without_a_mutant_the_same_tests_pass(copy):
-    (copy / "latephase" / "__init__.py").open("a").write('\nprint("the copy", flush=True)\n')
-    run = outcome(copy, "-s", *sorted({mutant["test"] for _, mutant in MUTANTS}))
+    path = copy / "latephase" / "__init__.py"
+    path.write_text(path.read_text("utf8") + '\nprint("the copy")\n', "utf8")
+    run = outcome(copy, {mutant["test"] for _, mutant in MUTANTS})
     assert run.returncode == 0, run.stdout + run.stderr
     assert "the copy" in run.stdout
