@@ -3,9 +3,9 @@
 A copy that nobody changed passes all those tests; so what turns them red is the change.
 """
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,17 +33,32 @@ def test_a_mutant_changes_one_line_of_the_library(file, mutant):
     assert "\n" not in old + new
 
 
-def outcome(copy: Path, tests: set[str]) -> subprocess.CompletedProcess:
-    """The quick ones of these tests, up to the first that fails, run with the library in `copy`."""
+# One process per worker imports what takes long, and forks for each mutant.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["nbformat", "pandas", "pytest", "scipy.optimize", "torch._dynamo"])
+SECONDS = 300
+
+
+def run_tests(copy: Path, tests: list[str]) -> None:
+    """Exit as pytest does from the quick ones of these tests, with the library in `copy`."""
+    log = os.open(copy / "log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1), os.dup2(log, 2)
+    os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    sys.path.insert(0, str(copy))
+    os.chdir(ROOT / "tests")
     options = ["-x", "-q", "-s", "--tb=line", "-m", "not slow", "-p", "no:xdist"]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *sorted(tests)],
-        cwd=ROOT / "tests",
-        env=os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    sys.exit(pytest.main([*options, "-p", "no:cacheprovider", *tests]))
+
+
+def outcome(copy: Path, tests: set[str]) -> tuple[int | None, str]:
+    """Return the exit status of pytest, None where it takes too long, and what it wrote."""
+    process = FORKS.Process(target=run_tests, args=(copy, sorted(tests)))
+    process.start()
+    process.join(SECONDS)
+    status = process.exitcode
+    process.kill()
+    process.join()
+    return status, (copy / "log").read_text("utf8")
 
 
 @pytest.fixture
@@ -58,15 +73,15 @@ def copy(tmp_path) -> Path:
 def test_a_mutant_is_killed(copy, file, mutant):
     path = copy / "latephase" / file
     path.write_text(path.read_text("utf8").replace(mutant["old"], mutant["new"]), "utf8")
-    run = outcome(copy, {mutant["test"]})
+    status, log = outcome(copy, {mutant["test"]})
     # 1: tests ran and failed. Others: nothing ran, or the mutant cannot even be imported.
-    assert run.returncode == 1, run.stdout + run.stderr
+    assert status == 1, log
 
 
 @pytest.mark.slow
 def test_without_a_mutant_the_same_tests_pass(copy):
     path = copy / "latephase" / "__init__.py"
     path.write_text(path.read_text("utf8") + '\nprint("the copy")\n', "utf8")
-    run = outcome(copy, {mutant["test"] for _, mutant in MUTANTS})
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "the copy" in run.stdout
+    status, log = outcome(copy, {mutant["test"] for _, mutant in MUTANTS})
+    assert status == 0, log
+    assert "the copy" in log
