@@ -90,6 +90,7 @@ def test_record_shows_the_verdict_of_the_worst_seed(published):
     [
         (("first/smal", 0.5, {"large": 2.0}), "'first/smal' is not registered; known: first/small"),
         (("first/small", float("nan"), {"large": 2.0}), "is NaN"),
+        (("first/small", [0.5, float("nan")], {"large": 2.0}), "is NaN"),
         (("first/small", 0.5, {"large": float("nan")}), "control 'large' of first/small is NaN"),
         (("first/small", [], {"large": 2.0}), "is empty"),
         (("first/small", 0.5, {}), r"expected the controls \['large'\], got \[\]"),
@@ -106,6 +107,26 @@ def test_record_outside_a_book_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BookError, match=r"no book/claims\.yml"):
         claims.record("first/small", 0.5, control={"large": 2.0})
+
+
+@pytest.mark.parametrize(("relation", "beyond"), [("<=", 1.1), (">=", 0.9)])
+def test_the_bound_itself_is_within(tmp_path, relation, beyond):
+    claim = claims.load(write(tmp_path, [CLAIM | {"relation": relation}]))["first/small"]
+    assert claim.satisfied(1.0, "quick")
+    for value in (beyond, float("nan")):
+        assert not claim.satisfied(value, "quick")
+    assert claim.worst([1.0, beyond]) == claim.best([beyond, beyond]) == beyond
+    assert claim.best([1.0, beyond]) == 1.0
+
+
+def test_each_profile_has_its_bound_and_each_chapter_its_claims(published, monkeypatch):
+    rows = [CLAIM | {"bound": {"quick": 1, "full": 0.1, "paper": 0.1}}]
+    registry = claims.load(write(claims.registry_path().parents[1], rows))
+    assert claims.holds("first/small", 0.5)
+    monkeypatch.setenv("LATEPHASE_PROFILE", "full")
+    assert not claims.holds("first/small", 0.5)
+    assert claims.of_chapter(registry, "first") == {"first/small"}
+    assert claims.of_chapter(registry, "second") == set()
 
 
 def test_holds_judges_the_worst_number(published):

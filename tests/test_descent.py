@@ -138,6 +138,16 @@ def test_an_iteration_that_leaves_the_numbers_names_its_step(task):
         gradient_descent(network, task.x, task.y, rule="relative", rate=1e200, steps=10)
 
 
+def test_a_start_whose_margin_alone_leaves_the_numbers_is_refused():
+    network = networks.deep_linear([1, 1, 1, 1], generator=generator()).double()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.fill_(1e13)
+    # p = 1e39 is infinite in float32, ‖W‖ = 1.7e13 is not.
+    with pytest.raises(FloatingPointError, match=r"step 0: .*‖W‖ = 1\.73205e\+13"):
+        gradient_descent(network, torch.ones(1, 1), torch.ones(1), dtype=torch.float32)
+
+
 def test_a_single_example_follows_its_recurrence():
     # Φ(x) = u v w x with one example: M = ∇p ∇pᵀ, so that the rule says η = 1/‖∇p‖².
     network = networks.deep_linear([1, 1, 1, 1], generator=generator())
@@ -180,6 +190,21 @@ def test_margins_duals_and_alpha_tell_the_same(squared):
     np.testing.assert_allclose(squared.dual, weights / weights.sum(1, keepdims=True), rtol=1e-10)
     # ln q = α - p loses the digits that α has before the point: 2 of 16.
     np.testing.assert_allclose(np.exp(squared.log_dual), squared.dual[-1], rtol=1e-12)
+
+
+def test_the_kkt_residuals_are_those_of_the_risk(task, squared):
+    # Lyu and Li's ε and δ from W and ∇R themselves; e^{-p} is 1e-44 at least.
+    network = networks.two_layer(4, 6, "squared_relu", generator=generator()).double()
+    parameters = list(squared.write_to(network).parameters())
+    p = task.y * network(task.x)[:, 0]
+    gradient = torch.autograd.grad(-torch.exp(-p).sum(), parameters)
+    w, g = (torch.cat([t.detach().reshape(-1) for t in v]) for v in (parameters, gradient))
+    p, smallest = p.detach(), p.min().item()
+    multipliers = smallest ** (1 / 3) * w.norm() * torch.exp(-p) / g.norm()
+    epsilon = w.norm() * smallest ** (-1 / 3) * (w / w.norm() - g / g.norm()).norm()
+    assert squared.kkt_stationarity[-1] == pytest.approx(epsilon.item(), rel=1e-9)
+    delta = (multipliers * (p / smallest - 1)).max().item()
+    assert squared.kkt_complementarity[-1] == pytest.approx(delta, rel=1e-9)
 
 
 def test_log_duals_of_several_classes_are_those_of_pairs():

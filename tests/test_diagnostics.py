@@ -13,9 +13,10 @@ def test_angle_is_accurate_where_one_minus_cosine_cancels():
     assert d.angle(a, -a) == pytest.approx(np.pi)
 
 
-def test_unit_refuses_zero():
+@pytest.mark.parametrize("vector", [np.zeros(3), np.array([1.0, np.inf]), np.full(2, np.nan)])
+def test_unit_refuses_what_has_no_direction(vector):
     with pytest.raises(ValueError, match="positive finite norm"):
-        d.unit(np.zeros(3))
+        d.unit(vector)
 
 
 def test_kkt_residual_vanishes_at_the_svm_direction():
@@ -53,8 +54,9 @@ def test_kkt_residual_in_the_units_of_the_definition():
     assert came == pytest.approx((epsilon, delta), rel=1e-12)
 
 
-def test_kkt_residual_is_not_defined_without_separation():
-    came = d.kkt_residual(np.ones(2), np.ones(2), np.array([1.0, -1.0]), np.ones(2), 1.0)
+@pytest.mark.parametrize("smallest", [-1.0, 0.0])
+def test_kkt_residual_is_not_defined_without_separation(smallest):
+    came = d.kkt_residual(np.ones(2), np.ones(2), np.array([1.0, smallest]), np.ones(2), 1.0)
     assert np.isnan(came).all()
 
 
@@ -70,7 +72,9 @@ def test_layers_of_rank_one_are_aligned():
     assert d.spectral_ratio(lower) == pytest.approx(1.0, abs=1e-15)
     assert d.spectral_ratio(np.eye(4)) == pytest.approx(0.5)
     assert d.neighbor_alignment(lower, upper) == pytest.approx(1.0, abs=1e-15)
+    assert d.neighbor_alignment(lower, -upper) == pytest.approx(1.0, abs=1e-15)
     assert d.balancedness(lower, upper) == pytest.approx((9 - 2) * 25)
+    assert d.balancedness(upper.T, lower.T) == pytest.approx((9 - 2) * 25)
 
 
 def test_tangent_curvature_of_a_product_of_weights():
@@ -90,6 +94,9 @@ def test_circle_masses_sum_to_the_squared_norm():
     vectors = np.array([[2.0, 0.0], [0.0, 1.0], [-3.0, -1e-9], [0.0, -1.0]])
     edges = np.linspace(-np.pi / 4, 7 * np.pi / 4, 5)
     np.testing.assert_array_equal(d.circle_masses(vectors, edges), [4.0, 1.0, 9.0, 1.0])
+    # The first bin reaches over the angle zero, from either side.
+    tilted = np.array([[2.0, -1.0]])
+    np.testing.assert_array_equal(d.circle_masses(tilted, edges), [5.0, 0.0, 0.0, 0.0])
 
 
 def test_misalignment_does_not_cancel():

@@ -486,8 +486,50 @@ def test_extend_continues_where_a_longer_flow_goes():
     assert longer.log_time[-1] == pytest.approx(direct.log_time[-1], rel=1e-3)
     again = short.extend(1e6)
     np.testing.assert_array_equal(again.direction, longer.direction)
+    np.testing.assert_array_equal(again.log_time, longer.log_time)
+    np.testing.assert_array_equal(again.path_length, longer.path_length)
     with pytest.raises(ValueError, match="beyond the smoothed margin"):
         short.extend(10.0)
+
+
+def test_records_tell_what_their_w_says():
+    x, y = separable(25)
+    module = deep_linear(3).double()
+    flow = latephase.gradient_flow(module, x, y, until=30.0)
+    assert 30.0 <= flow.smoothed_margin[-1] <= 30.0 * (1 + 1e-3)
+    for record in range(len(flow)):
+        parameters = list(flow.write_to(module, record).parameters())
+        p = torch.tensor(y) * module(torch.tensor(x))[:, 0]
+        gradient = torch.autograd.grad(-torch.exp(-p).sum(), parameters)
+        w, g = (
+            torch.cat([t.detach().reshape(-1) for t in vectors]).numpy()
+            for vectors in (parameters, gradient)
+        )
+        p, norm = p.detach().numpy(), np.linalg.norm(w)
+        alpha, smallest = -np.log(np.exp(-p).sum()), p.min()
+        # The multipliers are carried apart from W, each to the tolerance of its stage.
+        assert flow.smoothed_margin[record] == pytest.approx(alpha, rel=1e-8)
+        assert flow.normalized_smoothed_margin[record] == pytest.approx(alpha / norm**3, rel=1e-8)
+        assert flow.normalized_margin[record] == pytest.approx(smallest / norm**3, rel=1e-12)
+        np.testing.assert_allclose(flow.dual[record], np.exp(alpha - p), rtol=1e-3)
+        assert flow.alignment[record] == pytest.approx(w @ g / norm / np.linalg.norm(g), rel=1e-6)
+        multipliers = smallest ** (1 / 3) * norm * np.exp(-p) / np.linalg.norm(g)
+        delta = np.max(multipliers * (p / smallest - 1))
+        assert flow.kkt_complementarity[record] == pytest.approx(delta, rel=1e-3)
+    turns = [angle(a, b) for a, b in itertools.pairwise(flow.direction)]
+    assert flow.path_length[-1] - flow.path_length[0] == pytest.approx(sum(turns), rel=0.01)
+
+
+def test_the_raw_margin_is_that_of_the_module_as_it_is():
+    x, y = planar(10)
+    rng = np.random.default_rng(0)
+    module = TwoLayer(0.5 * rng.normal(size=(6, 3)), 0.5 * rng.normal(size=6), torch.relu)
+    flow = latephase.gradient_flow(module, x, y, until=0.2, kink_smoothing=0.1)
+    flow.write_to(module, normalized=True)
+    raw = (y * module(torch.tensor(x)).detach().numpy()).min()
+    assert flow.raw_normalized_margin[-1] == pytest.approx(raw, rel=1e-12)
+    # ε = 0.1 is seen.
+    assert abs(flow.normalized_margin[-1] - raw) > 1e-4 * raw
 
 
 def test_a_flow_can_be_saved(tmp_path):

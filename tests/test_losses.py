@@ -1,5 +1,7 @@
 """Losses: identities in the log domain, extreme margins, and the conditions on a user's loss."""
 
+import math
+
 import mpmath
 import pytest
 import torch
@@ -138,6 +140,41 @@ def test_margins_of_labels():
     assert pairwise_margins(torch.tensor([[2.0], [3.0]]), torch.tensor([-1, 1])).tolist() == [-2, 3]
 
 
+@pytest.mark.parametrize("z", [-3.0, 0.5, 17.9, 18.1, 25.0])
+def test_logistic_loss_and_its_inverse_against_sixty_digits(z):
+    with mpmath.workdps(60):
+        log_loss = mpmath.log(mpmath.log1p(mpmath.exp(-mpmath.mpf(z))))
+        # What is left of ln ℓ(z) + z: e^{-z}/2 of it is the expansion's one term.
+        tail = float(log_loss + z)
+    at = torch.tensor(z, dtype=torch.float64)
+    assert LOGISTIC.tail(at).item() == pytest.approx(tail, rel=1e-10, abs=4e-15 * abs(z))
+    inverse = LOGISTIC.inverse(torch.tensor(float(log_loss), dtype=torch.float64))
+    assert inverse.item() == pytest.approx(z, rel=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 2)])
+@pytest.mark.parametrize("loss", [*ALL, softplus_squared_tail()], ids=lambda loss: loss.name)
+def test_alpha_from_multipliers_is_alpha_where_they_are_the_duals(loss, shape):
+    generator = torch.Generator().manual_seed(0)
+    p, scale = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5, 3.0
+    alpha, log_dual = loss.smoothed_margin_and_log_duals(scale * p)
+    normalized, gap, came = loss.from_multipliers(p, log_dual + 5.0, math.log(scale))
+    assert scale * normalized == pytest.approx(alpha.item(), rel=1e-14)
+    assert gap == pytest.approx(0.0, abs=1e-15)
+    torch.testing.assert_close(came, log_dual, rtol=0, atol=1e-13)
+
+
+def test_alpha_from_other_multipliers_exceeds_it_by_their_divergence():
+    p = torch.tensor([1.0, 1.2, 1.5], dtype=torch.float64)
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    q = torch.softmax(-2.0 * p, 0)
+    divergence = (weights * (weights / q).log()).sum().item()
+    normalized, gap, _ = EXPONENTIAL.from_multipliers(p, weights.log(), math.log(2.0))
+    alpha = EXPONENTIAL.smoothed_margin(2.0 * p).item()
+    assert 2.0 * gap == pytest.approx(divergence, rel=1e-13)
+    assert 2.0 * normalized == pytest.approx(alpha + divergence, rel=1e-14)
+
+
 def test_slope_tail_of_the_logistic_loss():
     z = torch.tensor([-2.0, 0.0, 1.0, 20.0, 100.0], dtype=torch.float64)
     c, rate = LOGISTIC.slope_tail(z)
@@ -159,11 +196,12 @@ def test_bisection_inverts_a_users_loss():
     [
         (lambda z: -2.0 * z, r"tail e\^\(-z\)"),
         (lambda z: -torch.log1p(z.square()), "must decrease"),
+        (lambda z: torch.clamp(-z, max=5.0), "must decrease"),
         (lambda z: -torch.nn.functional.softplus(z), "must be convex"),
         (lambda z: torch.log(-z), "finite"),
         (lambda z: (-z).sum(), "elementwise"),
     ],
-    ids=["other rate", "not decreasing", "sigmoid", "not finite", "not elementwise"],
+    ids=["other rate", "not decreasing", "flat", "sigmoid", "not finite", "not elementwise"],
 )
 def test_losses_that_break_the_conditions(log_value, message):
     with pytest.raises(ValueError, match=message):

@@ -87,7 +87,17 @@ def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples(monkeypat
     assert again[0] == pytest.approx(alpha, rel=1e-14)
     np.testing.assert_allclose(again[3], of_alpha, atol=1e-13)
     np.testing.assert_allclose(problem.jacobian(problem.w0), jacobian, atol=1e-13)
-    assert problem.evaluations == {"gradient": 3, "jacobian": 2, "curvature": 0}
+    p, in_blocks = problem.weighted_gradient(problem.w0, weights)
+    np.testing.assert_allclose(p, margins, rtol=1e-13)
+    np.testing.assert_allclose(in_blocks, gradient, atol=1e-12)
+    product = problem.jacobian_times(problem.w0, of_alpha)
+    np.testing.assert_allclose(product.reshape(-1), jacobian @ of_alpha, atol=1e-12)
+    assert problem.evaluations == {"gradient": 6, "jacobian": 2, "curvature": 0}
+    # A copy that counts apart leaves this count alone.
+    problem.recounted().margins(problem.w0)
+    problem.recounted().smoothed_margin(problem.w0)
+    assert problem.evaluations["gradient"] == 6
+    np.testing.assert_array_equal(problem.true_margins(p), p.min(1))
 
 
 def test_jacobian_in_blocks_under_the_bound():
@@ -99,6 +109,12 @@ def test_jacobian_in_blocks_under_the_bound():
     np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), full, atol=1e-14)
     with pytest.raises(ValueError, match="9 rows and 28 columns needs 2016 bytes, the bound is"):
         problem.jacobian(problem.w0)
+    # Three margins an example.
+    of_classes = Problem(
+        two_layer(outputs=4), *data(n=9, classes=4), jacobian_bytes=27 * 8 * 49 - 1
+    )
+    with pytest.raises(ValueError, match="27 rows and 49 columns"):
+        of_classes.jacobian(of_classes.w0)
 
 
 def test_curvature_against_differences_of_gradients():
@@ -113,6 +129,10 @@ def test_curvature_against_differences_of_gradients():
         up = problem.weighted_gradient(problem.w0 + step * column, weights)[1]
         down = problem.weighted_gradient(problem.w0 - step * column, weights)[1]
         np.testing.assert_allclose(came, (up - down) / (2 * step), atol=1e-8)  # rounding/step
+    # The whole of it, two columns at a time.
+    problem.jacobian_bytes = 2 * 32 * 20 * 9
+    whole = problem.curvature(problem.w0, weights, np.eye(20))
+    np.testing.assert_allclose(problem.hessian(problem.w0, weights), whole, atol=1e-14)
 
 
 def test_the_module_stays_untouched_and_float32_is_upcast():
