@@ -1,5 +1,6 @@
 """A small book, built by the same Snakefile as the large one, in which faults can be planted."""
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -92,3 +93,18 @@ class FixtureBook:
 @pytest.fixture
 def book(tmp_path) -> FixtureBook:
     return FixtureBook(tmp_path / "book root")
+
+
+@pytest.fixture
+def limited(monkeypatch):
+    """Have the kernel refuse files of more than so many bytes, as on a full disk; None: no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python does not notice that a module's bytecode was cut off, and would read it for ever.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+
+    def begin(size=1000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield begin
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -320,7 +319,7 @@ def test_a_change_of_versions_is_said(finished):
         train(network(), *data(), settings(), finished)
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path, monkeypatch, limited):
     x, y = data()
     whole = network()
     train(whole, x, y, settings(), tmp_path / "whole")
@@ -329,14 +328,10 @@ def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             train(network(), x, y, settings(), tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The kernel refuses to let a file grow further, as it does on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OSError, match=r"step-\d+.json: the state at step \d+ could not") as e:
-            train(network(), x, y, settings(), tmp_path / "run")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    limited()
+    with pytest.raises(OSError, match=r"step-\d+.json: the state at step \d+ could not") as e:
+        train(network(), x, y, settings(), tmp_path / "run")
+    limited(None)
     assert e.value.errno is not None
     assert "earlier states in the folder are intact. Make room for" in str(e.value)
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
