@@ -39,7 +39,7 @@ def problem(seed: int) -> dict:
         x = np.repeat(x, 2, axis=0)
     elif shape == "collinear":
         x = np.outer(x[:, 0], np.ones(d))
-    elif shape == "idle feature":
+    elif shape == "idle feature" and d > 1:
         x[:, 0] = 0.0
     y = np.argmax(x @ rng.normal(size=(d, 3)), axis=1)
     if classes == 1 or len(set(y.tolist())) < 3:
