@@ -23,15 +23,15 @@ WING = [f for f in LIBRARY if f.parent.name == "book" and f.stem in ("claims", "
 PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
          and ".ipynb_checkpoints" not in f.parts]
 EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
-LEDGER, VERDICT, SITE = (str(f.relative_to(BOOK.root)) for f in (
-    BOOK.ledger, BOOK.product("verdict", ".ok"), BOOK.html / "index.html"))
+LEDGER, VERDICT, NAMES, SITE = (str(f.relative_to(BOOK.root)) for f in (
+    BOOK.ledger, BOOK.product("verdict", ".ok"), BOOK.names, BOOK.html / "index.html"))
 PYTHON = sys.executable
 STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
 # What `make record` asks for. Without it no rule makes a record: a book never starts a long run.
 RUNS, RECORDS = config.get("runs"), config.get("records", [])
 
 
-localrules: book, site, verdict, ledger, records
+localrules: book, site, names, verdict, ledger, records
 
 
 def claims_of(wildcards):
@@ -50,9 +50,16 @@ rule book:
     input: SITE, VERDICT, LEDGER, expand(EXECUTED, chapter=CHAPTERS)
 
 rule site:
-    input: VERDICT, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
-           LIBRARY
+    input: VERDICT, NAMES, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
+           [f for f in LIBRARY if f not in SCIENCE]
     output: update(SITE)
+    params: profile=BOOK.profile
+    shell: STEP
+
+# By itself, as it loads all of the library: a changed chapter does not make it again.
+rule names:
+    input: LIBRARY
+    output: update(NAMES)
     params: profile=BOOK.profile
     shell: STEP
 

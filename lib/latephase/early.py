@@ -19,7 +19,7 @@ from latephase.problem import Problem
 
 STEP_BUDGET = 2000
 # A state with α ≤ 0 and ‖W‖‖∇α‖ below this, times min(1, max|p|), is a stationary point.
-STATIONARY = 1e-8
+_STATIONARY = 1e-8
 # A direction that does not turn would allow steps over which α, like ‖W‖^L, grows by many e-folds,
 # too far for the clock: this bounds the growth of ln ‖W‖^L in a step.
 LONGEST_GROWTH = 0.15
@@ -55,13 +55,22 @@ class EarlyState:
         """Return r‖∇α‖, that is ‖W‖‖∇α‖ away from zero."""
         return self.radius * float(np.linalg.norm(self.gradient))
 
+    def largest(self) -> float:
+        """Return max|p|."""
+        return float(np.abs(self.p).max())
+
     def unit(self) -> float:
         """Return min(1, max|p|), beside which the slope is large or small."""
-        return min(1.0, float(np.abs(self.p).max()))
+        return min(1.0, self.largest())
 
     def stationary(self) -> bool:
         """Return whether W is a stationary point that does not separate the examples."""
-        return self.alpha <= 0.0 and self.slope() <= STATIONARY * self.unit()
+        return is_stationary(self.alpha, self.slope(), self.largest())
+
+
+def is_stationary(alpha: float, slope: float, largest: float) -> bool:
+    """Return whether α, ‖W‖‖∇α‖ and max|p| are those of a stationary point with α ≤ 0."""
+    return alpha <= 0.0 and slope <= _STATIONARY * min(1.0, largest)
 
 
 def early_phase(

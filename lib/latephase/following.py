@@ -16,7 +16,7 @@ import numpy as np
 
 from latephase import diagnostics
 from latephase.clock import LogClock
-from latephase.early import STATIONARY, STEP_BUDGET, EarlyState, early_phase
+from latephase.early import STEP_BUDGET, EarlyState, early_phase, is_stationary
 from latephase.errors import NotSeparated, StepCollapse
 from latephase.late import LateStepper
 from latephase.losses import EXPONENTIAL
@@ -170,8 +170,10 @@ class Flow:
                 advances = []
                 continue
             advances = [*advances[-99:], 0.0]
-            slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
-            if state.smoothed_margin <= 0.0 and slope < STATIONARY:
+            log_scale = self.degree * state.log_norm
+            slope = exp_times(log_scale, np.linalg.norm(state.gradient))
+            largest = exp_times(log_scale, np.abs(state.p).max())
+            if is_stationary(state.smoothed_margin, slope, largest):
                 raise self._not_separated("the risk is stationary", slope, state.p)
             taken = self.steps - started
             if taken > LATE_STEP_BUDGET:

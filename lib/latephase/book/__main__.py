@@ -16,7 +16,7 @@ from pathlib import Path
 
 from latephase.book import BookError, gate, ledger
 from latephase.book.claims import PROFILES, load, of_chapter
-from latephase.book.files import broken_seal, held, read_yaml, require_room
+from latephase.book.files import broken_seal, held, read_yaml, require_room, write_sealed
 from latephase.book.layout import Book
 from latephase.book.notebooks import read_executed
 from latephase.book.records import lacking, runs
@@ -212,7 +212,7 @@ def _preflight(book: Book) -> None:
 def _discard_damaged(book: Book) -> None:
     """Delete earlier products that are no longer as they were written: they are made again."""
     products = [(book.executed(chapter), "chapter", chapter) for chapter in book.chapters()]
-    for path, *step in [*products, (book.ledger, "ledger")]:
+    for path, *step in [*products, (book.ledger, "ledger"), (book.names, "names")]:
         with held(book.lock(*step), " ".join(["the", *step]), wait=True):
             if path.exists() and (wrong := broken_seal(path)):
                 print(f"book: {wrong}; it is made again", file=sys.stderr, flush=True)
@@ -253,6 +253,13 @@ def _verdict(book: Book, options) -> None:
         raise BookError("\n".join(["red claims:", ledger.plain_table(entries), *wrong]))
 
 
+def _names(book: Book, options) -> None:
+    from latephase.book import api
+
+    with held(book.lock("names"), "the names", wait=True):
+        write_sealed(book.names, api.page("latephase"))
+
+
 def _site(book: Book, options) -> None:
     from latephase.book import site
 
@@ -272,6 +279,7 @@ _STEPS = {
     "chapter": _chapter,
     "ledger": _ledger,
     "verdict": _verdict,
+    "names": _names,
     "site": _site,
     "links": _links,
 }

@@ -35,6 +35,11 @@ class Book:
         return self.product("ledger", ".json")
 
     @property
+    def names(self) -> Path:
+        """The page of the library's public names."""
+        return self.product("names", ".md")
+
+    @property
     def html(self) -> Path:
         return self.product("html")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from latephase.book import BookError, api, dressing, gate, ledger, mathjax, pages, provenance
+from latephase.book import BookError, dressing, gate, ledger, mathjax, pages, provenance
 from latephase.book.files import read_yaml, write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read_executed
@@ -66,7 +66,7 @@ def _stage(book: Book, stage: Path) -> None:
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
             write_whole(generated / f"{name}.svg", picture)
-    write_whole(generated / "api.md", api.page("latephase"))
+    shutil.copy(book.names, generated / "api.md")
     write_whole(generated / "report.md", _report(book, notebooks))
 
 
