@@ -9,6 +9,7 @@ from nbformat.v4 import writes as text_of
 
 from latephase.book import BookError, gate, mathjax
 from latephase.book.claims import MIME
+from latephase.book.notebooks import read
 from tests.conftest import ROOT, chapter
 
 
@@ -23,12 +24,12 @@ def executed(notebook):
 
 
 def faults(tmp_path, plant=lambda notebook: None, expected=("first/small",)):
-    source, run = tmp_path / "source.ipynb", tmp_path / "first.ipynb"
+    source, run = tmp_path / "first.ipynb", tmp_path / "run.ipynb"
     source.write_text(text_of(chapter("first", "x = 1")))
     notebook = executed(chapter("first", "x = 1"))
     plant(notebook)
     run.write_text(text_of(notebook))
-    return gate.check_executed(run, source, set(expected))
+    return gate.check_executed(read(run), source, set(expected))
 
 
 def test_a_faultless_run_passes(tmp_path):
@@ -123,8 +124,8 @@ def two_parameter_cells(notebook):
         (printed_pandas_nan, "code cell 3 printed or glued NaN"),
         (glued_nan, "code cell 3 printed or glued NaN"),
         (wrote_to_stderr, "code cell 3 wrote to stderr: UserWarning: b"),
-        (changed_source, "was executed from another source than source.ipynb holds now"),
-        (changed_prose, "was executed from another source than source.ipynb holds now"),
+        (changed_source, "was executed from another source than first.ipynb holds now"),
+        (changed_prose, "was executed from another source than first.ipynb holds now"),
         (no_record, "never recorded the claim 'first/small'"),
         (recorded_twice, "recorded 'first/small' 2 times"),
         (recorded_early, "claims are recorded in the last code cell"),

@@ -237,7 +237,7 @@ def _merge(book: Book) -> None:
     for chapter in book.chapters():
         notebook = read_executed(book.executed(chapter))
         expected = of_chapter(claims, chapter)
-        wrong += gate.check_executed(book.executed(chapter), book.source(chapter), expected)
+        wrong += gate.check_executed(notebook, book.source(chapter), expected)
         if not wrong:
             seconds = notebook.made_by["seconds"]
             records[chapter] = {"seconds": seconds, "claims": gate.recorded(notebook)}

@@ -115,7 +115,7 @@ def _figure_files(cell: Cell, name: str, generated: Path) -> str:
             path.write_bytes(base64.b64decode(content))
         elif suffix == "csv" and len(content) > _LARGE:
             path, word = path.with_name(f"{path.name}.gz"), f"{word}, compressed"
-            path.write_bytes(gzip.compress(content.encode(), 6, mtime=0))
+            path.write_bytes(gzip.compress(content.encode(), 4, mtime=0))
         else:
             write_whole(path, content)
         offers.append(f"{{download}}`{word} <_generated/figures/{path.name}>`")

@@ -33,8 +33,8 @@ def execute(book: Book, chapter: str) -> None:
     }
     _papermill(chapter, source, failed, parameters)
     seconds = time.monotonic() - began
-    _require(gate.check_executed(failed, source, expected), f" (see {failed})")
     notebook = read(failed)
+    _require(gate.check_executed(notebook, source, expected), f" (see {failed})")
     notebook.content["metadata"]["latephase"] = {
         "profile": book.profile,
         "parameters": parameters,
@@ -53,9 +53,6 @@ def _require(wrong: list[str], hint: str = "") -> None:
 
 
 def _papermill(chapter, source, output, parameters):
-    # jsonschema imports this optional check of web addresses, which parses a grammar for seconds;
-    # no notebook's schema asks for it, and jsonschema does without what cannot be imported.
-    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, papermill_engines

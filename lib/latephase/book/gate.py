@@ -37,9 +37,9 @@ def _parameters_faults(name: str, cells: list[Cell]) -> list[str]:
     return [f"{name}: expected one code cell tagged 'parameters'"]
 
 
-def check_executed(executed: Path, source: Path, expected: set[str]) -> list[str]:
+def check_executed(executed: Notebook, source: Path, expected: set[str]) -> list[str]:
     """What is wrong with an executed chapter that should have recorded the `expected` claims."""
-    name, cells = executed.stem, read(executed).cells
+    name, cells = source.stem, executed.cells
     wrong = []
     own = [cell for cell in cells if "injected-parameters" not in cell.tags]
     if cells_sha256(own) != cells_sha256(read(source).cells):

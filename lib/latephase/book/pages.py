@@ -94,7 +94,7 @@ def _cut_icons(folder: Path, shown: str, static: Path) -> None:
 
 def _cut_font(path: Path, codes: set[int]) -> None:
     options = subset.Options(flavor="woff", layout_features=[], notdef_outline=True)
-    with TTFont(path) as font:
+    with TTFont(path, recalcTimestamp=False) as font:
         cutter = subset.Subsetter(options)
         cutter.populate(unicodes=codes)
         cutter.subset(font)
