@@ -106,15 +106,16 @@ def test_distribution_change_is_the_distance_of_two_moments():
     assert convergence.distribution_change(margins, alpha, 10.0, 80.0) == INF
 
 
-def test_tails_are_resolved_up_to_the_first_disagreement():
+def test_tails_are_unresolved_from_the_first_disagreement_on():
     first = convergence.tails(np.array([0.0, 0.9, 0.99, 0.999, 1.0]))
     np.testing.assert_allclose(first, [1.0, 0.1, 0.01, 0.001, 0.0], rtol=1e-9)
     second = first * [1.0, 1.05, 1.2, 1.0, 1.0]
-    assert convergence.resolved(first, second) == 2
-    assert convergence.smallest_resolved(first, second) == pytest.approx(0.105)
-    assert convergence.resolved(first, first) == 4  # nothing is claimed below the floor
-    assert convergence.resolved(first, first, floor=0.05) == 2
-    assert convergence.smallest_resolved(np.array([]), np.array([])) == INF
+    assert convergence.largest_unresolved(first, second) == pytest.approx(0.012)
+    assert convergence.largest_unresolved(second, first) == pytest.approx(0.012)
+    assert convergence.largest_unresolved(first[:2], second[:2]) == 0.0
+    # Nothing is claimed below the floor.
+    assert convergence.largest_unresolved(first, first, floor=0.05) == pytest.approx(0.01)
+    assert convergence.largest_unresolved([], []) == INF
 
 
 def test_secants_point_to_the_last_record():

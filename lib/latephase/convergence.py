@@ -154,24 +154,21 @@ def tails(path_length: np.ndarray) -> np.ndarray:
     return path_length[-1] - path_length
 
 
-def resolved(
+def largest_unresolved(
     first: np.ndarray, second: np.ndarray, agreement: float = 0.1, floor: float = 1e-13
-) -> int:
-    """Return how many leading terms of two series agree within `agreement` and exceed `floor`.
+) -> float:
+    """Return the first term on which two falling series part, 0 if none, +inf without terms.
 
-    The series are one quantity from runs at two tolerances; from the first disagreement on
-    nothing is claimed. 0 for a run that has none.
+    The series are one quantity from runs at two tolerances. They part where they differ by more
+    than `agreement`, relative, or where one is below `floor`: from there on nothing is claimed.
     """
     length = min(len(first), len(second))
+    if not length:
+        return float("inf")
     first, second = np.asarray(first[:length]), np.asarray(second[:length])
-    agree = np.abs(first - second) <= agreement * np.minimum(np.abs(first), np.abs(second))
-    return _first(~(agree & (np.minimum(first, second) > floor)))
-
-
-def smallest_resolved(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the smallest leading term on which two runs agree (`resolved`), +inf for none."""
-    count = resolved(first, second)
-    return float(np.min(np.asarray(second)[:count])) if count else float("inf")
+    smaller, larger = np.minimum(first, second), np.maximum(first, second)
+    parted = (larger - smaller > agreement * smaller) | (smaller <= floor)
+    return float(larger[parted][0]) if parted.any() else 0.0
 
 
 def last_to_first(series: np.ndarray) -> float:
