@@ -47,7 +47,7 @@ def records_of(wildcards):
 
 # All of it: of what the site is made from, Snakemake would not miss what has vanished.
 rule book:
-    input: SITE, VERDICT, LEDGER, expand(EXECUTED, chapter=CHAPTERS)
+    input: SITE, NAMES, VERDICT, LEDGER, expand(EXECUTED, chapter=CHAPTERS)
 
 rule site:
     input: VERDICT, NAMES, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),

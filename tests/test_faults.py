@@ -80,6 +80,8 @@ def built(tmp_path_factory) -> FixtureBook:
         ("ledger.json", changed, True),
         ("ledger.json", foreign, True),
         ("ledger.json", gone, False),
+        ("names.md", cut, True),
+        ("names.md", gone, False),
         ("stage", in_the_way, False),
         ("site.log", cut, False),
         ("html/index.html", gone, False),
@@ -93,7 +95,12 @@ def test_what_was_built_and_is_damaged_is_made_again(built, name, damage, said):
     told = "cut off or changed since it was written" if path.suffix != ".sha256" else "its hash"
     assert (told in done.stderr and "; it is made again" in done.stderr) == said
     assert ledger_of(built) == built.ledger
-    for product in ("executed/quick/first.ipynb", "executed/quick/second.ipynb", "ledger.json"):
+    for product in (
+        "executed/quick/first.ipynb",
+        "executed/quick/second.ipynb",
+        "ledger.json",
+        "names.md",
+    ):
         assert broken_seal(built.root / "_build" / product) is None
     again = built.build()
     assert again.returncode == 0
