@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+
+from latephase.book import records
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -91,7 +92,6 @@ CASES = {
 
 def save(name: str, content: dict) -> Path:
     """Write results/name.json with the machine's description; it appears whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
     content |= {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread",
         "device": "cpu",
@@ -102,11 +102,7 @@ def save(name: str, content: dict) -> Path:
             if find_spec(name)
         },
     }
-    path = RESULTS / f"{name}.json"
-    aside = path.with_suffix(".aside")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, path)
-    return path
+    return records.write(name, RESULTS, content)
 
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latephase.book import BookError
-from latephase.book.records import PROVENANCE, SCHEMA, recorded, write
+from latephase.book.records import PROVENANCE, SCHEMA, recorded, sealed, write
 from tests.conftest import ROOT
 
 
@@ -18,14 +18,18 @@ def test_every_record_of_the_repository_says_how_it_was_made(path):
 
 
 def test_what_is_not_a_whole_record_is_refused(tmp_path):
-    whole = json.dumps(dict.fromkeys(PROVENANCE, 1))
-    (tmp_path / "whole.json").write_text(whole)
-    assert set(recorded("whole", tmp_path)) == set(PROVENANCE)
+    record = dict.fromkeys(PROVENANCE, 1)
+    whole = write("whole", tmp_path, record).read_text()
+    assert recorded("whole", tmp_path) == record
     (tmp_path / "half.json").write_text(whole[:-5])
+    (tmp_path / "edited.json").write_text(whole.replace('"duration": 1', '"duration": 2'))
+    (tmp_path / "bald.json").write_text(json.dumps(record))
     (tmp_path / "bare.json").write_text('{"seed": 0}')
     for name, message in (
         ("none", "no such recorded run. To make it again: make record RUN=none"),
         ("half", "not a whole JSON file"),
+        ("edited", "changed since it was written: its sha256 does not fit. To make it again"),
+        ("bald", "changed since it was written"),
         ("bare", "expected a record with machine, device, versions, duration"),
     ):
         with pytest.raises(BookError, match=message):
@@ -70,7 +74,7 @@ def test_a_record_whose_arrays_or_schema_do_not_fit_is_refused(tmp_path):
         ({"arrays": ...}, "expected a record with"),
     ):
         other = {k: v for k, v in (content | changed).items() if v is not ...}
-        path.write_text(json.dumps(other))
+        path.write_text(json.dumps(sealed(other)))
         with pytest.raises(BookError, match=message):
             recorded("one", tmp_path)
 

@@ -23,7 +23,7 @@ from latephase.book import BookError
 from latephase.book.claims import load
 from latephase.book.files import read_yaml
 from latephase.book.layout import Book
-from latephase.book.records import PROVENANCE, SCHEMA, recorded, runs
+from latephase.book.records import PROVENANCE, SCHEMA, recorded, runs, sealed
 from latephase.datafiles import DataError
 from latephase.trajectory import Trajectory
 from tests.conftest import ROOT, chapter
@@ -103,7 +103,7 @@ def read_record(path, content):
     path.write_bytes(content)
     record = dict.fromkeys((*PROVENANCE, "settings", "data", "commit"), 1)
     record |= {"schema": SCHEMA, "arrays": hashlib.sha256(content).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(record))
+    path.with_suffix(".json").write_text(json.dumps(sealed(record)))
     recorded(path.stem, path.parent)
 
 

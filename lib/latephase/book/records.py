@@ -1,7 +1,7 @@
 """Recorded runs: long ones, made once, whose results a chapter draws.
 
-A record is a JSON file that says what was run, how, and where; one with arrays has them in an npz
-file of the same name beside it, and their hash in itself.
+A record is a JSON file that says what was run, how, and where, with the hash of what it says; one
+with arrays has them in an npz file of the same name beside it, and their hash in itself.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def recorded(name: str, folder: Path | None = None) -> dict:
 
     Under "arrays" stand the NumPy arrays of `name`.npz where it has any. Raises BookError, with
     the command that makes it again, where it is missing, is not whole, is of another schema, or
-    does not say how it was made, and where its arrays are not those it was written with.
+    does not say how it was made, and where it or its arrays are not as they were written.
     """
     folder = registry_path().parents[1] / "results" if folder is None else folder
     path = folder / f"{name}.json"
@@ -49,6 +49,8 @@ def recorded(name: str, folder: Path | None = None) -> dict:
     missing = [key for key in PROVENANCE if not isinstance(record, dict) or key not in record]
     if missing:
         raise BookError(f"{path}: expected a record with {', '.join(missing)}. {again}")
+    if record.pop("sha256", None) != _digest(record):
+        raise BookError(f"{path}: changed since it was written: its sha256 does not fit. {again}")
     if "schema" in record or "arrays" in record or path.with_suffix(".npz").exists():
         record["arrays"] = _arrays(path, record, again)
     return record
@@ -117,12 +119,44 @@ def runs(path: Path) -> dict[str, dict]:
     return found
 
 
-def write(name: str, folder: Path, record: Mapping, arrays: Mapping) -> Path:
-    """Write a record with arrays, of the present schema, and return its JSON file.
+def sealed(record: Mapping) -> dict:
+    """The record as JSON holds it, with the sha256 of what it says, anew where it has one."""
+    content = json.loads(json.dumps({k: v for k, v in record.items() if k != "sha256"}))
+    return content | {"sha256": _digest(content)}
+
+
+def _digest(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def write(name: str, folder: Path, record: Mapping, arrays: Mapping | None = None) -> Path:
+    """Write a record, with arrays one of the present schema, and return its JSON file.
 
     The arrays appear first, so that a record that is cut off in between is refused and not drawn.
     Raises BookError for a record that does not say how it was made, or when the disk refuses.
     """
+    path, expected = folder / f"{name}.json", PROVENANCE
+    if arrays is not None:
+        data, expected = _packed(arrays), (*PROVENANCE, *_ARRAYS)
+        record = {**record, "schema": SCHEMA, "arrays": hashlib.sha256(data).hexdigest()}
+    if missing := [key for key in expected if key not in record]:
+        raise BookError(f"{name}: expected a record with {', '.join(missing)}")
+    if arrays is not None:
+        aside = folder / f".{name}.npz.partial"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(data)
+            os.replace(aside, path.with_suffix(".npz"))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise BookError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, json.dumps(sealed(record), indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def _packed(arrays: Mapping) -> bytes:
+    """The arrays as an .npz; equal arrays are equal bytes."""
     import numpy as np
 
     content = io.BytesIO()
@@ -133,18 +167,4 @@ def write(name: str, folder: Path, record: Mapping, arrays: Mapping) -> Path:
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w") as file:
                 np.lib.format.write_array(file, np.asarray(arrays[key]), allow_pickle=False)
-    data = content.getvalue()
-    whole = {**record, "schema": SCHEMA, "arrays": hashlib.sha256(data).hexdigest()}
-    if missing := [key for key in (*PROVENANCE, *_ARRAYS) if key not in whole]:
-        raise BookError(f"{name}: expected a record with {', '.join(missing)}")
-    path, aside = folder / f"{name}.json", folder / f".{name}.npz.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        os.replace(aside, path.with_suffix(".npz"))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise BookError(f"cannot write {path}: {error.strerror or error}") from error
-    write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    return path
+    return content.getvalue()

@@ -5,7 +5,6 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
-import json
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from latephase.book import BookError, dressing, gate, ledger, mathjax, pages, pr
 from latephase.book.files import read_yaml, write_whole
 from latephase.book.layout import Book
 from latephase.book.notebooks import Notebook, joined, read_executed
+from latephase.book.records import recorded
 
 
 def build(book: Book) -> None:
@@ -143,7 +143,7 @@ def _report(book: Book, notebooks: dict) -> str:
         f"| `{run.get('commit', 'not noted')[:10]}` "
         f"| `{run.get('data', {}).get('sha256', 'made in the run')}` |"
         for path in sorted((book.root / "results").glob("*.json"))
-        for run in [json.loads(path.read_text(encoding="utf8"))]
+        for run in [recorded(path.stem, path.parent)]
     ]
     if runs:
         head = "| Recorded run | Seconds | Seed | Device | Commit | sha256 of its data |"
