@@ -224,9 +224,9 @@ def test_what_a_dead_process_started_goes_on_holding_its_lock(tmp_path):
 def test_of_two_builds_at_once_one_wins(book):
     book.write_notebook("first", chapter("first", "import time\n\ntime.sleep(5)"))
     one = starts(book, "build")
-    while not (book.root / "_build/.build.lock").exists():
+    lock = book.root / "_build/.build.lock"
+    while not (lock.exists() and lock.read_text()):
         time.sleep(0.05)
-    time.sleep(0.5)
     other = book.build()
     assert other.returncode == 1
     assert other.stderr == (
@@ -234,7 +234,8 @@ def test_of_two_builds_at_once_one_wins(book):
         "wait for it to end, or stop it\n"
     )
     # A step by hand waits for the one of the build.
-    while not (book.root / "_build/.chapter-first.lock").read_text():
+    lock = book.root / "_build/.chapter-first.lock"
+    while not (lock.exists() and lock.read_text()):
         time.sleep(0.05)
     while not (book.root / "_build/failed/quick").exists():
         time.sleep(0.05)
