@@ -115,6 +115,7 @@ def test_tails_are_unresolved_from_the_first_disagreement_on():
     assert convergence.largest_unresolved(first[:2], second[:2]) == 0.0
     # Nothing is claimed below the floor.
     assert convergence.largest_unresolved(first, first, floor=0.05) == pytest.approx(0.01)
+    assert np.isnan(convergence.largest_unresolved(first, first * np.nan))
     assert convergence.largest_unresolved([], []) == INF
 
 

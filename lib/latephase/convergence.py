@@ -167,7 +167,7 @@ def largest_unresolved(
         return float("inf")
     first, second = np.asarray(first[:length]), np.asarray(second[:length])
     smaller, larger = np.minimum(first, second), np.maximum(first, second)
-    parted = (larger - smaller > agreement * smaller) | (smaller <= floor)
+    parted = ~((larger - smaller <= agreement * smaller) & (smaller > floor))
     return float(larger[parted][0]) if parted.any() else 0.0
 
 
