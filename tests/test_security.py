@@ -78,31 +78,10 @@ def jpeg_arrays() -> dict:
     return {"jpeg_train": np.zeros(4, np.uint8), "offset_train": [0, 4], "y_train": [0]}
 
 
-def read_keras(path, content):
-    path.write_bytes(content)
-    images.keras_npz(path)
-
-
-def read_jpeg(path, content):
-    path.write_bytes(content)
-    images.jpeg_npz(path)
-
-
-def read_trajectory(path, content):
-    path.write_bytes(content)
-    Trajectory.load(path)
-
-
-def read_data(path, content):
-    path.write_bytes(content)
-    cli.read_data(path)
-
-
-def read_record(path, content):
+def read_record(path):
     """A record whose maker also wrote the hash."""
-    path.write_bytes(content)
     record = dict.fromkeys((*PROVENANCE, "settings", "data", "commit"), 1)
-    record |= {"schema": SCHEMA, "arrays": hashlib.sha256(content).hexdigest()}
+    record |= {"schema": SCHEMA, "arrays": hashlib.sha256(path.read_bytes()).hexdigest()}
     path.with_suffix(".json").write_text(json.dumps(sealed(record)))
     recorded(path.stem, path.parent)
 
@@ -111,11 +90,11 @@ def read_record(path, content):
 @pytest.mark.parametrize(
     ("read", "arrays", "name", "error"),
     [
-        (read_keras, keras_arrays(), "x_train", DataError),
-        (read_jpeg, jpeg_arrays(), "jpeg_train", DataError),
-        (read_data, {"x": np.zeros((2, 3)), "y": np.arange(2)}, "x", ValueError),
+        (images.keras_npz, keras_arrays(), "x_train", DataError),
+        (images.jpeg_npz, jpeg_arrays(), "jpeg_train", DataError),
+        (cli.read_data, {"x": np.zeros((2, 3)), "y": np.arange(2)}, "x", ValueError),
         (read_record, {"margins": np.zeros(3)}, "margins", BookError),
-        (read_trajectory, None, "direction", ValueError),
+        (Trajectory.load, None, "direction", ValueError),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -126,9 +105,10 @@ def test_a_pickle_among_arrays_is_refused_and_never_run(
         trajectory().save(tmp_path / "whole.npz")
         with np.load(tmp_path / "whole.npz") as whole:
             arrays = dict(whole)
-    content = form(arrays, name, Trap(sprung))
+    path = tmp_path / "evil.npz"
+    path.write_bytes(form(arrays, name, Trap(sprung)))
     with pytest.raises(error, match="evil"):
-        read(tmp_path / "evil.npz", content)
+        read(path)
     assert not sprung.exists()
 
 
