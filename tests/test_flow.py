@@ -756,3 +756,12 @@ def test_copies_in_small_units_are_followed_far():
         linear(10), 1e-6 * np.repeat(x, 2, 0), np.repeat(y, 2), until=1e30
     )
     assert angle(flow.direction[-1], direction) < 1e-9
+
+
+def test_margins_may_pass_the_largest_float():
+    x = torch.tensor([[1.0, 0.2], [-1.0, 0.3], [1e12, 1e12]], dtype=torch.float64)
+    module = networks.linear(2, generator=torch.Generator().manual_seed(0))
+    with np.errstate(over="ignore"):  # of the third example, whose dual variable is zero
+        run = latephase.gradient_flow(module, x, torch.tensor([1, -1, 1]), until=1e300)
+    assert run.smoothed_margin[-1] >= 1e300
+    assert run.alignment[-1] == pytest.approx(1.0, abs=1e-12)

@@ -170,9 +170,8 @@ class Flow:
                 advances = []
                 continue
             advances = [*advances[-99:], 0.0]
-            log_scale = self.degree * state.log_norm
-            slope = exp_times(log_scale, np.linalg.norm(state.gradient))
-            largest = exp_times(log_scale, np.abs(state.p).max())
+            slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
+            largest = math.exp(min(0.0, _log_largest(state, self.degree)))
             if is_stationary(state.smoothed_margin, slope, largest):
                 raise self._not_separated("the risk is stationary", slope, state.p)
             taken = self.steps - started
@@ -306,7 +305,7 @@ class Flow:
         if kinks.other:
             why += f"; kinks that cannot be smoothed: {', '.join(sorted(kinks.other))}"
         if self.state is not None:
-            largest = exp_times(self.degree * self.state.log_norm, np.abs(self.state.p).max())
+            largest = math.exp(min(700.0, _log_largest(self.state, self.degree)))
             if largest > max(_LARGE, _UNRESOLVED * abs(self.best)):
                 why += (
                     f"; with margins of up to {largest:.1e} the gradient of the risk jumps from "
@@ -341,7 +340,8 @@ class _Standing:
     def at(self, state: State, steps: int, gradients: int) -> _Standing:
         """Return where the flow stands at a new state."""
         gained = state.smoothed_margin > 0.99 * self.state.smoothed_margin
-        largest, before = self._log_largest(state), self._log_largest(self.state)
+        largest = _log_largest(state, self.degree)
+        before = _log_largest(self.state, self.degree)
         doubled = largest < 0.0 and largest > before + math.log(2.0)
         return _Standing(state, self.degree, steps, gradients) if gained or doubled else self
 
@@ -352,9 +352,6 @@ class _Standing:
         if self.state.smoothed_margin > 0.0 or not enough:
             return ""
         return f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
-
-    def _log_largest(self, state: State) -> float:
-        return self.degree * state.log_norm + math.log(max(np.abs(state.p).max(), 1e-300))
 
 
 def _left(state: State, degree: float, until: float) -> float:
@@ -407,3 +404,8 @@ def _measured(problem: Problem, degree: float, state: State) -> dict[str, Any]:
         "margins": margins,
         "dual": q,
     }
+
+
+def _log_largest(state: State, degree: float) -> float:
+    """Return ln max|p| at W, of which the exponential may overflow."""
+    return degree * state.log_norm + math.log(max(np.abs(state.p).max(), 1e-300))
