@@ -33,10 +33,10 @@ help: ## list the targets
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
-	$(IN_ENVIRONMENT) -m latephase.book build --profile '$(PROFILE)' $(JOBS)
+	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)
 
 record: cores ## make the recorded runs in results/ that are missing, or RUN=NAME anew
-	$(IN_ENVIRONMENT) -m latephase.book record$(if $(RUN), $(RUN)) --runs '$(RUNS)' $(JOBS)
+	$(IN_ENVIRONMENT) -m latebook record$(if $(RUN), $(RUN)) --runs '$(RUNS)' $(JOBS)
 
 test: cores ## run the tests that take minutes
 	@$(PYTEST) -m 'not slow and not site'
@@ -51,7 +51,7 @@ test-slow: cores ## run the kills, the sabotage and the whole builds
 	@$(PYTEST) -m slow
 
 links: ## ask for every external address that the book names; needs a network
-	$(IN_ENVIRONMENT) -m latephase.book links
+	$(IN_ENVIRONMENT) -m latebook links
 
 lab: ## open JupyterLab on the chapters
 	$(IN_ENVIRONMENT) -m jupyterlab book

@@ -9,24 +9,25 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import latebook
 import latephase
-from latephase.book.claims import load
-from latephase.book.layout import Book
+from latebook.claims import load
+from latebook.layout import Book
 
 BOOK = Book(Path.cwd(), config.get("profile", "quick"))
 CLAIMS = load(BOOK.claims)
 CHAPTERS = BOOK.chapters()
-LIBRARY = [f for f in sorted(Path(latephase.__file__).parent.rglob("*")) if f.suffix in (".py", ".npz")]
-SCIENCE = [f for f in LIBRARY if f.parent.name != "book"]
+SCIENCE = [f for f in sorted(Path(latephase.__file__).parent.rglob("*")) if f.suffix in (".py", ".npz")]
+PIPELINE = sorted(Path(latebook.__file__).parent.glob("*.py"))
 # A chapter runs again when a file that can change its numbers or its gate does.
-WING = [f for f in LIBRARY if f.parent.name == "book" and f.stem in ("claims", "execute", "gate")]
+GATE = [f for f in PIPELINE if f.stem in ("claims", "execute", "gate")]
 PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
          and ".ipynb_checkpoints" not in f.parts]
 EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
 LEDGER, VERDICT, NAMES, SITE = (str(f.relative_to(BOOK.root)) for f in (
     BOOK.ledger, BOOK.product("verdict", ".ok"), BOOK.names, BOOK.html / "index.html"))
 PYTHON = sys.executable
-STEP = "{PYTHON:q} -m latephase.book {rule} --profile {BOOK.profile}"
+STEP = "{PYTHON:q} -m latebook {rule} --profile {BOOK.profile}"
 # What `make record` asks for. Without it no rule makes a record: a book never starts a long run.
 RUNS, RECORDS = config.get("runs"), config.get("records", [])
 
@@ -51,14 +52,14 @@ rule book:
 
 rule site:
     input: VERDICT, NAMES, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
-           [f for f in LIBRARY if f not in SCIENCE]
+           PIPELINE
     output: update(SITE)
     params: profile=BOOK.profile
     shell: STEP
 
 # By itself, as it loads all of the library: a changed chapter does not make it again.
 rule names:
-    input: LIBRARY
+    input: SCIENCE, PIPELINE
     output: update(NAMES)
     params: profile=BOOK.profile
     shell: STEP
@@ -70,13 +71,13 @@ rule verdict:
     shell: STEP + " && touch {output}"
 
 rule ledger:
-    input: "book/claims.yml", expand(EXECUTED, chapter=CHAPTERS), [f for f in LIBRARY if f.stem == "ledger"]
+    input: "book/claims.yml", expand(EXECUTED, chapter=CHAPTERS), [f for f in PIPELINE if f.stem == "ledger"]
     output: update(LEDGER)
     params: profile=BOOK.profile
     shell: STEP
 
 rule chapter:
-    input: "book/{chapter}.ipynb", SCIENCE, WING, records_of
+    input: "book/{chapter}.ipynb", SCIENCE, GATE, records_of
     output: update(EXECUTED)
     params: claims=claims_of, parameters=lambda wildcards: BOOK.parameters(wildcards.chapter)
     threads: 1

@@ -13,7 +13,7 @@ import numpy as np
 from problems import CASES, save
 
 import latephase
-from latephase.diagnostics import angle
+from latephase.problem.vectors import angle
 
 
 def main() -> None:

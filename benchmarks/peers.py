@@ -22,12 +22,12 @@ from hashlib import sha256
 
 import numpy as np
 import torch
+from benchmarks.stiff_flow import stiff_direction_flow
 from problems import CASES, save
 
 import latephase
-from latephase.diagnostics import angle
-from latephase.problem import Problem
-from latephase.reference import stiff_direction_flow
+from latephase.problem.margins import Problem
+from latephase.problem.vectors import angle
 
 UNTIL, ACCURACY, DEGREE = 1e6, 2e-5, 3.0
 TOLERANCES = {"Radau": (1e-4, 1e-5), "BDF": (1e-5, 1e-6), "LSODA": (1e-5, 1e-6)}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from latephase.book import records
+from latebook import records
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from problems import RESULTS, save
 
-from latephase.book.claims import load
-from latephase.book.gate import recorded
-from latephase.book.layout import Book
-from latephase.book.ledger import entries, problems
-from latephase.book.notebooks import read
+from latebook.claims import load
+from latebook.gate import recorded
+from latebook.layout import Book
+from latebook.ledger import entries, problems
+from latebook.notebooks import read
 
 ROOT = Path(__file__).parents[1]
 # Seconds for a chapter, some ten times what the slowest needs.
@@ -72,7 +72,7 @@ def outcome(copy: Path, chapter: str) -> dict:
     """Return what became of a chapter in the copy: why it stopped, or which rows are red."""
     environment = os.environ | {"PYTHONPATH": str(copy / "lib"), "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
-        [sys.executable, "-m", "latephase.book", "chapter", "--chapter", chapter],
+        [sys.executable, "-m", "latebook", "chapter", "--chapter", chapter],
         cwd=copy,
         env=environment,
         stdout=subprocess.DEVNULL,

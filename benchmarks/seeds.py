@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/seeds.py
 
-`latephase.discrete` steps runs of one architecture together, as arrays with the run in front. The
-network is two-layer with squared ReLUs, as in the chapters (20 examples); a sweep is followed by
-the flow of order 4 to α = 1 and by 1,000 steps of loss-normalized descent. Seconds are of the CPU,
-in one thread, medians of alternations; ratios are of the same alternation. Saves
+`latephase.experiments.discrete` steps runs of one architecture together, as arrays with the run
+in front. The network is two-layer with squared ReLUs, as in the chapters (20 examples); a sweep is
+followed by the flow of order 4 to α = 1 and by 1,000 steps of loss-normalized descent. Seconds are
+of the CPU, in one thread, medians of alternations; ratios are of the same alternation. Saves
 results/seeds.json.
 """
 
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from problems import save
 
-from latephase import discrete, networks
-from latephase.data import separable_points
+from latephase.experiments import discrete
+from latephase.zoo import networks
+from latephase.zoo.tasks import separable_points
 
 SEEDS, ALTERNATIONS, STEPS = 32, 15, 1000
 WIDTHS = {"width 8 in 4 dimensions": (8, 4), "width 16 in 10 dimensions": (16, 10)}

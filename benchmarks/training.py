@@ -29,10 +29,10 @@ from problems import RESULTS, save
 from torch import nn
 
 import latephase
-from latephase.convergence import largest_drop
-from latephase.images import bundled_fashion_mnist
-from latephase.losses import CROSS_ENTROPY, pairwise_margins, true_margins
-from latephase.training import Run, Settings, train
+from latephase.flow.trajectory import largest_drop
+from latephase.problem.losses import CROSS_ENTROPY, pairwise_margins, true_margins
+from latephase.training.train import Run, Settings, train
+from latephase.zoo.images import bundled_fashion_mnist
 
 DEGREE, GOAL = 4.0, -800.0 * math.log(10.0)
 NORMALIZED = {"batch": 20, "schedule": "normalized", "rate": 0.5, "momentum": 0.9}

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from latephase import scale_free
-from latephase.book import BookError, provenance, records
-from latephase.book.files import held, require_room
-from latephase.data import Task
-from latephase.image_networks import NETWORKS
-from latephase.images import jpeg_npz, keras_npz
-from latephase.training import Settings, train
+from latebook import BookError, provenance, records
+from latebook.files import held, require_room
+from latephase.problem.task import Task
+from latephase.training import scale_free
+from latephase.training.train import Settings, train
+from latephase.zoo.image_networks import NETWORKS
+from latephase.zoo.images import jpeg_npz, keras_npz
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"about", "data", "network", "sizes", "seed", "epochs", "training"}

@@ -32,7 +32,7 @@ def chapter(name: str, *code: str) -> nbformat.NotebookNode:
     return new_notebook(
         cells=[
             new_markdown_cell(f"# The {name} chapter\n\nIt measures a number, $x \\le 1$."),
-            new_code_cell("from latephase.book import claims"),
+            new_code_cell("from latebook import claims"),
             new_code_cell("number = 0.5", metadata={"tags": ["parameters"]}),
             *[new_code_cell(source) for source in code],
             new_code_cell(last),
@@ -86,7 +86,7 @@ class FixtureBook:
         return self.call("build", *options)
 
     def call(self, step: str, *options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "latephase.book", step, *options, "--cores", "2"]
+        command = [sys.executable, "-m", "latebook", step, *options, "--cores", "2"]
         return subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=300)
 
 

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 import latephase
-from latephase import alignment, data, diagnostics, networks
-from latephase.problem import Problem
+from latephase.experiments import alignment as apparatus
+from latephase.measures import alignment
+from latephase.problem import vectors
+from latephase.problem.margins import Problem
+from latephase.zoo import networks, tasks
 
 
 def generator(seed=0):
@@ -15,7 +18,7 @@ def generator(seed=0):
 
 @pytest.fixture(scope="module")
 def squared_relu():
-    task = data.planar_points(20, deleted=0.5, seed=0)
+    task = tasks.planar_points(20, deleted=0.5, seed=0)
     net = networks.two_layer(3, 20, "squared_relu", generator=generator(), scale=0.5)
     flow = latephase.gradient_flow(net, task.x, task.y, until=1e4, records=20)
     return Problem(net, task.x, task.y), flow
@@ -35,7 +38,7 @@ def test_alignment_agrees_with_the_trajectory_and_with_euler(squared_relu):
 
 
 def test_the_dual_potential_of_a_linear_model_bounds_the_margin_from_above():
-    task = data.separable_points(30, 4, margin=0.2, seed=1)
+    task = tasks.separable_points(30, 4, margin=0.2, seed=1)
     net = networks.linear(4, generator=generator())
     flow = latephase.gradient_flow(net, task.x, task.y, until=1e12)
     problem = Problem(net, task.x, task.y)
@@ -43,14 +46,14 @@ def test_the_dual_potential_of_a_linear_model_bounds_the_margin_from_above():
     direction, margin = latephase.hard_margin(task.x, task.y)
     assert (along.margin <= margin * (1 + 1e-12)).all()
     assert (along.potential >= margin * (1 - 1e-12)).all()
-    assert diagnostics.angle(along.gradient[-1], direction) < 1e-6
+    assert vectors.angle(along.gradient[-1], direction) < 1e-6
     # Rounded margins of size 1e12 are off by 1e-4 and more; the carried duals are not.
     assert alignment.with_duals_from_margins(problem, flow) > 1e3 * along.misalignment[-1]
 
 
 def test_squared_loss_ends_at_a_finite_minimum_unaligned(squared_relu):
     problem, _ = squared_relu
-    gradient, misaligned = alignment.squared_loss(problem, fall=1e-4)
+    gradient, misaligned = apparatus.squared_loss(problem, fall=1e-4)
     assert gradient[0] == pytest.approx(1.0)
     assert gradient[-1] == pytest.approx(1e-4, rel=1e-3)
     assert misaligned[-1] > 0.1
@@ -58,7 +61,7 @@ def test_squared_loss_ends_at_a_finite_minimum_unaligned(squared_relu):
 
 def test_the_primal_flow_is_the_flow(squared_relu):
     problem, flow = squared_relu
-    alpha, misaligned = alignment.primal(problem, until=50.0)
+    alpha, misaligned = apparatus.primal(problem, until=50.0)
     along = alignment.along(problem, flow)
     expected = np.interp(np.log(50.0), np.log(along.smoothed_margin), along.misalignment)
     assert alpha[-1] == pytest.approx(50.0, rel=1e-6)
@@ -66,29 +69,29 @@ def test_the_primal_flow_is_the_flow(squared_relu):
 
 
 def test_layers_bounds_hold_along_a_flow_and_not_for_other_layers():
-    task = data.separable_points(15, 4, margin=0.2, seed=0)
+    task = tasks.separable_points(15, 4, margin=0.2, seed=0)
     net = networks.deep_linear([4, 3, 3, 1], generator=generator(), scale=0.8)
     flow = latephase.gradient_flow(net, task.x, task.y, until=100.0, tol=1e-5)
     problem = Problem(net, task.x, task.y)
-    start = alignment.split_layers(problem.w0, problem.shapes)
+    start = apparatus.split_layers(problem.w0, problem.shapes)
     w = np.exp(flow.log_norm)[:, None] * flow.direction
-    layers = alignment.layers_along(start, [alignment.split_layers(v, problem.shapes) for v in w])
+    layers = apparatus.layers_along(start, [apparatus.split_layers(v, problem.shapes) for v in w])
     assert layers.rank.shape == (len(flow), 3)
     assert layers.neighbor.shape == (len(flow), 2)
     assert 0.0 < layers.used() <= 1.0
     rng = np.random.default_rng(0)
-    other = [np.linalg.norm(a) * diagnostics.unit(rng.normal(size=a.shape)) for a in start]
+    other = [np.linalg.norm(a) * vectors.unit(rng.normal(size=a.shape)) for a in start]
     grown = [[10 * a for a in other]]
-    assert alignment.layers_along(start, grown).used() > 1.0
+    assert apparatus.layers_along(start, grown).used() > 1.0
 
 
 def test_imbalance_by_hand():
     # Layers of rank one that follow each other: W_1 W_1ᵀ = diag(9, 0), W_2ᵀ W_2 = diag(4, 0).
     lower, upper = np.array([[3.0], [0.0]]), np.array([[2.0, 0.0]])
-    assert alignment.imbalance([lower, upper]) == pytest.approx((9 - 4) + 5)
+    assert apparatus.imbalance([lower, upper]) == pytest.approx((9 - 4) + 5)
 
 
 def test_split_layers_restores_the_shapes():
-    first, second = alignment.split_layers(np.arange(8.0), [(2, 3), (1, 2)])
+    first, second = apparatus.split_layers(np.arange(8.0), [(2, 3), (1, 2)])
     np.testing.assert_array_equal(first, [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(second, [[6, 7]])

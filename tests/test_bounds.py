@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import latephase as lp
-from latephase import bounds, data, networks
-from latephase.settings import Settings
+from latephase.experiments import bounds
+from latephase.training.settings import Settings
+from latephase.zoo import networks, tasks
 
 
 def _draw(seed=0):
@@ -48,7 +49,7 @@ def test_layers_the_bound_does_not_know_are_refused(module):
 
 
 def test_along_the_flow_of_a_deep_linear_network():
-    task = data.separable_points(10, 3, margin=0.2, seed=0)
+    task = tasks.separable_points(10, 3, margin=0.2, seed=0)
     module = networks.deep_linear([3, 2, 1], generator=_draw(), scale=0.5)
     flow = lp.gradient_flow(module, task.x, task.y, until=1e6, tol=1e-3, records=8)
     values = bounds.complexities(flow, deepcopy(module), task.x)
@@ -69,7 +70,7 @@ def test_spread():
 
 
 def test_training_beside_the_bound():
-    task = data.separable_points(12, 3, margin=0.3, seed=1)
+    task = tasks.separable_points(12, 3, margin=0.3, seed=1)
     settings = Settings(64, schedule="normalized", rate=0.5, loss="logistic", checkpoints=6)
     run = bounds.fitted(networks.two_layer(3, 8, generator=_draw()), task, task, settings)
     last = run.first_perfect
@@ -82,7 +83,7 @@ def test_training_beside_the_bound():
 
 
 def test_a_training_that_ends_with_an_example_on_the_wrong_side_is_never_perfect():
-    task = data.with_contradictions(data.separable_points(12, 3, margin=0.3, seed=1))
+    task = tasks.with_contradictions(tasks.separable_points(12, 3, margin=0.3, seed=1))
     settings = Settings(16, schedule="normalized", rate=0.1, loss="logistic", checkpoints=4)
     run = bounds.fitted(networks.two_layer(3, 8, generator=_draw()), task, task, settings)
     assert run.first_perfect is None

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import latephase
-from latephase import networks
-from latephase.following import HANDOVER
+from latephase.flow.solver import HANDOVER
+from latephase.zoo import networks
 
 UNITS = [1.0, 1.0, 1.0, 1e-12, 1e-6, 1e6, 1e12]
 KINDS = [

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from latephase import checkpoints
-from latephase.trainer import Trainer
-from latephase.training import Settings, read_run, train
+from latephase.training import checkpoints
+from latephase.training.train import Settings, read_run, train
+from latephase.training.trainer import Trainer
 from tests.conftest import ROOT
 
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from latephase.book import BookError, claims
+from latebook import BookError, claims
 from tests.conftest import CLAIM
 
 

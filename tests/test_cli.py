@@ -10,7 +10,7 @@ import torch
 
 import latephase
 from latephase.cli import main
-from latephase.networks import two_layer
+from latephase.zoo.networks import two_layer
 
 FACTORY = "tests.test_cli:network"
 ARGUMENTS = '{"width": 6}'
@@ -105,8 +105,8 @@ def test_objects_in_a_checkpoint_are_refused_and_not_made(files, capsys, monkeyp
         ({"data": "cut.npz"}, "expected a readable .npz file"),
         ({"data": "x.npz"}, "without y"),
         ({"data": "objects.npz"}, "expected a readable .npz file"),
-        ({"model": "latephase.networks"}, "expected package.module:factory"),
-        ({"model": "latephase.networks:three"}, "cannot be imported"),
+        ({"model": "latephase.zoo.networks"}, "expected package.module:factory"),
+        ({"model": "latephase.zoo.networks:three"}, "cannot be imported"),
         ({"model": "no_such_package:net"}, "cannot be imported"),
         ({"model": "builtins:dict"}, "no torch.nn.Module"),
         ({"arguments": "{"}, "not JSON"),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.integrate import RK45
 
-from latephase import early
-from latephase.clock import LogClock
-from latephase.losses import EXPONENTIAL, LOGISTIC
+from latephase.flow import explicit
+from latephase.flow.clock import LogClock
+from latephase.problem.losses import EXPONENTIAL, LOGISTIC
 
 
 @pytest.mark.parametrize("loss", [EXPONENTIAL, LOGISTIC], ids=lambda loss: loss.name)
@@ -33,6 +33,6 @@ def test_time_far_out_is_that_of_the_last_step():
 
 
 def test_the_explicit_pair_is_dormand_and_princes():
-    for row, expected in zip(early._STAGES, [*RK45.A[1:], RK45.B], strict=True):
+    for row, expected in zip(explicit._STAGES, [*RK45.A[1:], RK45.B], strict=True):
         np.testing.assert_allclose(row, expected[: len(row)], rtol=1e-15)
-    np.testing.assert_allclose(early._ERROR, -RK45.E, rtol=1e-15)
+    np.testing.assert_allclose(explicit._ERROR, -RK45.E, rtol=1e-15)

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from latephase.book.records import recorded
+from latebook.records import recorded
 from tests import slurm_node
 from tests.conftest import ROOT, FixtureBook, chapter
 
@@ -79,7 +79,7 @@ def test_the_plugin_is_pinned_in_an_extra_of_its_own():
 def test_make_passes_the_cluster_on(words, step):
     command = ["make", "-n", *words, "CORES=2", "CLUSTER=slurm"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f"-m latephase.book {step}" in said.replace("'", "")
+    assert f"-m latebook {step}" in said.replace("'", "")
 
 
 # ---------------------------------------------------------------- recorded runs
@@ -216,7 +216,7 @@ def test_an_interrupted_build_leaves_no_job_on_the_cluster(book, on_slurm):
     jobs = on_slurm(book)
     book.write_chapters("first")
     book.write_notebook("first", chapter("first", "import time", "time.sleep(600)"))
-    command = [sys.executable, "-m", "latephase.book", "build", "--cluster", "slurm"]
+    command = [sys.executable, "-m", "latebook", "build", "--cluster", "slurm"]
     told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=book.root, start_new_session=True, **told) as build:
         deadline = time.monotonic() + 120

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latephase import convergence
+from latephase.flow import trajectory
+from latephase.measures import settling
 
 INF = float("inf")
 
@@ -22,55 +23,55 @@ INF = float("inf")
     ],
 )
 def test_largest_drop(series, drop):
-    assert convergence.largest_drop(np.array(series)) == pytest.approx(drop, rel=1e-15)
+    assert trajectory.largest_drop(np.array(series)) == pytest.approx(drop, rel=1e-15)
 
 
 def test_checkpoints_are_the_first_records_at_even_steps_of_ln_alpha():
     alpha = np.array([-1.0, 5.0, 9.0, 11.0, 19.0, 21.0, 39.0, 45.0])
-    np.testing.assert_array_equal(convergence.checkpoints(alpha, 10.0, ratio=2.0), [3, 5, 7])
-    assert len(convergence.checkpoints(-alpha, 10.0)) == 0
+    np.testing.assert_array_equal(settling.checkpoints(alpha, 10.0, ratio=2.0), [3, 5, 7])
+    assert len(settling.checkpoints(-alpha, 10.0)) == 0
 
 
 @pytest.mark.parametrize(("start", "ratio"), [(0.0, 2.0), (1.0, 1.0), (-1.0, 2.0)])
 def test_checkpoints_refuse_a_grid_that_does_not_advance(start, ratio):
     with pytest.raises(ValueError, match="expected start > 0 and ratio > 1"):
-        convergence.checkpoints(np.array([1.0]), start, ratio)
+        settling.checkpoints(np.array([1.0]), start, ratio)
 
 
 def test_stretches_of_a_pace_like_one_over_alpha_shrink_by_the_ratio():
     alpha = 10.0 * 2.0 ** np.arange(5)
-    stretches = convergence.stretches(1.0 - 10.0 / alpha, alpha, 10.0, ratio=2.0)
+    stretches = settling.stretches(1.0 - 10.0 / alpha, alpha, 10.0, ratio=2.0)
     np.testing.assert_allclose(stretches, [0.5, 0.25, 0.125, 0.0625], rtol=1e-12)
-    assert convergence.last_to_first(stretches) == pytest.approx(0.125)
-    assert convergence.largest_growth(stretches) == pytest.approx(0.5)
+    assert settling.last_to_first(stretches) == pytest.approx(0.125)
+    assert settling.largest_growth(stretches) == pytest.approx(0.5)
 
 
 def test_distance_of_margin_distributions_is_wassersteins():
     # Sorted: (1, 3) and (2, 4), each value one apart; the later mean is 3.
     margins = np.array([[3.0, 1.0], [2.0, 4.0]])
-    distances = convergence.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0)
+    distances = settling.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0)
     np.testing.assert_allclose(distances, [1 / 3], rtol=1e-15)
 
 
 def test_distance_does_not_see_which_example_has_which_margin():
     margins = np.array([[3.0, 1.0], [1.0, 3.0]])
-    assert convergence.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0) == [0.0]
+    assert settling.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0) == [0.0]
 
 
-@pytest.mark.parametrize("measure", [convergence.last_to_first, convergence.largest_growth])
+@pytest.mark.parametrize("measure", [settling.last_to_first, settling.largest_growth])
 @pytest.mark.parametrize("series", [[], [1.0]])
 def test_nothing_to_compare_is_infinite(measure, series):
     assert measure(np.array(series)) == INF
 
 
 def test_growth_sees_one_rise_among_falls():
-    assert convergence.largest_growth(np.array([4.0, 2.0, 3.0, 1.0])) == 1.5
+    assert settling.largest_growth(np.array([4.0, 2.0, 3.0, 1.0])) == 1.5
 
 
 def test_the_leading_plane_of_a_plane_curve_holds_it():
     angle = np.linspace(0.0, 1.0, 9)
     curve = np.stack([np.cos(angle), np.zeros(9), np.sin(angle)], axis=1)
-    plane, share = convergence.leading_plane(curve)
+    plane, share = settling.leading_plane(curve)
     assert share == pytest.approx(1.0)
     np.testing.assert_allclose(plane[-1], [0.0, 0.0], atol=1e-15)
     # A projection on the plane of the curve keeps its distances.
@@ -84,43 +85,43 @@ def test_the_leading_plane_of_a_plane_curve_holds_it():
 def test_a_spiral_in_ln_ln_alpha_keeps_its_length_per_squaring_and_not_per_decade():
     alpha = 10.0 ** np.arange(1, 17)
     spiral = np.log(np.log(alpha))
-    per_squaring = convergence.lengths_per_squaring(spiral, np.log(alpha))
+    per_squaring = settling.lengths_per_squaring(spiral, np.log(alpha))
     np.testing.assert_allclose(per_squaring, np.log(2.0), rtol=1e-12)
-    assert convergence.last_to_first(convergence.stretches(spiral, alpha, 10.0, 10.0)) < 0.1
-    settling = convergence.lengths_per_squaring(-1.0 / alpha, np.log(alpha))
-    assert convergence.last_to_first(settling) == pytest.approx(1e-8 / 0.09, rel=1e-6)
+    assert settling.last_to_first(settling.stretches(spiral, alpha, 10.0, 10.0)) < 0.1
+    settled = settling.lengths_per_squaring(-1.0 / alpha, np.log(alpha))
+    assert settling.last_to_first(settled) == pytest.approx(1e-8 / 0.09, rel=1e-6)
 
 
 def test_turn_is_the_angle_between_two_moments():
     angles = np.array([0.0, 0.3, 0.5, 0.6])
     direction = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     alpha = np.array([1.0, 10.0, 100.0, 1000.0])
-    assert convergence.turn(direction, alpha, 10.0, 1000.0) == pytest.approx(0.3)
-    assert convergence.turn(direction, alpha, 10.0, 2000.0) == INF
+    assert settling.turn(direction, alpha, 10.0, 1000.0) == pytest.approx(0.3)
+    assert settling.turn(direction, alpha, 10.0, 2000.0) == INF
 
 
 def test_distribution_change_is_the_distance_of_two_moments():
     margins = np.array([[3.0, 1.0], [9.0, 9.0], [2.0, 4.0]])
     alpha = np.array([10.0, 20.0, 40.0])
-    assert convergence.distribution_change(margins, alpha, 10.0, 40.0) == pytest.approx(1 / 3)
-    assert convergence.distribution_change(margins, alpha, 10.0, 80.0) == INF
+    assert settling.distribution_change(margins, alpha, 10.0, 40.0) == pytest.approx(1 / 3)
+    assert settling.distribution_change(margins, alpha, 10.0, 80.0) == INF
 
 
 def test_tails_are_unresolved_from_the_first_disagreement_on():
-    first = convergence.tails(np.array([0.0, 0.9, 0.99, 0.999, 1.0]))
+    first = settling.tails(np.array([0.0, 0.9, 0.99, 0.999, 1.0]))
     np.testing.assert_allclose(first, [1.0, 0.1, 0.01, 0.001, 0.0], rtol=1e-9)
     second = first * [1.0, 1.05, 1.2, 1.0, 1.0]
-    assert convergence.largest_unresolved(first, second) == pytest.approx(0.012)
-    assert convergence.largest_unresolved(second, first) == pytest.approx(0.012)
-    assert convergence.largest_unresolved(first[:2], second[:2]) == 0.0
+    assert settling.largest_unresolved(first, second) == pytest.approx(0.012)
+    assert settling.largest_unresolved(second, first) == pytest.approx(0.012)
+    assert settling.largest_unresolved(first[:2], second[:2]) == 0.0
     # Nothing is claimed below the floor.
-    assert convergence.largest_unresolved(first, first, floor=0.05) == pytest.approx(0.01)
-    assert np.isnan(convergence.largest_unresolved(first, first * np.nan))
-    assert convergence.largest_unresolved([], []) == INF
+    assert settling.largest_unresolved(first, first, floor=0.05) == pytest.approx(0.01)
+    assert np.isnan(settling.largest_unresolved(first, first * np.nan))
+    assert settling.largest_unresolved([], []) == INF
 
 
 def test_secants_point_to_the_last_record():
-    units, lengths = convergence.secants(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
+    units, lengths = settling.secants(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
     np.testing.assert_allclose(units, [[0.6, 0.8], [0.0, 1.0]])
     np.testing.assert_allclose(lengths, [5.0, 4.0])
 
@@ -136,14 +137,14 @@ def test_measures_of_a_run_and_of_none():
         margins=np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.5, 2.5]]),
         settings={},
     )
-    found = convergence.measures(run, 1e16)
+    found = settling.measures(run, 1e16)
     assert found == pytest.approx(
         {"margin_drop": 0.05, "squaring": 1.0, "turn": 0.1, "distribution": 0.25}
     )
-    assert set(convergence.measures(None, 1e16).values()) == {INF}
-    assert set(convergence.measures(run, 1e32).values()) == {INF}
+    assert set(settling.measures(None, 1e16).values()) == {INF}
+    assert set(settling.measures(run, 1e32).values()) == {INF}
     table = {"a": [found, found], "b": [{"turn": 0.05}, {"turn": 0.2}]}
-    assert convergence.worst_of(table, ("a", "b"), "turn") == pytest.approx([0.1, 0.2])
+    assert settling.worst_of(table, ("a", "b"), "turn") == pytest.approx([0.1, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -156,10 +157,10 @@ def test_measures_of_a_run_and_of_none():
     ],
 )
 def test_deepest_fall(series, fall):
-    assert convergence.deepest_fall(np.array(series)) == pytest.approx(fall, abs=1e-15)
+    assert settling.deepest_fall(np.array(series)) == pytest.approx(fall, abs=1e-15)
 
 
 def test_widest_angle_is_that_of_the_two_farthest_apart():
     vectors = np.array([[1.0, 0.0], [3.0, 3.0], [0.0, 0.1]])
-    assert convergence.widest_angle(vectors) == pytest.approx(np.pi / 2)
-    assert convergence.widest_angle(vectors[:1]) == 0.0
+    assert settling.widest_angle(vectors) == pytest.approx(np.pi / 2)
+    assert settling.widest_angle(vectors[:1]) == 0.0

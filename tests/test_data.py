@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from latephase import data, images
-from latephase.data import Task
-from latephase.reference import variation_margin
+from latephase.experiments.variation import variation_margin
+from latephase.problem.task import Task
+from latephase.zoo import images, tasks
 
 
 def max_margin(task):
@@ -59,7 +59,7 @@ def test_task_knows_its_labels():
 
 
 def test_a_synthetic_hash_is_that_of_the_bytes():
-    task = data.soudry_points()
+    task = tasks.soudry_points()
     content = task.x.numpy().tobytes() + task.y.numpy().tobytes()
     assert task.sha256 == hashlib.sha256(content).hexdigest()
 
@@ -67,10 +67,10 @@ def test_a_synthetic_hash_is_that_of_the_bytes():
 # ---------------------------------------------------------------- synthetic sets
 
 GENERATORS = [
-    lambda seed: data.separable_points(30, 5, seed=seed),
-    lambda seed: data.orthogonally_separable_points(30, seed=seed),
-    lambda seed: data.planar_points(40, seed=seed),
-    lambda seed: data.with_contradictions(data.planar_points(40), seed=seed),
+    lambda seed: tasks.separable_points(30, 5, seed=seed),
+    lambda seed: tasks.orthogonally_separable_points(30, seed=seed),
+    lambda seed: tasks.planar_points(40, seed=seed),
+    lambda seed: tasks.with_contradictions(tasks.planar_points(40), seed=seed),
 ]
 
 
@@ -82,7 +82,7 @@ def test_a_seed_gives_one_set(generate):
 
 
 def test_soudry_points_have_the_known_direction():
-    task = data.soudry_points()
+    task = tasks.soudry_points()
     direction = torch.tensor([1.0, 1.0], dtype=torch.float64) / 2**0.5
     margins = task.y * (task.x @ direction)
     # All four are support points at distance √2; 1e-15 is rounding.
@@ -92,7 +92,7 @@ def test_soudry_points_have_the_known_direction():
 
 @pytest.mark.parametrize("n", [2, 5, 40])
 def test_outvoted_support_point_has_margin_a_tenth(n):
-    task = data.outvoted_support_point(n)
+    task = tasks.outvoted_support_point(n)
     assert max_margin(task) == pytest.approx(0.1, rel=1e-9)  # NNLS solves to rounding
     margins = task.y * (task.x @ torch.tensor([-1.0, 0.0], dtype=torch.float64))
     assert margins.tolist() == pytest.approx([0.1] + [0.2] * (n - 1), rel=1e-15)
@@ -101,18 +101,18 @@ def test_outvoted_support_point_has_margin_a_tenth(n):
 
 @pytest.mark.parametrize("margin", [0.02, 0.3, 0.9])
 def test_separable_points_have_at_least_their_margin(margin):
-    task = data.separable_points(80, 20, margin=margin, seed=1)
+    task = tasks.separable_points(80, 20, margin=margin, seed=1)
     # Unit vectors up to the rounding of twenty squares.
     torch.testing.assert_close(task.x.norm(dim=1), torch.ones(80).double(), rtol=1e-14, atol=0)
     assert max_margin(task) >= margin
     # In the plane, many points leave no room beyond the hidden direction's margin: a factor of
     # 1.000003 was seen at worst; rounding may take 1e-12.
-    crowded = data.separable_points(2000, 2, margin=margin, seed=1)
+    crowded = tasks.separable_points(2000, 2, margin=margin, seed=1)
     assert 1 - 1e-12 <= max_margin(crowded) / margin <= 1.0001
 
 
 def test_orthogonally_separable_points_are():
-    task = data.orthogonally_separable_points(30, dimension=3)
+    task = tasks.orthogonally_separable_points(30, dimension=3)
     same = task.y[:, None] == task.y[None, :]
     gram = task.x @ task.x.T
     assert (gram[same] > 0).all()
@@ -121,7 +121,7 @@ def test_orthogonally_separable_points_are():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_planar_points_need_more_than_a_line(seed):
-    task = data.planar_points(60, seed=seed)
+    task = tasks.planar_points(60, seed=seed)
     assert (task.x[:, 2] == 1).all()
     assert (task.x[:, :2].norm(dim=1) <= 1).all()
     assert int(task.y.sum()) == 0
@@ -130,7 +130,7 @@ def test_planar_points_need_more_than_a_line(seed):
 
 
 def test_planar_points_of_one_teacher_agree_for_every_n():
-    few, many = data.planar_points(60, seed=0), data.planar_points(400, seed=0)
+    few, many = tasks.planar_points(60, seed=0), tasks.planar_points(400, seed=0)
     nearest = torch.cdist(few.x, many.x).argmin(dim=1)
     # Only where the median of the teacher moved may a neighbour be of the other class.
     assert (many.y[nearest] == few.y).double().mean() > 0.9
@@ -139,15 +139,15 @@ def test_planar_points_of_one_teacher_agree_for_every_n():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: data.outvoted_support_point(1), "n: expected at least 2, got 1"),
-        (lambda: data.separable_points(1, 3), "expected n, dimension ≥ 2, got 1, 3"),
-        (lambda: data.separable_points(9, 3, margin=1.0), r"margin: .* in \(0, 1\), got 1.0"),
-        (lambda: data.orthogonally_separable_points(4, 1), "expected n, dimension ≥ 2, got 4, 1"),
-        (lambda: data.planar_points(7), "n: expected an even number ≥ 4, got 7"),
-        (lambda: data.planar_points(8, neurons=0), "neurons: expected at least 1, got 0"),
-        (lambda: data.planar_points(8, deleted=1.0), r"deleted: .* in \[0, 1\), got 1.0"),
+        (lambda: tasks.outvoted_support_point(1), "n: expected at least 2, got 1"),
+        (lambda: tasks.separable_points(1, 3), "expected n, dimension ≥ 2, got 1, 3"),
+        (lambda: tasks.separable_points(9, 3, margin=1.0), r"margin: .* in \(0, 1\), got 1.0"),
+        (lambda: tasks.orthogonally_separable_points(4, 1), "expected n, dimension ≥ 2, got 4, 1"),
+        (lambda: tasks.planar_points(7), "n: expected an even number ≥ 4, got 7"),
+        (lambda: tasks.planar_points(8, neurons=0), "neurons: expected at least 1, got 0"),
+        (lambda: tasks.planar_points(8, deleted=1.0), r"deleted: .* in \[0, 1\), got 1.0"),
         # One neuron less a constant has a straight boundary.
-        (lambda: data.planar_points(8, neurons=1), "none of 100 teachers of 1 neurons"),
+        (lambda: tasks.planar_points(8, neurons=1), "none of 100 teachers of 1 neurons"),
     ],
 )
 def test_generators_refuse_what_they_cannot_make(call, message):
@@ -161,8 +161,8 @@ def test_generators_refuse_what_they_cannot_make(call, message):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: data.planar_points(60),
-        lambda: data.separable_points(50, 7),
+        lambda: tasks.planar_points(60),
+        lambda: tasks.separable_points(50, 7),
         lambda: images.bundled_fashion_mnist([3, 8], 30),
         lambda: images.bundled_fashion_mnist(per_class=6, pixels="symmetric"),
     ],
@@ -170,7 +170,7 @@ def test_generators_refuse_what_they_cannot_make(call, message):
 )
 def test_contradictions_are_near_distinct_and_of_another_class(make):
     task = make()
-    spoiled = data.with_contradictions(task, fraction=0.1, distance=1e-3, seed=2)
+    spoiled = tasks.with_contradictions(task, fraction=0.1, distance=1e-3, seed=2)
     n, m = len(task), round(0.1 * len(task))
     assert torch.equal(spoiled.x[:n], task.x)
     assert torch.equal(spoiled.y[:n], task.y)
@@ -193,7 +193,7 @@ def test_contradictions_are_near_distinct_and_of_another_class(make):
 def test_no_bias_free_network_separates_contradictions():
     """At any W a point or its twin has margin ≤ 0, hence α < 0: checked at scattered W."""
     n = 60
-    task = data.with_contradictions(data.planar_points(n), distance=1e-3)
+    task = tasks.with_contradictions(tasks.planar_points(n), distance=1e-3)
     generator = torch.Generator().manual_seed(0)
     for power in (1, 2):
         for scale in (1e-2, 1.0, 1e3):
@@ -220,51 +220,51 @@ def smoothed_margin_after_training(task, steps=800, step=0.03):
 
 
 def test_training_separates_the_planar_points_and_not_their_contradictions():
-    task = data.planar_points(60)
+    task = tasks.planar_points(60)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on products this small, more threads only wait for each other
     try:
         assert smoothed_margin_after_training(task) > 1  # 11 was seen
-        assert smoothed_margin_after_training(data.with_contradictions(task)) < 0  # -3.5 was seen
+        assert smoothed_margin_after_training(tasks.with_contradictions(task)) < 0  # -3.5 was seen
     finally:
         torch.set_num_threads(threads)
 
 
 def test_every_point_can_have_its_twin():
-    task = data.with_contradictions(data.planar_points(20), fraction=1.0)
+    task = tasks.with_contradictions(tasks.planar_points(20), fraction=1.0)
     assert torch.equal(task.y[20:], -task.y[:20])
     assert torch.equal(task.x[20:], task.x[:20] * (1 - 1e-3))
 
 
 def test_contradictions_refuse_coinciding_points():
     with pytest.raises(ValueError, match="expected distinct points, got 3 coinciding"):
-        data.with_contradictions(data.outvoted_support_point(6), fraction=0.1)
+        tasks.with_contradictions(tasks.outvoted_support_point(6), fraction=0.1)
     with pytest.raises(ValueError, match=r"torch.float32 cannot resolve the distance 1e-09"):
-        data.with_contradictions(images.bundled_fashion_mnist([0, 1], 5), distance=1e-9)
+        tasks.with_contradictions(images.bundled_fashion_mnist([0, 1], 5), distance=1e-9)
     x = torch.zeros(2, 2, dtype=torch.float64)
     x[1] = 1
     with pytest.raises(ValueError, match="expected 2 nonzero points to twin, got 1"):
-        data.with_contradictions(Task(x, Y, "origin", HASH), fraction=1.0)
+        tasks.with_contradictions(Task(x, Y, "origin", HASH), fraction=1.0)
     signed_zero = Task(torch.tensor([[0.0, 1.0], [-0.0, 1.0]]), Y, "zeros", HASH)
     with pytest.raises(ValueError, match="expected distinct points, got 1 coinciding"):
-        data.with_contradictions(signed_zero, fraction=0.5)
+        tasks.with_contradictions(signed_zero, fraction=0.5)
 
 
 @pytest.mark.parametrize("fraction", [0, 1.5, float("nan")])
 def test_contradictions_refuse_a_bad_fraction(fraction):
     with pytest.raises(ValueError, match=r"fraction: expected a number in \(0, 1\]"):
-        data.with_contradictions(data.planar_points(8), fraction=fraction)
+        tasks.with_contradictions(tasks.planar_points(8), fraction=fraction)
 
 
 @pytest.mark.parametrize("distance", [0, 1, float("nan")])
 def test_contradictions_refuse_a_bad_distance(distance):
     with pytest.raises(ValueError, match=r"distance: expected a number in \(0, 1\)"):
-        data.with_contradictions(data.planar_points(8), distance=distance)
+        tasks.with_contradictions(tasks.planar_points(8), distance=distance)
 
 
 @pytest.mark.parametrize("sectors", [1, 3])
 def test_sector_points_alternate_and_squared_relus_separate_them(sectors):
-    task = data.sector_points(24, sectors, seed=4)
+    task = tasks.sector_points(24, sectors, seed=4)
     x, y = task.x.numpy(), task.y.numpy()
     order = np.argsort(np.arctan2(x[:, 1], x[:, 0]))
     assert np.sum(y[order] != np.roll(y[order], 1)) == 2 * sectors
@@ -282,23 +282,23 @@ def test_sector_points_alternate_and_squared_relus_separate_them(sectors):
 )
 def test_sector_points_refuse(settings, message):
     with pytest.raises(ValueError, match=message):
-        data.sector_points(**settings)
+        tasks.sector_points(**settings)
 
 
 def test_points_drawn_are_so_many_of_each_class():
-    task = data.separable_points(20, 3, seed=1)
-    some = data.drawn(task, 4, seed=2)
+    task = tasks.separable_points(20, 3, seed=1)
+    some = tasks.drawn(task, 4, seed=2)
     assert sorted(some.y.tolist()) == [-1] * 4 + [1] * 4
     rows = {row.tobytes() for row in task.x.numpy()}
     assert {row.tobytes() for row in some.x.numpy()} <= rows
-    assert not torch.equal(some.x, data.drawn(task, 4, seed=3).x)
+    assert not torch.equal(some.x, tasks.drawn(task, 4, seed=3).x)
     with pytest.raises(ValueError, match="per_class: expected 1 to 10"):
-        data.drawn(task, 11)
+        tasks.drawn(task, 11)
 
 
 def test_permuted_labels_keep_points_and_counts():
-    task = data.separable_points(20, 3, seed=1)
-    permuted = data.with_permuted_labels(task, seed=2)
+    task = tasks.separable_points(20, 3, seed=1)
+    permuted = tasks.with_permuted_labels(task, seed=2)
     assert torch.equal(permuted.x, task.x)
     assert sorted(permuted.y.tolist()) == sorted(task.y.tolist())
     assert not torch.equal(permuted.y, task.y)

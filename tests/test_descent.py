@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from latephase import convergence, data, networks
-from latephase.descent import gradient_descent
-from latephase.diagnostics import path_length
+from latephase.measures import settling
+from latephase.problem.vectors import path_length
+from latephase.training.descent import gradient_descent
+from latephase.zoo import networks, tasks
 
 
 def generator(seed=0):
@@ -17,7 +18,7 @@ def generator(seed=0):
 
 @pytest.fixture(scope="module")
 def task():
-    return data.separable_points(20, 4, margin=0.2, seed=1)
+    return tasks.separable_points(20, 4, margin=0.2, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def squared(task):
 
 def test_one_relative_step_is_the_normalized_gradient_of_the_risk():
     # For a linear model and the exponential loss, ∇α = Σ q_i y_i x_i with q = softmax(-p).
-    task = data.soudry_points()
+    task = tasks.soudry_points()
     network = networks.linear(2, generator=generator())
     w = network[0].weight.detach().numpy()[0]
     z = task.y.numpy()[:, None] * task.x.numpy()
@@ -75,19 +76,19 @@ def test_records_are_spaced_evenly_in_ln_alpha(squared):
 
 def test_a_linear_model_approaches_the_maximum_margin_direction():
     # Case 1 of Soudry et al.'s data: the limit is (1, 1)/√2; the error is of order 1/α.
-    task = data.soudry_points()
+    task = tasks.soudry_points()
     run = gradient_descent(networks.linear(2, generator=generator()), task.x, task.y, until=500.0)
     error = np.linalg.norm(run.direction[-1] - np.array([1, 1]) / math.sqrt(2))
     assert error < 5.0 / 500.0
 
 
 def test_contradictory_labels_are_never_separated(task):
-    twins = data.with_contradictions(task)
+    twins = tasks.with_contradictions(task)
     network = networks.two_layer(4, 6, "squared_relu", generator=generator())
     run = gradient_descent(network, twins.x, twins.y, steps=300)
     assert np.all(run.smoothed_margin < 0)
     assert run.settings["margin_drop"] == float("inf")
-    assert len(convergence.checkpoints(run.smoothed_margin, 10.0)) == 0
+    assert len(settling.checkpoints(run.smoothed_margin, 10.0)) == 0
 
 
 def test_large_steps_make_the_normalized_margin_fall(task):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latephase.desingularize import Approach, approach
+from latephase.experiments.desingularize import Approach, approach
 
 
 def power(kappa, constant=1.0):

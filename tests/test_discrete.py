@@ -5,13 +5,14 @@ import pytest
 import torch
 
 import latephase as lp
-from latephase import data, discrete
-from latephase.diagnostics import angle
-from latephase.networks import deep_linear, linear, mlp, two_layer
-from latephase.problem import Problem
+from latephase.experiments import discrete
+from latephase.problem.margins import Problem
+from latephase.problem.vectors import angle
+from latephase.zoo import tasks
+from latephase.zoo.networks import deep_linear, linear, mlp, two_layer
 
 SEEDS = (0, 1, 2)
-TASKS = [data.separable_points(10, 3, margin=0.4, seed=seed) for seed in SEEDS]
+TASKS = [tasks.separable_points(10, 3, margin=0.4, seed=seed) for seed in SEEDS]
 
 
 def networks(make):

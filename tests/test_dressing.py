@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from latephase.book import BookError, dressing, site
-from latephase.book.claims import MIME
-from latephase.book.layout import Book
-from latephase.book.notebooks import Notebook, read
+from latebook import BookError, dressing, site
+from latebook.claims import MIME
+from latebook.layout import Book
+from latebook.notebooks import Notebook, read
 from tests.conftest import ROOT
 
 

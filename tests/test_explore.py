@@ -8,7 +8,7 @@ from base64 import b64decode
 import matplotlib.pyplot as plt
 import pytest
 
-from latephase import explore
+from latephase.figures import slider
 
 
 def figures(count):
@@ -21,7 +21,7 @@ def figures(count):
 
 
 def test_every_frame_is_in_the_page_and_nothing_is_loaded():
-    page = explore.frames(
+    page = slider.frames(
         figures(3), ["a", "b", "c</script>"], "smoothed margin", "fig-x", 'say "x"'
     )._repr_mimebundle_()["text/html"]
     packed = b64decode(re.search(r'atob\("([^"]*)"\)', page).group(1))
@@ -40,5 +40,5 @@ def test_every_frame_is_in_the_page_and_nothing_is_loaded():
 @pytest.mark.parametrize(("count", "values"), [(1, ["a"]), (2, ["a"])])
 def test_frames_without_their_values_are_refused(count, values):
     with pytest.raises(ValueError, match=f"got {count} figures and {len(values)} values"):
-        explore.frames(figures(count), values, "x", "fig-x", "a picture")
+        slider.frames(figures(count), values, "x", "fig-x", "a picture")
     plt.close("all")

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latephase.book import BookError
-from latephase.book.files import broken_seal, held, require_room, write_sealed
-from latephase.book.notebooks import Notebook, read_executed
-from latephase.book.records import PROVENANCE, lacking, write
+from latebook import BookError
+from latebook.files import broken_seal, held, require_room, write_sealed
+from latebook.notebooks import Notebook, read_executed
+from latebook.records import PROVENANCE, lacking, write
 from latephase.cli import main
 from tests.conftest import FixtureBook, chapter
 from tests.test_cli import files, words  # noqa: F401
@@ -175,7 +175,7 @@ def test_a_damaged_record_is_made_again(with_runs):  # noqa: F811
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from latephase.book.files import held
+from latebook.files import held
 with held(Path(sys.argv[1]), "it"):
     child = subprocess.Popen(["sleep", "60"], close_fds=False) if "child" in sys.argv else None
     print(child.pid if child else 0, flush=True)
@@ -317,7 +317,7 @@ def mounted(tmp_path):
     return run
 
 
-BUILD = [sys.executable, "-m", "latephase.book", "build", "--cores", "2"]
+BUILD = [sys.executable, "-m", "latebook", "build", "--cores", "2"]
 
 
 @pytest.mark.slow

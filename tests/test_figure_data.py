@@ -8,7 +8,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from nbclient import NotebookClient
 
-from latephase import figure_data
+from latephase.figures import tables
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_lines_and_points_by_their_labels(axes):
     axes.plot([5.0], [6.0])
     axes.scatter([7.0, 8.0], [9.0, 10.0], label="dots")
     axes.set_title("a panel")
-    rows = figure_data.table(axes.figure)
+    rows = tables.table(axes.figure)
     first = rows[rows.series == "first"]
     assert first[["x", "y"]].to_numpy().tolist() == [[1, 3], [2, 4]]
     assert rows[(rows.kind == "line") & (rows.series == "1")].y.tolist() == [6]
@@ -36,7 +36,7 @@ def test_images_bars_and_paths(axes):
     axes.imshow([[1.0, 2.0]], extent=(0, 2, 0, 1), origin="lower")
     axes.bar([0, 1], [3.0, 4.0])
     axes.add_collection(LineCollection([[(0, 0), (1, 5)]]))
-    rows = figure_data.table(axes.figure)
+    rows = tables.table(axes.figure)
     image = rows[rows.kind == "image"]
     assert image[["x", "y", "value"]].to_numpy().tolist() == [[0.5, 0.5, 1], [1.5, 0.5, 2]]
     assert rows[rows.kind == "bar"].value.tolist() == [3, 4]
@@ -45,7 +45,7 @@ def test_images_bars_and_paths(axes):
 
 def test_an_image_from_the_top_is_turned(axes):
     axes.imshow([[1.0], [2.0]], extent=(0, 1, 0, 2), origin="upper")
-    rows = figure_data.table(axes.figure)
+    rows = tables.table(axes.figure)
     assert dict(zip(rows.value, rows.y, strict=True)) == {1.0: 1.5, 2.0: 0.5}
 
 
@@ -55,7 +55,7 @@ def test_three_dimensions_and_a_colour_bar():
     axes.plot([0, 1], [2, 3], [4, 5], label="curve")
     shown = axes.scatter([6], [7], [8], c=[1.0])
     figure.colorbar(shown)
-    rows = figure_data.table(figure)
+    rows = tables.table(figure)
     assert rows[rows.series == "curve"].z.tolist() == [4, 5]
     assert rows[rows.kind == "points"][["x", "y", "z"]].to_numpy().tolist() == [[6, 7, 8]]
     assert set(rows.panel) == {0}
@@ -64,14 +64,14 @@ def test_three_dimensions_and_a_colour_bar():
 
 def test_the_text_is_read_back(axes, tmp_path):
     axes.plot([1.0, 2.0], [1 / 3, 1e-30], label="a, b")
-    (tmp_path / "figure.csv").write_text(figure_data.as_csv(axes.figure))
+    (tmp_path / "figure.csv").write_text(tables.as_csv(axes.figure))
     rows = pd.read_csv(tmp_path / "figure.csv")
     np.testing.assert_allclose(rows.y, [1 / 3, 1e-30], rtol=1e-6)
     assert set(rows.series) == {"a, b"}
 
 
 def test_an_empty_figure_has_an_empty_table():
-    assert len(figure_data.table(plt.figure())) == 0
+    assert len(tables.table(plt.figure())) == 0
     plt.close("all")
 
 
@@ -79,17 +79,17 @@ def test_a_notebook_stores_the_numbers_beside_the_picture():
     cells = [
         "import matplotlib.pyplot as plt\n"
         "from matplotlib_inline.backend_inline import set_matplotlib_formats\n"
-        "from latephase import figures\n"
-        "figures.style()\n"
+        "from latephase.figures import plots\n"
+        "plots.style()\n"
         'set_matplotlib_formats("svg", "png")',
         "_, axes = plt.subplots()\naxes.plot([5.0, 6.0]);",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     NotebookClient(notebook, kernel_name="python3").execute()
     data = notebook.cells[1].outputs[0]["data"]
-    assert {"image/svg+xml", "image/png", figure_data.MIME} <= set(data)
-    assert data[figure_data.MIME].splitlines()[1].endswith(",5")
+    assert {"image/svg+xml", "image/png", tables.MIME} <= set(data)
+    assert data[tables.MIME].splitlines()[1].endswith(",5")
 
 
 def test_outside_a_notebook_nothing_is_offered():
-    figure_data.offer()
+    tables.offer()

@@ -12,14 +12,14 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from latephase import figures
+from latephase.figures import plots
 
 ALPHA = np.array([0.5, 2.0, 30.0, 80.0])
 
 
 @pytest.fixture
 def axes():
-    figures.style()
+    plots.style()
     figure, axes = plt.subplots()
     yield axes
     figure.canvas.draw()
@@ -40,7 +40,7 @@ def contrast(one, other) -> float:
 # The accessibility guideline asks for 3 with large text and graphics; one grey cannot have the
 # 4.5 for small text on both pages. #14181e is the theme's dark page.
 @pytest.mark.parametrize("page", ["#ffffff", "#14181e"])
-@pytest.mark.parametrize("ink", [figures.GREY, *(figures.LATE(t) for t in (0.0, 0.5))])
+@pytest.mark.parametrize("ink", [plots.GREY, *(plots.LATE(t) for t in (0.0, 0.5))])
 def test_text_and_lines_stand_out_on_both_pages(ink, page):
     assert contrast(ink, page) > 3
 
@@ -52,7 +52,7 @@ def test_the_background_is_clear(axes):
 
 def test_a_path_is_grey_before_its_late_phase_and_passes_through_its_points(axes):
     plane = np.array([[0.0, 0.0], [1.0, 2.0], [1.5, 2.5], [1.6, 2.6]])
-    figures.direction_path(axes, plane, np.array([0.1, 0.5, 1.5, 80.0]))
+    plots.direction_path(axes, plane, np.array([0.1, 0.5, 1.5, 80.0]))
     early, late = (c for c in axes.collections if isinstance(c, LineCollection))
     np.testing.assert_array_equal(early.get_segments(), [plane[:2]])
     np.testing.assert_array_equal(late.get_segments(), [plane[1:3], plane[2:4]])
@@ -61,7 +61,7 @@ def test_a_path_is_grey_before_its_late_phase_and_passes_through_its_points(axes
 
 
 def test_margin_distributions_are_shares_of_examples(axes):
-    figures.margin_distributions(axes, np.array([[0.3, 0.1], [0.25, 0.2]]), ALPHA[2:])
+    plots.margin_distributions(axes, np.array([[0.3, 0.1], [0.25, 0.2]]), ALPHA[2:])
     lines = axes.get_lines()
     np.testing.assert_array_equal(lines[0].get_xdata(), [0.1, 0.3])
     np.testing.assert_array_equal(lines[0].get_ydata(), [0.5, 1.0])
@@ -71,7 +71,7 @@ def test_margin_distributions_are_shares_of_examples(axes):
 def test_a_surface_shows_its_outputs_points_and_boundary(axes):
     a, b = np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5))
     points, labels = np.array([[0.5, 0.25], [-0.5, -0.25]]), np.array([1, -1])
-    figures.prediction_surface(axes, (a, b), 2.0 * (a + b), points, labels)
+    plots.prediction_surface(axes, (a, b), 2.0 * (a + b), points, labels)
     (image,) = axes.get_images()
     np.testing.assert_allclose(image.get_array(), (a + b) / 2.0)
     assert image.origin == "lower"  # row 0 is the smallest b
@@ -81,14 +81,14 @@ def test_a_surface_shows_its_outputs_points_and_boundary(axes):
 
 def test_the_normalized_margin_is_drawn_where_alpha_is_positive(axes):
     alpha = np.array([-1.0, 2.0, 30.0])
-    figures.normalized_smoothed_margin(axes, alpha, np.array([-0.1, 0.2, 0.3]), label="seed 0")
+    plots.normalized_smoothed_margin(axes, alpha, np.array([-0.1, 0.2, 0.3]), label="seed 0")
     (line,) = axes.get_lines()
     np.testing.assert_array_equal(line.get_xdata(), [2.0, 30.0])
     assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "smoothed margin α")
 
 
 def test_stretches_stand_at_the_middles_of_their_e_folds(axes):
-    figures.stretch_lengths(
+    plots.stretch_lengths(
         axes, np.array([1.0, 4.0, 16.0]), np.array([[0.2, 0.1], [0.3, 0.1]]), "one seed"
     )
     np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), [2.0, 8.0])
@@ -97,16 +97,16 @@ def test_stretches_stand_at_the_middles_of_their_e_folds(axes):
 
 
 def test_a_rate_line_has_its_slope(axes):
-    figures.rate_line(axes, np.array([3.0, 30.0]), 0.5, -1.0, "slope")
+    plots.rate_line(axes, np.array([3.0, 30.0]), 0.5, -1.0, "slope")
     np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [0.5, 0.05])
 
 
 def test_a_globe_shows_its_front_and_veils_its_back(axes):
-    figures.globe(axes)
+    plots.globe(axes)
     # The point nearest to the viewer lies in the middle, the opposite one behind it.
-    near = np.array([0.0, -np.cos(figures.ELEVATION), np.sin(figures.ELEVATION)])
+    near = np.array([0.0, -np.cos(plots.ELEVATION), np.sin(plots.ELEVATION)])
     for point, alpha in ((near, 1.0), (-near, 0.3)):
-        figures.globe_path(axes, np.stack([point, point]))
+        plots.globe_path(axes, np.stack([point, point]))
         front, back = axes.lines[-2:]
         shown = front if alpha == 1.0 else back
         np.testing.assert_allclose(shown.get_xydata(), 0.0, atol=1e-15)
@@ -117,7 +117,7 @@ def test_a_globe_shows_its_front_and_veils_its_back(axes):
 def test_a_globe_s_path_is_coloured_by_its_values(axes):
     angles = np.linspace(0, 2 * np.pi, 9)
     equator = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=-1)
-    path = figures.globe_path(axes, equator, np.arange(9.0))
+    path = plots.globe_path(axes, equator, np.arange(9.0))
     assert isinstance(path, LineCollection)
     assert path.get_clim() == (0.0, 8.0)
     both = [c for c in axes.collections if isinstance(c, LineCollection)]
@@ -125,16 +125,16 @@ def test_a_globe_s_path_is_coloured_by_its_values(axes):
 
 
 def test_a_globe_s_view_is_what_its_paths_are_drawn_over(axes):
-    points = figures.globe_view(5)
+    points = plots.globe_view(5)
     seen = ~np.isnan(points[..., 0])
     assert seen.sum() == 13  # of 5 × 5 points of the square, those in the disc
     np.testing.assert_allclose(np.linalg.norm(points[seen], axis=1), 1.0, atol=1e-15)
-    figures.globe_path(axes, points[seen])
+    plots.globe_path(axes, points[seen])
     flat = np.linspace(-1, 1, 5)
     expected = np.stack(np.meshgrid(flat, flat), axis=-1)[seen]
     drawn = np.where(np.isnan(axes.lines[0].get_xydata()), axes.lines[1].get_xydata(), expected)
     np.testing.assert_allclose(drawn, expected, atol=1e-15)
-    figures.globe_image(axes, points[..., 2])
+    plots.globe_image(axes, points[..., 2])
     (image,) = axes.images
     assert image.get_extent() == [-1, 1, -1, 1]
 
@@ -143,7 +143,7 @@ def test_masses_are_rays_outwards_and_the_program_open_circles(axes):
     angles, none = np.array([0.0, np.pi / 2]), np.zeros(2)
     masses, program = np.array([[0.25, 0.0], none]), np.array([none, [0.0, 0.125]])
     points, labels = np.array([[0.5, 0.0], [0.0, 0.5]]), np.array([1, -1])
-    figures.circle_of_neurons(axes, angles, masses, program, points, labels)
+    plots.circle_of_neurons(axes, angles, masses, program, points, labels)
     drawn = [c for c in axes.collections if isinstance(c, LineCollection)]
     segments = [segment for c in drawn for segment in c.get_segments()]
     np.testing.assert_allclose(segments, [[[1.0, 0.0], [2.0, 0.0]]])
@@ -156,8 +156,8 @@ def test_masses_are_rays_outwards_and_the_program_open_circles(axes):
 
 def test_misalignments_share_one_alpha_or_have_their_own(axes):
     runs = [np.array([0.1, 0.01]), np.array([0.2, 0.02])]
-    figures.misalignment(axes, np.array([1.0, 10.0]), runs, "shared")
-    figures.misalignment(axes, [np.array([2.0, 3.0]), np.array([4.0, 5.0])], runs, "own")
+    plots.misalignment(axes, np.array([1.0, 10.0]), runs, "shared")
+    plots.misalignment(axes, [np.array([2.0, 3.0]), np.array([4.0, 5.0])], runs, "own")
     starts = [line.get_xdata()[0] for line in axes.get_lines()]
     assert starts == [1.0, 1.0, 2.0, 4.0]
     assert axes.get_legend_handles_labels()[1] == ["shared", "own"]
@@ -167,7 +167,7 @@ def test_misalignments_share_one_alpha_or_have_their_own(axes):
 def test_an_image_stands_above_its_saliency_map():
     figure, (top, bottom) = plt.subplots(2)
     image, saliency = np.eye(3), np.diag([1.0, -2.0, 0.5])
-    figures.image_and_saliency(top, bottom, image, saliency, 2.0)
+    plots.image_and_saliency(top, bottom, image, saliency, 2.0)
     np.testing.assert_array_equal(top.get_images()[0].get_array(), image)
     np.testing.assert_array_equal(bottom.get_images()[0].get_array(), saliency)
     assert bottom.get_images()[0].get_clim() == (-2.0, 2.0)
@@ -176,7 +176,7 @@ def test_an_image_stands_above_its_saliency_map():
 
 def test_neurons_are_drawn_by_direction_from_the_start_on(axes):
     path = np.array([[3.0, 0.0, 0.0, 4.0], [0.0, 6.0, 8.0, 0.0]])
-    figures.neuron_paths(axes, path, 2, label="flow", color=figures.BLUE)
+    plots.neuron_paths(axes, path, 2, label="flow", color=plots.BLUE)
     way, dot = axes.lines[:2]
     np.testing.assert_allclose(way.get_xydata(), [[0.6, 0.0], [0.0, 0.6]])
     np.testing.assert_allclose(dot.get_xydata(), [[0.6, 0.0]])
@@ -191,7 +191,7 @@ def test_a_figure_is_laid_out_once_for_all_its_formats(monkeypatch):
         ConstrainedLayoutEngine, "execute", lambda *a: (placed.append(1), place(*a))[1]
     )
     with plt.rc_context():
-        figures.style()
+        plots.style()
         figure, axes = plt.subplots()
         axes.set(xlabel="a long label\nof two lines")
         for kind in ("svg", "png"):

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 import latephase
-from latephase import networks
-from latephase.alignment import split_layers
-from latephase.data import sector_points, separable_points
-from latephase.diagnostics import angle
-from latephase.late import LateStepper
-from latephase.losses import LOGISTIC, Loss
-from latephase.problem import Problem
-from latephase.reference import physical_flow
-from latephase.state import State
+from latephase.experiments.alignment import split_layers
+from latephase.flow.implicit import LateStepper
+from latephase.flow.state import State
+from latephase.problem.losses import LOGISTIC, Loss
+from latephase.problem.margins import Problem
+from latephase.problem.vectors import angle
+from latephase.zoo import networks
+from latephase.zoo.tasks import sector_points, separable_points
+from tests.references import physical_flow
 
 
 def separable(n=40, dims=5, seed=0, gap=0.3):

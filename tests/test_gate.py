@@ -7,9 +7,9 @@ import yaml
 from nbformat.v4 import new_code_cell, new_output
 from nbformat.v4 import writes as text_of
 
-from latephase.book import BookError, gate, mathjax
-from latephase.book.claims import MIME
-from latephase.book.notebooks import read
+from latebook import BookError, gate, mathjax
+from latebook.claims import MIME
+from latebook.notebooks import read
 from tests.conftest import ROOT, chapter
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from latephase import homogeneity_degree, image_networks
-from latephase.image_networks import alexnet, densenet, resnet
+from latephase import homogeneity_degree
+from latephase.zoo import image_networks
+from latephase.zoo.image_networks import alexnet, densenet, resnet
 
 IMAGES = [(3, 32, 32), (1, 28, 28)]
 

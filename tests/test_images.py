@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from latephase import datafiles, images
-from latephase.datafiles import DataError
+from latephase.zoo import datafiles, images
+from latephase.zoo.datafiles import DataError
 
 HASH = "0" * 64
 SCRIPT = images.BUNDLE.with_name("make_fashion_mnist_3k.py")

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latephase import checkpoints
-from latephase.book.records import recorded
+from latebook.records import recorded
+from latephase.training import checkpoints
 from tests.conftest import ROOT, FixtureBook
 from tests.test_cluster import with_runs  # noqa: F401
 
@@ -23,7 +23,7 @@ KILLS = 20
 
 def starts(book: FixtureBook, *words: str) -> subprocess.Popen:
     """A command of the pipeline in a process group of its own."""
-    command = [sys.executable, "-m", "latephase.book", *words, "--cores", "2"]
+    command = [sys.executable, "-m", "latebook", *words, "--cores", "2"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, cwd=book.root, start_new_session=True, **quiet)
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latephase.kinks import SmoothedKinks
-from latephase.problem import Problem
+from latephase.problem.kinks import SmoothedKinks
+from latephase.problem.margins import Problem
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.tensor([1, -1, 1, -1, 1, 1])

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from latephase.book import BookError, ledger
-from latephase.book.claims import Claim
+from latebook import BookError, ledger
+from latebook.claims import Claim
 from tests.conftest import CLAIM
 
 INF, NAN = math.inf, math.nan

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from latephase.book import BookError, links
+from latebook import BookError, links
 from tests.conftest import ROOT
 
 

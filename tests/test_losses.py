@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from latephase.losses import (
+from latephase.problem.losses import (
     CROSS_ENTROPY,
     EXPONENTIAL,
     LOGISTIC,

@@ -14,7 +14,7 @@ import yaml
 
 from tests.conftest import ROOT
 
-LIBRARY = ROOT / "lib" / "latephase"
+LIBRARY = ROOT / "lib"
 MUTANTS = [
     (file, mutant)
     for file, mutants in yaml.safe_load((ROOT / "tests" / "mutants.yml").read_text("utf8")).items()
@@ -64,14 +64,16 @@ def outcome(copy: Path, tests: set[str]) -> tuple[int | None, str]:
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """A folder with a copy of the library, to be put before the library itself."""
-    shutil.copytree(LIBRARY, tmp_path / "latephase", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        LIBRARY, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+    )
     return tmp_path
 
 
 @pytest.mark.slow
 @each_mutant
 def test_a_mutant_is_killed(copy, file, mutant):
-    path = copy / "latephase" / file
+    path = copy / file
     path.write_text(path.read_text("utf8").replace(mutant["old"], mutant["new"]), "utf8")
     status, log = outcome(copy, {mutant["test"]})
     # 1: tests ran and failed. Others: nothing ran, or the mutant cannot even be imported.

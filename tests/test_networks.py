@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from latephase import networks
-from latephase.homogeneity import homogeneity_degree
+from latephase.problem.degree import homogeneity_degree
+from latephase.zoo import networks
 
 
 def generator(seed=0):

@@ -9,11 +9,11 @@ import sys
 import pytest
 from papermill import inspect_notebook
 
-from latephase.book import dressing, gate
-from latephase.book.claims import PROFILES, load
-from latephase.book.files import read_yaml
-from latephase.book.layout import Book
-from latephase.book.notebooks import read
+from latebook import dressing, gate
+from latebook.claims import PROFILES, load
+from latebook.files import read_yaml
+from latebook.layout import Book
+from latebook.notebooks import read
 from tests.conftest import ROOT
 
 BOOK = Book(ROOT, "quick")
@@ -61,12 +61,14 @@ def test_no_two_figures_of_the_book_have_one_name():
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_a_chapter_defines_no_function_and_keeps_its_cells_short(chapter):
+def test_a_chapter_keeps_its_cells_short(chapter):
+    """Short functions may be defined; classes live in the library."""
     for cell in read(BOOK.source(chapter)).cells:
         if cell.is_code:
             tree = ast.parse(cell.source)
-            assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(tree))
-            assert len(cell.source.splitlines()) <= 20, cell.source
+            assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
+            imports = any(isinstance(node, ast.ImportFrom) for node in tree.body)
+            assert imports or len(cell.source.splitlines()) <= 20, cell.source
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import latephase
-from latephase import data, networks
-from latephase.onset import onset
+from latephase.experiments.onset import onset
+from latephase.zoo import networks, tasks
 
 
 def linear(weights):
@@ -25,7 +25,7 @@ def test_one_example_on_a_line_is_solved_by_hand():
 
 
 def test_it_is_the_early_phase_of_the_flow():
-    task = data.separable_points(12, 5, margin=0.1, seed=0)
+    task = tasks.separable_points(12, 5, margin=0.1, seed=0)
     net = networks.two_layer(5, 8, "squared_relu", generator=torch.Generator().manual_seed(0))
     way = onset(net, task.x, task.y, until=1.0, tol=1e-5)
     flow = latephase.gradient_flow(net, task.x, task.y, until=1.0, tol=1e-4)
@@ -42,7 +42,7 @@ def test_a_start_in_the_late_phase_has_nothing_before_it():
 
 
 def test_examples_that_no_weights_separate_are_an_error():
-    task = data.with_contradictions(data.separable_points(12, 3, seed=0))
+    task = tasks.with_contradictions(tasks.separable_points(12, 3, seed=0))
     net = networks.linear(3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(latephase.NotSeparated, match="stationary"):
         onset(net, task.x, task.y)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from latephase import data, other_tails
-from latephase.diagnostics import angle
+from latephase.experiments import other_tails
+from latephase.problem.vectors import angle
+from latephase.zoo import tasks
 
-TASKS = [data.separable_points(12, 3, margin=0.2, seed=seed) for seed in range(3)]
+TASKS = [tasks.separable_points(12, 3, margin=0.2, seed=seed) for seed in range(3)]
 Z = np.stack([task.y.numpy()[:, None] * task.x.numpy() for task in TASKS])
 START = Z.mean(axis=1)
 

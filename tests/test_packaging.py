@@ -118,7 +118,8 @@ def test_the_library_asks_for_nothing_of_the_book():
 
 def test_every_module_of_the_science_is_imported_without_the_books_packages():
     folder = ROOT / "lib" / "latephase"
-    modules = [f"latephase.{f.stem}" for f in folder.glob("*.py") if f.stem[0] != "_"]
+    files = [f.relative_to(folder.parent) for f in folder.rglob("*.py") if f.stem[:2] != "__"]
+    modules = [".".join(f.with_suffix("").parts) for f in files]
     code = """
 import importlib, sys
 
@@ -137,18 +138,20 @@ for name in sys.argv[1:]:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_wheel_holds_every_file_of_the_library(tmp_path):
+def test_a_wheel_holds_every_file_of_the_library_and_none_of_the_pipeline(tmp_path):
     # Built in a copy, since setuptools leaves folders behind where it builds.
     for file in (ROOT / "pyproject.toml", ROOT / "README.md", *ROOT.glob("LICENSE*")):
         shutil.copy(file, tmp_path)
     leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=leave)
-    library = {f.relative_to(tmp_path / "lib") for f in (tmp_path / "lib").rglob("*")}
+    files = {f.relative_to(tmp_path / "lib") for f in (tmp_path / "lib").rglob("*")}
+    library = {f for f in files if f.parts[0] == "latephase"}
     command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps"]
     target = ["--no-build-isolation", "--target", "out", "--python", sys.executable, "."]
     subprocess.run([*command, *target], cwd=tmp_path, check=True)
     installed = {f.relative_to(tmp_path / "out") for f in (tmp_path / "out").rglob("*")}
     assert library <= installed
+    assert not {f for f in installed if f.parts[0] == "latebook"}
     licences = Path(f"latephase-{PROJECT['version']}.dist-info", "licenses")
     assert {licences / name for name in PROJECT["license-files"]} <= installed
 
@@ -167,7 +170,7 @@ case "$*" in
 "-m uv "*--editable*) pwd > "${{0%/*}}/checkout"; note editable "$@" ;;
 "-m uv "*--default-index*) note torch "$@" ;;
 "-m uv "*) note packages "$@" ;;
-"-m latephase.book "*) note book "$@"; env > '{seen}' ;;
+"-m latebook "*) note book "$@"; env > '{seen}' ;;
 *) exec '{real}' "$@" ;;
 esac
 """
@@ -300,7 +303,7 @@ def test_the_environment_is_made_once_from_hashed_pins(checkout):
     done = checkout.make("book")
     assert done.returncode == 0, done.stderr
     _, pip, packages, editable, book = checkout.steps()
-    assert re.fullmatch(r"book -m latephase.book build --profile quick --cores [1-9]\d*", book)
+    assert re.fullmatch(r"book -m latebook build --profile quick --cores [1-9]\d*", book)
     assert "--require-hashes" in pip
     assert "--require-hashes --requirement requirements.lock" in packages
     assert "--no-deps --editable ." in editable
@@ -469,7 +472,7 @@ def test_a_strangers_settings_do_not_reach_the_book(checkout):
     strange = ["PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_TARGET", "UV_SYSTEM_PYTHON"]
     done = checkout.make("book", "CORES=3", **dict.fromkeys(strange, "/strange"))
     assert done.returncode == 0, done.stderr
-    assert checkout.steps()[-1] == "book -m latephase.book build --profile quick --cores 3"
+    assert checkout.steps()[-1] == "book -m latebook build --profile quick --cores 3"
     seen = dict(
         line.partition("=")[::2]
         for line in checkout.stub.with_name("seen").read_text().splitlines()

@@ -6,7 +6,7 @@ import pytest
 from fontTools.ttLib import TTFont
 from matplotlib import get_data_path
 
-from latephase.book import BookError, pages
+from latebook import BookError, pages
 
 HEAD = """\
 <link href="_static/vendor/fontawesome/6/css/all.min.css" rel="stylesheet" />

@@ -5,9 +5,16 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from latephase import pathology
-from latephase.homogeneity import homogeneity_degree
-from latephase.pathology import Hat, HatNetwork, follow, on_sphere, turn_factors, whole_turns
+from latephase.experiments import pathology
+from latephase.experiments.pathology import (
+    Hat,
+    HatNetwork,
+    follow,
+    on_sphere,
+    turn_factors,
+    whole_turns,
+)
+from latephase.problem.degree import homogeneity_degree
 
 RIDGE = -np.pi / 2  # the offset of ψ = 0
 HATS = [Hat(), Hat(degree=3.0), Hat(power=4), Hat(cap=16.0), Hat(cap=0.0)]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from latephase.polynomial import Polynomial, random_polynomial, secants_of
-from latephase.reference import finite_differences
+from latephase.experiments.polynomial import Polynomial, random_polynomial, secants_of
+from tests.references import finite_differences
 
 
 def test_the_gradient_of_a_form_is_that_of_its_value_and_satisfies_euler():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from latephase.data import outvoted_support_point, separable_points
-from latephase.primal_dual import linear_descent
-from latephase.reference import hard_margin
+from latephase.experiments.primal_dual import linear_descent
+from latephase.measures.max_margin import hard_margin
+from latephase.zoo.tasks import outvoted_support_point, separable_points
 
 
 def rows(task):

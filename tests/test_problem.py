@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import latephase
-from latephase.homogeneity import checked_degree
-from latephase.problem import Problem
+from latephase.problem.degree import checked_degree
+from latephase.problem.margins import Problem
 
 
 def two_layer(width=7, dims=3, outputs=1, seed=0):
@@ -82,7 +82,7 @@ def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples(monkeypat
     alpha, margins, log_dual, of_alpha = problem.smoothed_margin(problem.w0)
     np.testing.assert_allclose(of_alpha, jacobian.T @ np.exp(log_dual).reshape(-1), atol=1e-12)
     np.testing.assert_array_equal(margins, p)
-    monkeypatch.setattr("latephase.problem._BATCH", 4)
+    monkeypatch.setattr("latephase.problem.margins._BATCH", 4)
     again = problem.smoothed_margin(problem.w0)
     assert again[0] == pytest.approx(alpha, rel=1e-14)
     np.testing.assert_allclose(again[3], of_alpha, atol=1e-13)

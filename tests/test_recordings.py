@@ -9,8 +9,8 @@ import torch
 import yaml
 from recordings import make
 
-from latephase import scale_free
-from latephase.book.records import recorded
+from latebook.records import recorded
+from latephase.training import scale_free
 from tests.conftest import ROOT
 from tests.test_images import as_jpeg
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from latephase.book import BookError
-from latephase.book.records import PROVENANCE, SCHEMA, recorded, sealed, write
+from latebook import BookError
+from latebook.records import PROVENANCE, SCHEMA, recorded, sealed, write
 from tests.conftest import ROOT
 
 

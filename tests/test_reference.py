@@ -3,16 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from benchmarks.stiff_flow import stiff_direction_flow
 
 import latephase
-from latephase.reference import (
-    finite_differences,
-    hard_margin_dual,
-    physical_flow,
-    planar_variation_bound,
-    stiff_direction_flow,
-    variation_margin,
-)
+from latephase.experiments.variation import planar_variation_bound, variation_margin
+from latephase.measures.max_margin import hard_margin_dual
+from tests.references import finite_differences, physical_flow
 
 
 def pushed_apart(n, dimension, seed):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from latephase import diagnose, networks, scale_free
-from latephase.image_networks import alexnet, resnet
-from latephase.images import bundled_fashion_mnist
-from latephase.training import Settings
+from latephase import diagnose
+from latephase.training import scale_free
+from latephase.training.train import Settings
+from latephase.zoo import networks
+from latephase.zoo.image_networks import alexnet, resnet
+from latephase.zoo.images import bundled_fashion_mnist
 
 
 def drawn(build, seed=0, **settings):

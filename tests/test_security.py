@@ -18,14 +18,16 @@ import pytest
 import torch
 from PIL import Image
 
-from latephase import checkpoints, cli, images
-from latephase.book import BookError
-from latephase.book.claims import load
-from latephase.book.files import read_yaml
-from latephase.book.layout import Book
-from latephase.book.records import PROVENANCE, SCHEMA, recorded, runs, sealed
-from latephase.datafiles import DataError
-from latephase.trajectory import Trajectory
+from latebook import BookError
+from latebook.claims import load
+from latebook.files import read_yaml
+from latebook.layout import Book
+from latebook.records import PROVENANCE, SCHEMA, recorded, runs, sealed
+from latephase import cli
+from latephase.flow.trajectory import Trajectory
+from latephase.training import checkpoints
+from latephase.zoo import images
+from latephase.zoo.datafiles import DataError
 from tests.conftest import ROOT, chapter
 from tests.test_images import Trap, as_jpeg, home, network, published, serve  # noqa: F401
 from tests.test_trajectory import trajectory
@@ -182,7 +184,7 @@ def test_nothing_in_the_repository_unpickles():
     ]  # fmt: skip
     assert found == [
         # Its loader is a SafeLoader.
-        "lib/latephase/book/files.py: return yaml.load(file, Loader=_StrictLoader)"
+        "lib/latebook/files.py: return yaml.load(file, Loader=_StrictLoader)"
     ]
 
 

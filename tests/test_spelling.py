@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from latephase.book.notebooks import read
+from latebook.notebooks import read
 from tests.conftest import ROOT
 
 LIST = ROOT / "tests" / "words.txt"

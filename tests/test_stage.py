@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from latephase.linearization import DualSystem, Linearization, ThinSystem
-from latephase.problem import Problem
-from latephase.stage import solve_stage
+from latephase.flow.newton import solve_stage
+from latephase.flow.newton_matrix import DualSystem, Linearization, ThinSystem
+from latephase.problem.margins import Problem
 
 DEGREE = 2.0
 

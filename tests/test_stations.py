@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.data import separable_points
-from latephase.flow import gradient_flow
-from latephase.networks import linear
-from latephase.stations import stations
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.stations import stations
+from latephase.zoo.networks import linear
+from latephase.zoo.tasks import separable_points
 
 TASK = separable_points(12, 3, margin=0.2, seed=1)
 LEVELS = [10.0, 100.0, 1e6]

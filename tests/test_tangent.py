@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from latephase import tangent
-from latephase.data import planar_points
-from latephase.flow import gradient_flow
-from latephase.networks import linear, two_layer
-from latephase.reference import hard_margin
+from latephase.experiments import tangent
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.measures.max_margin import hard_margin
+from latephase.zoo.networks import linear, two_layer
+from latephase.zoo.tasks import planar_points
 
 TASK = planar_points(12, deleted=0.5, seed=1)
 

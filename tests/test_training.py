@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, softplus
 
-from latephase import networks
-from latephase.losses import named_loss
-from latephase.schedules import LossBased, Normalized
-from latephase.stepping import log_risk_and_gradient
-from latephase.training import Settings, due_steps, read_run, train
+from latephase.problem.losses import named_loss
+from latephase.training.schedules import LossBased, Normalized
+from latephase.training.stepping import log_risk_and_gradient
+from latephase.training.train import Settings, due_steps, read_run, train
+from latephase.zoo import networks
 
 CENTRES = np.array([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]])
 

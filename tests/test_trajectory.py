@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.trajectory import _SERIES, FORMAT, Trajectory
+from latephase.flow.trajectory import _SERIES, FORMAT, Trajectory
 
 
 def trajectory(records=4, parameters=6, examples=3):
@@ -63,7 +63,7 @@ def test_load_refuses_other_files(tmp_path):
 @pytest.mark.parametrize("change", [-1, 1])
 def test_load_refuses_another_format(tmp_path, monkeypatch, change):
     with monkeypatch.context() as patch:
-        patch.setattr("latephase.trajectory.FORMAT", FORMAT + change)
+        patch.setattr("latephase.flow.trajectory.FORMAT", FORMAT + change)
         trajectory().save(tmp_path / "flow.npz")
     with pytest.raises(ValueError, match="trajectory of another format"):
         Trajectory.load(tmp_path / "flow.npz")

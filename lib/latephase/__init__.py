@@ -1,30 +1,65 @@
 """latephase: the late phase of gradient flow, followed to infinity.
 
-The public names are loaded on first use, so that importing a light module of the book's
-wing does not import PyTorch.
+The public names are loaded on first use (SPEC 1 of Scientific Python), so that importing the
+package does not import PyTorch; editors and type checkers see them below.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latephase.flow.errors import NotSeparated, StepCollapse
+    from latephase.flow.gradient_flow import gradient_flow
+    from latephase.flow.trajectory import Trajectory
+    from latephase.measures.diagnosis import Diagnosis, diagnose
+    from latephase.measures.max_margin import hard_margin
+    from latephase.problem.degree import homogeneity_degree
+    from latephase.problem.losses import Loss
+    from latephase.problem.task import Task
+    from latephase.training.descent import gradient_descent
+    from latephase.training.train import train
+
+    __version__: str
+
+__all__ = [
+    "Diagnosis",
+    "Loss",
+    "NotSeparated",
+    "StepCollapse",
+    "Task",
+    "Trajectory",
+    "__version__",
+    "diagnose",
+    "gradient_descent",
+    "gradient_flow",
+    "hard_margin",
+    "homogeneity_degree",
+    "train",
+]
 
 _HOME = {
-    "Loss": "losses",
-    "NotSeparated": "errors",
-    "StepCollapse": "errors",
-    "Trajectory": "trajectory",
-    "diagnose": "diagnosis",
-    "gradient_flow": "flow",
-    "hard_margin": "reference",
-    "homogeneity_degree": "homogeneity",
+    "Diagnosis": "measures.diagnosis",
+    "Loss": "problem.losses",
+    "NotSeparated": "flow.errors",
+    "StepCollapse": "flow.errors",
+    "Task": "problem.task",
+    "Trajectory": "flow.trajectory",
+    "diagnose": "measures.diagnosis",
+    "gradient_descent": "training.descent",
+    "gradient_flow": "flow.gradient_flow",
+    "hard_margin": "measures.max_margin",
+    "homogeneity_degree": "problem.degree",
+    "train": "training.train",
 }
 
-__all__ = sorted(_HOME)
 
-
-def __getattr__(name):
+def __getattr__(name: str):
+    if name == "__version__":
+        return metadata.version("latephase")
     if name not in _HOME:
         raise AttributeError(f"module 'latephase' has no attribute {name!r}")
     return getattr(import_module(f"latephase.{_HOME[name]}"), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from latephase.arrays import plain_arrays
+from latephase.files import plain_arrays
 
 USAGE, INTERRUPTED = 2, 130
 _SCALARS = {
@@ -80,7 +80,7 @@ def _diagnose(options: argparse.Namespace) -> int:
 
     import torch
 
-    from latephase.diagnosis import diagnose
+    from latephase.measures.diagnosis import diagnose
 
     try:
         missing, unknown = module.load_state_dict(weights, strict=False)
@@ -241,12 +241,12 @@ def _draw(found, aside: Path, kind: str) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from latephase import figures
+    from latephase.figures import plots
 
-    figures.style()
+    plots.style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    figures.sorted_margins(left, found.margins)
-    figures.layer_ratios(right, found.layers["layer"], found.layers["spectral_ratio"])
+    plots.sorted_margins(left, found.margins)
+    plots.layer_ratios(right, found.layers["layer"], found.layers["spectral_ratio"])
     figure.savefig(aside, format=kind[1:])
     plt.close(figure)
 

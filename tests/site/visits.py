@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from latephase.book.files import read_yaml
-from latephase.book.layout import _entries
-from latephase.book.notebooks import cells_sha256, read
+from latebook.files import read_yaml
+from latebook.layout import _entries
+from latebook.notebooks import cells_sha256, read
 from tests.conftest import ROOT
 
 HTML = ROOT / "_build" / "html"

@@ -1,0 +1,288 @@
+"""The pipeline's commands: `python -m latebook build` and the steps the Snakefile calls."""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from io import FileIO
+from pathlib import Path
+
+from latebook import BookError, gate, ledger
+from latebook.claims import PROFILES, load, of_chapter
+from latebook.files import broken_seal, held, read_yaml, require_room, write_sealed
+from latebook.layout import Book
+from latebook.notebooks import read_executed
+from latebook.records import lacking, runs
+
+# How lines of standard error begin that are for the reader: the steps' own, and SLURM's.
+_STEPS_SAY = ("book: ", "record: ", "slurmstepd: error: ")
+_LOG_OF_A_FAILED_JOB = re.compile(r"log: (.+) \(check log file\(s\) for error details\)")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; 0 when green, 1 with what is wrong on the standard error otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m latebook", description=__doc__)
+    parser.add_argument("step", choices=[*_STEPS])
+    parser.add_argument("--chapter", help="which one, for the step `chapter`")
+    parser.add_argument("--profile", default=PROFILES[0], help=", ".join(PROFILES))
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
+    parser.add_argument("--runs", default="recordings/runs.yml", help="for the step `record`")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the same: runs to make anew")
+    options = parser.parse_args(words)
+    if options.names and options.step != "record":
+        parser.error(f"only the step record takes names, got {' '.join(options.names)}")
+    try:
+        book = Book(Path.cwd(), options.profile)
+        return _STEPS[options.step](book, options) or 0
+    except BookError as error:
+        print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    except OSError as error:
+        print(f"book: {_refused(error, book)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("book: interrupted; the same command goes on from here", file=sys.stderr)
+    return 1
+
+
+def _refused(error: OSError, book: Book) -> str:
+    """Which path the system refused, and why, in a line; of a copy the one written to."""
+    if isinstance(error, shutil.Error):  # of many files: (from, to, why) for each
+        return "{1}: {2}".format(*error.args[0][0])
+    where = error.filename2 or error.filename or f"{book.build} or {tempfile.gettempdir()}"
+    return f"{where}: {error.strerror or error}"
+
+
+def _build(book: Book, options) -> int:
+    """Everything, by Snakemake: only what is out of date runs."""
+    began = time.monotonic()
+    _preflight(book)
+    _place(book, options)
+    for folder in (book.build, book.root / ".snakemake", Path(tempfile.gettempdir())):
+        require_room(folder)
+    with held(book.lock("build"), f"the book with the profile {book.profile}"):
+        _discard_damaged(book)
+        if _snakemake(book, options) != 0:
+            raise BookError("the build is red; earlier results are as they were")
+    entries = ledger.read(book.ledger)
+    print(f"\nVerdicts, profile {book.profile}:\n{ledger.plain_table(entries)}\n")
+    print(f"{time.monotonic() - began:.0f} s. The site: {book.html / 'book' / 'index.html'}")
+    return 0
+
+
+def _record(book: Book, options) -> None:
+    """The recorded runs that are missing, or the named ones anew, each a job of its own."""
+    known, results = runs(Path(options.runs)), book.root / "results"
+    if unknown := sorted(set(options.names) - set(known)):
+        raise BookError(f"{options.runs}: no run {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = {} if options.names else lacking(known, results)
+    for name, why in missing.items():
+        if (results / f"{name}.json").exists():
+            print(f"book: {why}", file=sys.stderr, flush=True)
+    if not (names := options.names or [*missing]):
+        print("Every run has its record; RUN=NAME makes one anew.")
+    elif _snakemake(book, options, names) != 0:
+        raise BookError(
+            "a run was not recorded; the same command goes on where it stopped, earlier records "
+            "are as they were"
+        )
+
+
+def _snakemake(book: Book, options, names: list[str] = ()) -> int:
+    """Snakemake on the book, or on the recorded runs of these names; returns its exit code."""
+    config = {"profile": book.profile}
+    if names:
+        config |= {"records": names, "runs": options.runs}
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *(["records", "--forcerun", "record"] if names else []),
+        *_place(book, options),
+        "--keep-going",
+        "--rerun-incomplete",
+        "--nolock",  # which a kill would leave behind; each step holds a lock that it cannot
+        "--nocolor",
+        "--config",
+        *(f"{key}={json.dumps(value)}" for key, value in config.items()),
+    ]
+    return _run(command, book, names)
+
+
+def _place(book: Book, options) -> list[str]:
+    """Where Snakemake runs the jobs: here, where one at a time has the GPU, or on the cluster.
+
+    Raises BookError if there is no such cluster in `profiles/`, or if its plugin is missing.
+    """
+    if not options.cluster:
+        return ["--cores", str(options.cores), "--resources", "gpu=1"]
+    known = sorted(path.parent.name for path in book.root.glob("profiles/*/config.yaml"))
+    if options.cluster not in known:
+        raise BookError(
+            f"unknown CLUSTER {options.cluster!r}: expected one of {', '.join(known) or 'none'}"
+        )
+    folder = book.root / "profiles" / options.cluster
+    executor = read_yaml(folder / "config.yaml").get("executor")
+    plugin = f"snakemake-executor-plugin-{executor}"
+    if importlib.util.find_spec(plugin.replace("-", "_")) is None:
+        raise BookError(
+            f"CLUSTER={options.cluster}: {plugin} is not installed; to install what pyproject.toml "
+            f"pins: {sys.executable} -m uv pip install --editable '.[cluster]'"
+        )
+    return ["--workflow-profile", str(folder), "--local-cores", str(options.cores)]
+
+
+def _run(command: list[str], book: Book, names: list[str]) -> int:
+    """Run Snakemake: progress and what steps say is wrong are shown, the rest is logged."""
+    log = book.product("snakemake", ".log")
+    log.parent.mkdir(exist_ok=True)
+    progress = re.compile("|".join([r"Job \d+ has been submitted", *(f"{n}: " for n in names)]))
+    said = False
+    with (
+        open(log, "wb", buffering=0) as file,
+        subprocess.Popen(
+            command, cwd=book.root, stderr=subprocess.PIPE, text=True, close_fds=False
+        ) as process,
+    ):
+        try:
+            for line in process.stderr:
+                _to_log(file, line)
+                if progress.match(line):
+                    print(line, end="", flush=True)
+                for wrong in _faults(line):
+                    print(wrong, file=sys.stderr, flush=True)
+                    said = True
+        except BaseException as error:
+            # Snakemake ends its jobs, on a cluster too, if it is let: leaving this block would
+            # close the pipe into which it writes. An interrupt it has had as well.
+            if not isinstance(error, KeyboardInterrupt):
+                process.terminate()
+            with contextlib.suppress(BookError):
+                _to_log(file, process.stderr.read())
+            raise
+    if process.returncode != 0 and not said:
+        last = log.read_text(encoding="utf8").splitlines()[-12:]
+        print(*(line[:300] for line in last), f"(log: {log})", sep="\n", file=sys.stderr)
+    return process.returncode
+
+
+def _to_log(file: FileIO, text: str) -> None:
+    try:
+        file.write(text.encode())
+    except OSError as error:
+        raise BookError(f"cannot write {file.name}: {error.strerror}") from error
+
+
+def _faults(line: str) -> list[str]:
+    """What a line of Snakemake's says is wrong: itself, or the lines of the job's log it names."""
+    if line.startswith(_STEPS_SAY):
+        return [line.rstrip()]
+    if not (named := _LOG_OF_A_FAILED_JOB.fullmatch(line.strip())):
+        return []
+    try:
+        lines = Path(named[1]).read_text(encoding="utf8").splitlines()
+    except OSError as error:
+        return [f"book: a job failed and left no log: {error}"]
+    told = [line for line in lines if line.startswith(_STEPS_SAY)]
+    return list(dict.fromkeys(told)) or [f"book: a job failed, see {named[1]}"]
+
+
+def _preflight(book: Book) -> None:
+    """What can be known to be wrong before anything is computed, all of it at once."""
+    wrong = gate.check_config(book.root / "_config.yml")
+    claims, chapters = load(book.claims), book.chapters()
+    for claim in claims.values():
+        if claim.chapter not in chapters:
+            wrong.append(
+                f"claims.yml: {claim.id!r} names the chapter {claim.chapter!r}, not in _toc.yml"
+            )
+    for chapter in chapters:
+        book.parameters(chapter)
+        wrong += gate.check_source(book.source(chapter))
+    if wrong:
+        raise BookError("\n".join(wrong))
+
+
+def _discard_damaged(book: Book) -> None:
+    """Delete earlier products that are no longer as they were written: they are made again."""
+    products = [(book.executed(chapter), "chapter", chapter) for chapter in book.chapters()]
+    for path, *step in [*products, (book.ledger, "ledger"), (book.names, "names")]:
+        with held(book.lock(*step), " ".join(["the", *step]), wait=True):
+            if path.exists() and (wrong := broken_seal(path)):
+                print(f"book: {wrong}; it is made again", file=sys.stderr, flush=True)
+                path.unlink()
+
+
+def _chapter(book: Book, options) -> None:
+    from latebook.execute import execute
+
+    with held(book.lock("chapter", options.chapter), f"the chapter {options.chapter}", wait=True):
+        execute(book, options.chapter)
+
+
+def _ledger(book: Book, options) -> None:
+    """Gate every executed notebook again, then merge what they recorded."""
+    with held(book.lock("ledger"), "the ledger", wait=True):
+        _merge(book)
+
+
+def _merge(book: Book) -> None:
+    claims, records, wrong = load(book.claims), {}, []
+    for chapter in book.chapters():
+        notebook = read_executed(book.executed(chapter))
+        expected = of_chapter(claims, chapter)
+        wrong += gate.check_executed(notebook, book.source(chapter), expected)
+        if not wrong:
+            seconds = notebook.made_by["seconds"]
+            records[chapter] = {"seconds": seconds, "claims": gate.recorded(notebook)}
+    if wrong:
+        raise BookError("\n".join(wrong))
+    ledger.write(book.ledger, ledger.entries(claims, records, book.profile))
+
+
+def _verdict(book: Book, options) -> None:
+    """Red if any entry of the ledger is."""
+    entries = ledger.read(book.ledger)
+    if wrong := ledger.problems(entries):
+        raise BookError("\n".join(["red claims:", ledger.plain_table(entries), *wrong]))
+
+
+def _names(book: Book, options) -> None:
+    from latebook import api
+
+    with held(book.lock("names"), "the names", wait=True):
+        write_sealed(book.names, api.page("latephase"))
+
+
+def _site(book: Book, options) -> None:
+    from latebook import site
+
+    with held(book.lock("site"), "the site", wait=True):
+        site.build(book)
+
+
+def _links(book: Book, options) -> int:
+    from latebook import links
+
+    return links.check(book.root)
+
+
+_STEPS = {
+    "build": _build,
+    "record": _record,
+    "chapter": _chapter,
+    "ledger": _ledger,
+    "verdict": _verdict,
+    "names": _names,
+    "site": _site,
+    "links": _links,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What an executed chapter wears on the site: figures with their origin and their files, a foot.
+
+The files behind a page stand in `_generated/` of the staged book; Sphinx copies those that a page
+offers for download.
+"""
+
+import base64
+import gzip
+from pathlib import Path
+
+from latebook.claims import MIME
+from latebook.files import write_whole
+from latebook.layout import Book
+from latebook.notebooks import Cell, Notebook, joined, read
+
+# Types of output that Jupyter Book cannot show, and warns of.
+_HIDDEN = (MIME, "text/csv", "application/papermill.record/text/csv")
+# In the order in which a figure offers them: type, suffix, name.
+_KINDS = (
+    ("image/svg+xml", "svg", "SVG"),
+    ("image/png", "png", "PNG"),
+    ("text/csv", "csv", "numbers"),
+)
+# Numbers of more bytes than these are offered compressed.
+_LARGE = 2**18
+# The line of a chapter's first code cell that says where its repository is.
+ADDRESS = 'repository = ""'
+
+
+def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
+    """Hide the injected parameters, give each figure its origin and its files, add the foot."""
+    made_by, number = notebook.made_by, 0
+    for cell in notebook.cells:
+        number += cell.is_code
+        metadata = cell.content["metadata"]
+        if "injected-parameters" in cell.tags:
+            metadata["tags"] = [*cell.tags, "remove-cell"]
+        if figure := metadata.get("mystnb", {}).get("figure"):
+            files = _figure_files(cell, figure["name"], generated)
+            figure["caption"] = (
+                f"{figure['caption'].rstrip()} *Source: code cell {number} of {chapter}.ipynb, "
+                f"profile {made_by['profile']}, "
+                f"data: {metadata.get('data', 'made in the chapter')}, "
+                f"commit {made_by['commit'][:10]}.* {files}"
+            )
+        for output in cell.outputs:
+            for kind in _HIDDEN:
+                output.get("data", {}).pop(kind, None)
+    source = foot.splitlines(keepends=True)
+    notebook.content["cells"].append(
+        {"cell_type": "markdown", "id": "foot", "metadata": {}, "source": source}
+    )
+
+
+def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = "") -> str:
+    """Copy a chapter as stored and as executed; return the foot that offers both of them.
+
+    The copies know the repository's address, for Colab. The executed one leaves out what the
+    chapter's page offers with each figure: the numbers, and the PNG of what is there as SVG.
+    """
+    folder = generated / "notebooks"
+    executed = read(book.executed(chapter))
+    for output in (output for cell in executed.cells for output in cell.outputs):
+        _lighten(output.get("data", {}))
+    for notebook, end in ((read(book.source(chapter)), ""), (executed, "-executed")):
+        for cell in notebook.cells:
+            if "colab" in cell.tags:
+                source = cell.source.replace(ADDRESS, f'repository = "{address}"')
+                cell.content["source"] = source.splitlines(keepends=True)
+        write_whole(folder / f"{chapter}{end}.ipynb", notebook.text())
+    parameters = book.parameters(chapter)
+    name = "seeds" if "seeds" in parameters else next(iter(parameters), None)
+    lines = [
+        f"**Take this chapter with you:** {{download}}`the notebook <_generated/notebooks/"
+        f"{chapter}.ipynb>`, {{download}}`as executed <_generated/notebooks/"
+        f"{chapter}-executed.ipynb>` with the profile *{book.profile}*.",
+    ]
+    if name:
+        seeds = name == "seeds"
+        value = "[7, 8, 9, 10, 11]" if seeds else parameters[name]
+        # As YAML: papermill takes a list after -p for text.
+        run = f".venv/bin/papermill book/{chapter}.ipynb"
+        lines += [
+            "",
+            "With other parameters, in a checkout of the book"
+            + (", and once for each seed of a sweep:" if seeds else ":"),
+            "",
+            "```bash",
+            f'{run} mine.ipynb -y "{name}: {value}"',
+        ]
+        if seeds:
+            lines.append(f'for s in 7 8 9; do {run} mine-$s.ipynb -y "seeds: [$s]"; done')
+        lines.append("```")
+    return "\n".join(lines) + "\n"
+
+
+def _lighten(data: dict) -> None:
+    for record in ("", "application/papermill.record/"):
+        data.pop(f"{record}text/csv", None)
+        if f"{record}image/svg+xml" in data:
+            data.pop(f"{record}image/png", None)
+
+
+def _figure_files(cell: Cell, name: str, generated: Path) -> str:
+    """Write a figure's picture and numbers to files and return the words that offer them."""
+    folder = generated / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    offers = []
+    for kind, suffix, word in _KINDS:
+        found = [o["data"][kind] for o in cell.outputs if kind in o.get("data", {})]
+        if not found:
+            continue
+        path, content = folder / f"{name}.{suffix}", joined(found[-1])
+        if suffix == "png":
+            path.write_bytes(base64.b64decode(content))
+        elif suffix == "csv" and len(content) > _LARGE:
+            path, word = path.with_name(f"{path.name}.gz"), f"{word}, compressed"
+            path.write_bytes(gzip.compress(content.encode(), 4, mtime=0))
+        else:
+            write_whole(path, content)
+        offers.append(f"{{download}}`{word} <_generated/figures/{path.name}>`")
+    # What moves, for pages that show it again.
+    moving = [
+        joined(o["data"]["text/html"]) for o in cell.outputs if "text/html" in o.get("data", {})
+    ]
+    if moving:
+        write_whole(folder / f"{name}.html", moving[-1])
+    return f"Download: {', '.join(offers)}." if offers else ""

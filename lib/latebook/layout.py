@@ -1,0 +1,89 @@
+"""Where things are: the book's files, and what the build makes of them for one profile."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from latebook import BookError
+from latebook.claims import PROFILES
+from latebook.files import read_yaml
+
+
+@dataclass(frozen=True)
+class Book:
+    """A book at `root`, built with `profile`; raises BookError for an unknown profile."""
+
+    root: Path
+    profile: str
+
+    def __post_init__(self):
+        if self.profile not in PROFILES:
+            raise BookError(
+                f"unknown PROFILE {self.profile!r}: expected one of {', '.join(PROFILES)}"
+            )
+
+    @property
+    def claims(self) -> Path:
+        return self.root / "book" / "claims.yml"
+
+    @property
+    def build(self) -> Path:
+        return self.root / "_build"
+
+    @property
+    def ledger(self) -> Path:
+        return self.product("ledger", ".json")
+
+    @property
+    def names(self) -> Path:
+        """The page of the library's public names."""
+        return self.product("names", ".md")
+
+    @property
+    def html(self) -> Path:
+        return self.product("html")
+
+    def product(self, name: str, end: str = "") -> Path:
+        """What a build makes, apart for each profile: html is quick's, html-full is full's."""
+        of_profile = "" if self.profile == PROFILES[0] else f"-{self.profile}"
+        return self.build / f"{name}{of_profile}{end}"
+
+    def lock(self, step: str, chapter: str | None = None) -> Path:
+        """What a process holds while it takes the step."""
+        return self.product("-".join([f".{step}", *([chapter] if chapter else [])]), ".lock")
+
+    def source(self, chapter: str) -> Path:
+        return self.root / "book" / f"{chapter}.ipynb"
+
+    def executed(self, chapter: str) -> Path:
+        return self.build / "executed" / self.profile / f"{chapter}.ipynb"
+
+    def chapters(self) -> list[str]:
+        """The notebooks of `_toc.yml`, in its order; BookError for an entry without a file."""
+        pages = [self.root / entry for entry in _entries(read_yaml(self.root / "_toc.yml"))]
+        for page in pages:
+            if not any(page.with_name(page.name + end).is_file() for end in (".md", ".ipynb")):
+                raise BookError(
+                    f"_toc.yml names {page.relative_to(self.root)}, but there is no such page"
+                )
+        return [page.name for page in pages if page.with_name(page.name + ".ipynb").is_file()]
+
+    def parameters(self, chapter: str) -> dict:
+        """The profile's papermill parameters of a chapter; BookError if it has no entry for it."""
+        path = self.root / "profiles" / f"{self.profile}.yml"
+        chapters = read_yaml(path)
+        if not isinstance(chapters, dict) or not isinstance(chapters.get(chapter), dict):
+            raise BookError(
+                f"{path}: no parameters for the chapter {chapter!r} (a mapping, may be {{}})"
+            )
+        return chapters[chapter]
+
+
+def _entries(toc) -> Iterator[str]:
+    if isinstance(toc, dict):
+        for key in ("root", "file"):
+            if key in toc:
+                yield str(toc[key]).removesuffix(".ipynb").removesuffix(".md")
+        for part in ("parts", "chapters", "sections"):
+            for entry in toc.get(part, ()):
+                yield from _entries(entry)

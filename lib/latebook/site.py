@@ -1,0 +1,197 @@
+"""From executed notebooks and the ledger to `_build/html`: staging, Jupyter Book, a last check.
+
+The site is built from a staged copy of the book in which each notebook is the executed one and
+the pages made from the ledger stand in `book/_generated/`. It is built aside and put in place by
+a rename, so that an earlier site stays whole until a new one has passed its checks.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from latebook import BookError, dressing, gate, ledger, mathjax, pages, provenance
+from latebook.files import read_yaml, write_whole
+from latebook.layout import Book
+from latebook.notebooks import Notebook, joined, read_executed
+from latebook.records import recorded
+
+
+def build(book: Book) -> None:
+    """Build the site of the executed book into `_build/html`; BookError if anything is amiss."""
+    _restore(book.html)
+    stage, out = book.product("stage"), book.product("site")
+    for folder in (stage, out):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)
+    _stage(book, stage)
+    _jupyter_book(stage, out, book.product("site", ".log"))
+    made = out / "_build" / "html"
+    # What a page's own button offers: the chapter as stored, not as dressed for the site.
+    for notebook in (stage / "book" / "_generated" / "notebooks").glob("*.ipynb"):
+        if (offered := made / "_sources" / "book" / notebook.name).is_file():
+            shutil.copy(notebook, offered)
+    pages.finish(made)
+    if wrong := gate.check_site(made, mathjax.names() | _macros(stage / "_config.yml")):
+        raise BookError("\n".join(wrong))
+    _put_in_place(made, book.html)
+    shutil.rmtree(out)
+
+
+def _stage(book: Book, stage: Path) -> None:
+    shutil.copytree(book.root / "book", stage / "book", ignore=shutil.ignore_patterns(".*"))
+    shutil.copy(book.root / "_toc.yml", stage)
+    write_whole(stage / "_config.yml", _config(book.root / "_config.yml", book.profile))
+    for page in book.root.glob("C*.md"):
+        shutil.copy(page, stage)  # which pages of the book include
+    if (style := stage / "book" / "_static").is_dir():
+        style.rename(stage / "_static")  # where Jupyter Book looks for style sheets
+    mathjax.copy_to(stage / "mathjax" / "mathjax")
+    generated = stage / "book" / "_generated"
+    address = _address()
+    notebooks = {chapter: read_executed(book.executed(chapter)) for chapter in book.chapters()}
+    for chapter, notebook in notebooks.items():
+        takeaway = dressing.notebooks_to_take(book, chapter, generated, address)
+        dressing.dress(notebook, chapter, takeaway, generated)
+        write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
+    entries = ledger.read(book.ledger)
+    write_whole(generated / "verdicts.md", ledger.markdown_table(entries))
+    for notebook in notebooks.values():
+        for name, picture in _glued_pictures(notebook):
+            write_whole(generated / f"{name}.svg", picture)
+    shutil.copy(book.names, generated / "api.md")
+    write_whole(generated / "report.md", _report(book, notebooks))
+
+
+def _config(path: Path, profile: str) -> str:
+    """The configuration, with the profile under every page and, where the repository is known,
+    buttons to it, Binder and Colab.
+
+    LATEPHASE_REPOSITORY is its address, as https://github.com/OWNER/NAME.
+    """
+    config = read_yaml(path)
+    html = config.setdefault("html", {})
+    html["extra_footer"] = f"<p>Computed with the profile <em>{profile}</em>.</p>"
+    if not (address := _address()):
+        return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    config["repository"] = {"url": address, "branch": "main", "path_to_book": ""}
+    config["launch_buttons"] = {
+        "notebook_interface": "jupyterlab",
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+    }
+    html |= {"use_repository_button": True, "use_issues_button": True}
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def _address() -> str:
+    """The repository's, from LATEPHASE_REPOSITORY, as https://github.com/OWNER/NAME, or ""."""
+    address = os.environ.get("LATEPHASE_REPOSITORY", "").rstrip("/")
+    if address and not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
+        raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
+    return address
+
+
+def _macros(config: Path) -> set[str]:
+    """The macros of TeX that the book defines itself."""
+    sphinx = (read_yaml(config).get("sphinx") or {}).get("config") or {}
+    return set(sphinx.get("mathjax3_config", {}).get("tex", {}).get("macros", {}))
+
+
+def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
+    """The figures a chapter hands to other pages with `glue("name", figure, display=False)`."""
+    for output in (output for cell in notebook.cells for output in cell.outputs):
+        picture = output.get("data", {}).get("application/papermill.record/image/svg+xml")
+        if picture:
+            name = output["metadata"]["scrapbook"]["name"]
+            yield name, joined(picture)
+
+
+def _report(book: Book, notebooks: dict) -> str:
+    lines = ["| Chapter | Seconds | Seeds and parameters | Commit |", "|---|---|---|---|"]
+    for chapter, notebook in notebooks.items():
+        made_by = notebook.made_by
+        settings = ", ".join(f"`{k}={v}`" for k, v in made_by["parameters"].items())
+        lines.append(
+            f"| [{chapter}]({chapter}.ipynb) | {made_by['seconds']:.1f} | {settings} "
+            f"| `{made_by['commit'][:10]}` |"
+        )
+    made_by = next(iter(notebooks.values())).made_by["environment"]
+    rows = {
+        "Profile": book.profile,
+        "Python": made_by["python"],
+        "System": made_by["system"],
+        "Cores": made_by["cores"],
+        "Device": made_by["device"],
+        **made_by["versions"],
+        **{f"sha256 of {name}": f"`{sha}`" for name, sha in provenance.data(book.root).items()},
+    }
+    table = [
+        "| What | Value |",
+        "|---|---|",
+        *(f"| {what} | {value} |" for what, value in rows.items()),
+    ]
+    runs = [
+        f"| {path.stem} | {run['duration']:.0f} | {run['seed']} | {run['device']} "
+        f"| `{run.get('commit', 'not noted')[:10]}` "
+        f"| `{run.get('data', {}).get('sha256', 'made in the run')}` |"
+        for path in sorted((book.root / "results").glob("*.json"))
+        for run in [recorded(path.stem, path.parent)]
+    ]
+    if runs:
+        head = "| Recorded run | Seconds | Seed | Device | Commit | sha256 of its data |"
+        table += ["", head, "|---|---|---|---|---|---|", *runs]
+    return "\n".join([*lines, "", *table]) + "\n"
+
+
+def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        # A page is a large tree, no garbage: to look for some takes a seventh of the time.
+        "import gc; gc.disable(); from jupyter_book.cli.main import main; main()",
+        "build",
+        str(stage),
+        "--path-output",
+        str(out),
+        "-W",
+        "-n",
+        "--keep-going",
+        "-q",
+    ]
+    # The theme and its extensions warn of their own deprecations; those are not the book's.
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    write_whole(log, done.stdout + done.stderr)
+    if done.returncode != 0:
+        lines = [
+            line
+            for line in log.read_text(encoding="utf8").splitlines()
+            if re.search("WARNING|ERROR|CRITICAL|rror:", line)
+        ]
+        plain = (re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{stage}/", "") for line in lines)
+        told = "\n".join(dict.fromkeys(plain))
+        raise BookError(f"{told}\njupyter-book refused the site (log: {log})")
+
+
+def _restore(html: Path) -> None:
+    """Undo what a process left that was killed between the two renames of `_put_in_place`."""
+    old = html.with_name(f".{html.name}.old")
+    if old.exists() and not html.exists():
+        old.rename(html)
+
+
+def _put_in_place(made: Path, html: Path) -> None:
+    old = html.with_name(f".{html.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if html.exists():
+        html.rename(old)
+    made.rename(html)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,7 @@
+"""`python -m latephase` is the command line."""
+
+import sys
+
+from latephase.cli import main
+
+sys.exit(main())

@@ -1,0 +1,144 @@
+"""Controls and layers of the chapter on alignment.
+
+Flows of any module and of the squared loss by scipy, and the bounds that a deep linear network's
+start puts on the rank and the alignment of its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from latephase.measures.layers import balancedness, neighbor_defect, rank_defect
+from latephase.problem.margins import Problem
+from latephase.problem.vectors import misalignment, unit
+
+
+def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
+    """Return (α [k], 1 - cos(W, -∇R) [k]) along the flow of any module, homogeneous or not.
+
+    By scipy's LSODA for dW/dσ = ‖W‖ ∇α/‖∇α‖ with the exact second derivatives, up to α = until.
+    The dual variables come from the margins, which carry the error rtol·α: the misalignment is
+    to be trusted while that is far below one. Raises RuntimeError where α does not get there.
+    """
+
+    def velocity(_: float, w: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(w) * unit(problem.smoothed_margin(w)[3])
+
+    def derivative(_: float, w: np.ndarray) -> np.ndarray:
+        _, _, log_dual, gradient = problem.smoothed_margin(w)
+        dual, norm, jacobian = np.exp(log_dual), np.linalg.norm(w), problem.jacobian(w)
+        curvature = problem.hessian(w, dual) - (jacobian.T * dual) @ jacobian
+        curvature += np.outer(gradient, gradient)
+        along, slope = unit(gradient), np.linalg.norm(gradient)
+        across = curvature - np.outer(along, along @ curvature)
+        return norm / slope * across + np.outer(along, w / norm)
+
+    def arrived(_: float, w: np.ndarray) -> float:
+        return problem.smoothed_margin(w)[0] - until
+
+    arrived.terminal = True
+    solution = solve_ivp(
+        velocity, (0.0, 1e3), problem.w0, "LSODA", events=arrived, jac=derivative,
+        rtol=rtol, atol=rtol * float(np.linalg.norm(problem.w0)),
+    )  # fmt: skip
+    if solution.status != 1:
+        raise RuntimeError(f"α did not reach {until:g}: {solution.message}")
+    states = [(w, *problem.smoothed_margin(w)) for w in solution.y.T]
+    misaligned = [misalignment(w, gradient) for w, *_, gradient in states]
+    return np.array([alpha for _, alpha, *_ in states]), np.array(misaligned)
+
+
+def squared_loss(problem: Problem, fall: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+    """Return (‖∇R‖ relative to the start [k], 1 - cos(W, -∇R) [k]) for R = ½Σ(Φ - y)².
+
+    The flow dW/dt = -∇R from the problem's weights, labels ±1, until the gradient has fallen to
+    `fall` of its norm at the start; by scipy's LSODA with the exact second derivatives.
+    """
+
+    def velocity(_: float, w: np.ndarray) -> np.ndarray:
+        # (Φ - y)² = (p - 1)² with the margins p = yΦ.
+        return problem.weighted_gradient(w, 1.0 - problem.margins(w))[1]
+
+    def derivative(_: float, w: np.ndarray) -> np.ndarray:
+        jacobian = problem.jacobian(w)
+        return problem.hessian(w, 1.0 - problem.margins(w)) - jacobian.T @ jacobian
+
+    start = float(np.linalg.norm(velocity(0.0, problem.w0)))
+
+    def arrived(t: float, w: np.ndarray) -> float:
+        return float(np.linalg.norm(velocity(t, w))) / start - fall
+
+    arrived.terminal = True
+    solution = solve_ivp(
+        velocity, (0.0, 1e12), problem.w0, "LSODA", events=arrived, jac=derivative,
+        rtol=1e-4, atol=1e-2 * fall,
+    )  # fmt: skip
+    if solution.status != 1:
+        raise RuntimeError(f"the gradient did not fall to {fall:g}: {solution.message}")
+    gradients = [velocity(0.0, w) for w in solution.y.T]
+    norms = np.linalg.norm(gradients, axis=1) / start
+    pairs = zip(solution.y.T, gradients, strict=True)
+    return norms, np.array([misalignment(w, g) for w, g in pairs])
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Rank and neighbour alignment of a deep linear network's layers, with their bounds.
+
+    rank, rank_bound [k, L]              1 - ‖W_k‖_2²/‖W_k‖_F² and D/‖W_k‖_F²
+    `neighbor`, `neighbor_bound` [k, L - 1] 1 - ⟨v_{k+1}, u_k⟩² and
+                                         (D + ‖W_{k+1}(0)‖_2² + ‖W_k(0)‖_2²)/‖W_{k+1}‖_2²
+    """
+
+    rank: np.ndarray
+    rank_bound: np.ndarray
+    neighbor: np.ndarray
+    neighbor_bound: np.ndarray
+
+    def used(self) -> float:
+        """Return the largest ratio of a value to its bound; no more than 1 along the flow."""
+        ratios = self.rank / self.rank_bound, self.neighbor / self.neighbor_bound
+        return float(max(ratio.max() for ratio in ratios))
+
+
+def imbalance(layers: Sequence[np.ndarray]) -> float:
+    """Return D, what the layers W_1, ..., W_L of a deep linear network start with.
+
+    D = max_k ‖W_k‖_F² - ‖W_L‖_F² + Σ_k ‖W_k W_kᵀ - W_{k+1}ᵀ W_{k+1}‖_2; the differences in the sum
+    do not change along the flow, so that no layer can have more than D beside its first singular
+    value. (Ji and Telgarsky 2018.)
+    """
+    norms = [float(np.sum(layer**2)) for layer in layers]
+    steps = [balancedness(a, b) for a, b in pairwise(layers)]
+    return max(norms) - norms[-1] + sum(steps)
+
+
+def layers_along(start: Sequence[np.ndarray], states: Iterable[Sequence[np.ndarray]]) -> Layers:
+    """Return the `Layers` of the states of a flow from `start`; layers in their own units."""
+    excess, first = imbalance(start), [np.linalg.norm(layer, 2) ** 2 for layer in start]
+    both = [excess + a + b for a, b in pairwise(first)]
+    states = list(states)
+    return Layers(
+        rank=np.array([[rank_defect(a) for a in layers] for layers in states]),
+        rank_bound=np.array([[excess / np.sum(a**2) for a in layers] for layers in states]),
+        neighbor=np.array(
+            [[neighbor_defect(a, b) for a, b in pairwise(layers)] for layers in states]
+        ),
+        neighbor_bound=np.array(
+            [
+                [have / np.linalg.norm(b, 2) ** 2 for have, b in zip(both, layers[1:], strict=True)]
+                for layers in states
+            ]
+        ),
+    )
+
+
+def split_layers(w: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Return the flat vector w [P] as weight matrices of the given shapes, in order."""
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(np.split(w, ends[:-1]), shapes, strict=True)]

@@ -1,0 +1,415 @@
+"""Figures in one style: every function draws what it is given on the axes it is given.
+
+Nothing is computed here beyond what drawing needs; units and definitions are those of
+`latephase.flow.trajectory`.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from mpl_toolkits.mplot3d import Axes3D
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+from latephase.figures import tables
+
+# One file serves the light and the dark page: the background is transparent, and of all greys
+# this one keeps the same contrast, 4.2, to white and to the dark theme's #14181e. Text is large.
+GREY = "#7b7b7b"
+BLUE, ORANGE, GREEN, VERMILION, PINK = sns.color_palette("colorblind").as_hex()[:5]
+# From blue (early) to orange (late) at middling lightness: told apart in every common form of
+# colour blindness, and neither end vanishes on a light or a dark page.
+LATE = LinearSegmentedColormap.from_list("late", ["#2f7fbf", "#8d79a8", "#e0861a"])
+# Classes and predictions: blue negative, orange positive, nothing in between.
+SIGN = LinearSegmentedColormap.from_list("sign", ["#2f7fbf", "#2f7fbf00", "#e0861a00", "#e0861a"])
+# Pictures: from the page itself to grey.
+SHADE = LinearSegmentedColormap.from_list("shade", [GREY + "00", GREY])
+
+
+class _OnceLayout(ConstrainedLayoutEngine):
+    def execute(self, fig: Figure) -> None:
+        super().execute(fig)
+        fig.set_layout_engine("none")
+
+
+def lay_out_once(figure: Figure) -> None:
+    """Have a figure's parts placed when it is first drawn, and not again for each further format.
+
+    Finding the places takes as long as drawing.
+    """
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine(_OnceLayout())
+
+
+def style() -> None:
+    """Set the style of all figures of the book; called once, in a chapter's first cell.
+
+    From then on the notebook stores the numbers of each figure beside it.
+    """
+    tables.offer()
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            **dict.fromkeys(
+                ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor",
+                 "xtick.color", "ytick.color"), GREY),
+            **dict.fromkeys(
+                ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"),
+                "none"),
+            "font.size": 12,
+            "axes.titlesize": 12,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "figure.hooks": ["latephase.figures.plots:lay_out_once"],
+            "legend.frameon": False,
+            # Text stays text in SVG: smaller, searchable, and read aloud.
+            "svg.fonttype": "none",
+        },
+    )  # fmt: skip
+
+
+def prediction_surface(
+    axes: Axes,
+    grid: tuple[np.ndarray, np.ndarray],
+    outputs: np.ndarray,
+    points: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    """Draw a network's outputs over the plane, its decision boundary, and the labelled points.
+
+    grid: coordinates a, b of a mesh, each [h, w]; outputs [h, w], drawn relative to their largest
+    absolute value, full colour from 0.4 of it on; points [n, 2]; labels [n] in {-1, +1}.
+    """
+    scaled = outputs / np.abs(outputs).max()
+    extent = (grid[0].min(), grid[0].max(), grid[1].min(), grid[1].max())
+    look = {"cmap": SIGN, "vmin": -0.4, "vmax": 0.4, "alpha": 0.8, "interpolation": "bilinear"}
+    axes.imshow(scaled, origin="lower", extent=extent, **look)
+    axes.contour(*grid, scaled, levels=[0.0], colors=GREY, linewidths=2)
+    for sign, marker, colour in ((-1, "o", BLUE), (1, "^", ORANGE)):
+        axes.scatter(*points[labels == sign].T, marker=marker, color=colour, edgecolor=GREY, s=36)
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=axes, left=True, bottom=True)
+
+
+def direction_path(
+    axes: Axes, plane: np.ndarray, smoothed_margin: np.ndarray
+) -> mpl.colorbar.Colorbar:
+    """Draw the path [records, 2] of the direction in a plane, coloured by α; return the bar.
+
+    Records with α < 1 are grey: they come before the late phase or at its very beginning.
+    """
+    segments = np.stack([plane[:-1], plane[1:]], axis=1)
+    late = smoothed_margin[1:] >= 1
+    axes.add_collection(LineCollection(segments[~late], colors=GREY, linewidths=1.5))
+    norm = LogNorm(1, smoothed_margin.max())
+    path = LineCollection(segments[late], cmap=LATE, norm=norm, linewidths=2.5)
+    path.set_array(smoothed_margin[1:][late])
+    axes.add_collection(path)
+    axes.scatter(*plane[0], color=GREY, marker="o", zorder=3, label="start")
+    axes.scatter(*plane[-1], color=ORANGE, marker="*", s=140, zorder=3, label="last record")
+    axes.set(xlabel="first principal component of W/‖W‖", ylabel="second principal component")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend()
+    return axes.figure.colorbar(path, ax=axes, label="smoothed margin α")
+
+
+def unit_sphere(axes: Axes3D, facing: np.ndarray, turned: float = 35.0) -> None:
+    """Draw the unit sphere's grid on three-dimensional axes and look at it from outside.
+
+    facing [3]: the direction that is to be seen, `turned` degrees away from the middle.
+    """
+    around, along = np.linspace(0, 2 * np.pi, 121), np.linspace(-np.pi / 2, np.pi / 2, 61)
+    thin = {"color": GREY, "linewidth": 0.5, "alpha": 0.45}
+    for latitude in np.radians([-60, -30, 0, 30, 60]):
+        flat = np.cos(latitude) * np.cos(around), np.cos(latitude) * np.sin(around)
+        axes.plot(*flat, np.full_like(around, np.sin(latitude)), **thin)
+    for longitude in np.radians(range(0, 360, 30)):
+        across = np.cos(along) * np.cos(longitude), np.cos(along) * np.sin(longitude)
+        axes.plot(*across, np.sin(along), **thin)
+    elevation = np.degrees(np.arcsin(facing[2] / np.linalg.norm(facing)))
+    azimuth = np.degrees(np.arctan2(facing[1], facing[0]))
+    axes.view_init(elev=0.5 * elevation + 10.0, azim=azimuth - turned)
+    axes.set(xlim=(-0.72, 0.72), ylim=(-0.72, 0.72), zlim=(-0.72, 0.72))
+    axes.set_box_aspect((1, 1, 1), zoom=1.25)
+    axes.set_axis_off()
+
+
+def path_on_sphere(
+    axes: Axes3D, path: np.ndarray, smoothed_margin: np.ndarray, label: str | None = None
+) -> Line3DCollection:
+    """Draw a path [records, 3] of unit vectors, grey before α = 1, then coloured by α."""
+    segments = np.stack([path[:-1], path[1:]], axis=1)
+    late = smoothed_margin[1:] >= 1
+    if (~late).any():
+        axes.add_collection3d(Line3DCollection(segments[~late], colors=GREY, linewidths=1.5))
+    norm = LogNorm(1, smoothed_margin.max())
+    drawn = Line3DCollection(segments[late], cmap=LATE, norm=norm, linewidths=2.5)
+    drawn.set_array(smoothed_margin[1:][late])
+    axes.add_collection3d(drawn)
+    axes.scatter(*path[0], color=GREY, s=24, depthshade=False, label=label)
+    return drawn
+
+
+def approach(
+    axes: mpl.projections.polar.PolarAxes,
+    plane: np.ndarray,
+    distance: np.ndarray,
+    smoothed_margin: np.ndarray,
+    floor: float = 1e-12,
+) -> None:
+    """Draw how a path comes to its limit, in decades of distance to it: a polar picture.
+
+    plane [records, 2]: the difference to the limit in a plane, of which only the angle is drawn;
+    distance [records]: to the limit, whose decades above `floor` are the radius. A path that ends
+    in one direction runs straight into the middle, a spiral goes round.
+    """
+    kept = distance > floor
+    turned = np.unwrap(np.arctan2(plane[kept, 1], plane[kept, 0]))
+    radius = np.log10(distance[kept] / floor)
+    points = np.stack([turned, radius], axis=1)
+    colours = LATE(LogNorm(1, smoothed_margin.max(), clip=True)(smoothed_margin[kept]))
+    for a, b, colour in zip(points[:-1], points[1:], colours[1:], strict=True):
+        # An edge of a polar picture is drawn with points between, or it cuts through the middle.
+        steps = np.linspace(0, 1, 12)[:, None]
+        axes.plot(*(a + steps * (b - a)).T, color=colour, linewidth=2)
+    axes.scatter(*points[0], color=GREY, s=24, zorder=3)
+    top = int(np.ceil(-np.log10(floor)))
+    rings = np.arange(3, top + 1, 3)
+    axes.set_rmax(top + 0.5)
+    axes.set_rticks(rings, [f"$10^{{{ring - top}}}$" for ring in rings])
+    axes.set_xticks([])
+    axes.grid(color=GREY, alpha=0.4, linewidth=0.6)
+    axes.spines["polar"].set_color(GREY)
+
+
+def margin_distributions(axes: Axes, margins: np.ndarray, smoothed_margin: np.ndarray) -> None:
+    """Draw the distribution of normalized margins [records, n] at each record, coloured by α."""
+    norm = LogNorm(smoothed_margin.min(), smoothed_margin.max())
+    share = (np.arange(margins.shape[1]) + 1) / margins.shape[1]
+    for row, alpha in zip(np.sort(margins, axis=1), smoothed_margin, strict=True):
+        axes.step(row, share, where="post", color=LATE(norm(alpha)), label=f"α = {alpha:.3g}")
+    axes.set(xlabel="normalized margin p/‖W‖$^L$", ylabel="share of examples below")
+    axes.legend()
+
+
+def normalized_smoothed_margin(
+    axes: Axes,
+    smoothed_margin: np.ndarray,
+    normalized: np.ndarray,
+    label: str | None = None,
+    **line,
+) -> None:
+    """Draw γ̃ = α/‖W‖^L against α, from α > 0 on, both logarithmic."""
+    late = smoothed_margin > 0
+    axes.plot(smoothed_margin[late], normalized[late], label=label, **line)
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="smoothed margin α", ylabel="normalized smoothed margin γ̃")
+
+
+def stretch_lengths(
+    axes: Axes, levels: np.ndarray, lengths: Sequence[np.ndarray], label: str, **line
+) -> None:
+    """Draw the length of the direction's path in each e-fold of α, one line for each run.
+
+    levels [k + 1]: the α between which the lengths [k] of a run were measured.
+    """
+    middles = np.sqrt(levels[:-1] * levels[1:])
+    for i, run in enumerate(lengths):
+        axes.plot(middles, run, label=label if i == 0 else None, **line)
+    axes.set(xscale="log", yscale="log", xlabel="smoothed margin α")
+    axes.set(ylabel="length per e-fold of α (radians)")
+
+
+def rate_line(axes: Axes, levels: np.ndarray, first: float, power: float, label: str) -> None:
+    """Draw first · (α/α_0)^power over the levels, a rate to compare slopes with."""
+    axes.plot(levels, first * (levels / levels[0]) ** power, color=GREY, linestyle=":", label=label)
+
+
+# Where a globe is seen from: radians above its equator.
+ELEVATION = 0.45
+
+
+def globe(axes: Axes) -> None:
+    """Draw the outline of the unit sphere and its equator, seen from `ELEVATION`."""
+    angles = np.linspace(0, 2 * np.pi, 181)
+    outline = {"color": GREY, "linewidth": 1}
+    axes.plot(np.cos(angles), np.sin(angles), **outline)
+    equator = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], axis=-1)
+    globe_path(axes, equator, **outline)
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=axes, left=True, bottom=True)
+
+
+def globe_path(
+    axes: Axes, direction: np.ndarray, values: np.ndarray | None = None, **line
+) -> LineCollection | None:
+    """Draw a path [records, 3] on the unit sphere, faint where the sphere hides it.
+
+    values [records] colour the path from early to late; the coloured front is then returned.
+    """
+    flat, depth = _seen(direction)
+    if values is None:
+        for part, alpha in ((depth >= 0, 1.0), (depth <= 0, 0.3)):
+            # A record that is not drawn breaks the line.
+            axes.plot(*np.where(part[:, None], flat, np.nan).T, alpha=alpha, **line)
+        return None
+    segments = np.stack([flat[:-1], flat[1:]], axis=1)
+    norm = mpl.colors.Normalize(values.min(), values.max())
+    for part, alpha in ((depth[1:] < 0, 0.3), (depth[1:] >= 0, 1.0)):
+        path = LineCollection(segments[part], cmap=LATE, norm=norm, alpha=alpha, **line)
+        path.set_array(values[1:][part])
+        axes.add_collection(path)
+    return path
+
+
+def globe_view(pixels: int) -> np.ndarray:
+    """Return the points [pixels, pixels, 3] of the unit sphere that the viewer sees, NaN beside."""
+    flat = np.linspace(-1, 1, pixels)
+    right, up = np.meshgrid(flat, flat)
+    square = right**2 + up**2
+    depth = np.sqrt(np.where(square <= 1, 1 - square, np.nan))
+    sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
+    points = np.stack([right, up * sine - depth * cosine, up * cosine + depth * sine], axis=-1)
+    return np.where(np.isnan(depth)[..., None], np.nan, points)
+
+
+def globe_image(axes: Axes, values: np.ndarray) -> None:
+    """Shade the visible half of the unit sphere by values in [-1, 1] at the points of its view."""
+    look = {"cmap": SIGN, "vmin": -1.5, "vmax": 1.5, "extent": (-1, 1, -1, 1)}
+    axes.imshow(values, origin="lower", **look)
+
+
+def _seen(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (coordinates in the picture [..., 2], depth towards the viewer [...])."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    sine, cosine = np.sin(ELEVATION), np.cos(ELEVATION)
+    return np.stack([x, y * sine + z * cosine], axis=-1), z * sine - y * cosine
+
+
+def circle_of_neurons(
+    axes: Axes,
+    angles: np.ndarray,
+    masses: np.ndarray,
+    program: np.ndarray,
+    points: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    """Draw masses on the unit circle as rays outwards, the points that they must fit inside.
+
+    angles [k]; masses [2, k], of the neurons with sign + (orange) and - (blue); program [2, k],
+    masses to compare with, as open circles where the ray would end; a mass of 0.25 has length 1.
+    points [n, 2] within the unit disc, labels [n] in {-1, +1}.
+    """
+    around = np.linspace(0, 2 * np.pi, 200)
+    axes.plot(np.cos(around), np.sin(around), color=GREY, linewidth=1)
+    rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for sign, marker, colour, mass, wanted in (
+        (-1, "o", BLUE, masses[1], program[1]),
+        (1, "^", ORANGE, masses[0], program[0]),
+    ):
+        shown = mass > 1e-3
+        ends = rays[shown] * (1 + 4 * mass[shown, None])
+        segments = np.stack([rays[shown], ends], axis=1)
+        axes.add_collection(LineCollection(segments, colors=colour, linewidths=3))
+        shown = wanted > 1e-3
+        ends = rays[shown] * (1 + 4 * wanted[shown, None])
+        axes.scatter(*ends.T, facecolor="none", edgecolor=colour, s=90, linewidths=1.5)
+        axes.scatter(*(0.9 * points[labels == sign]).T, marker=marker, color=colour, s=28)
+    axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
+    sns.despine(ax=axes, left=True, bottom=True)
+
+
+def misalignment(
+    axes: Axes,
+    smoothed_margin: np.ndarray,
+    runs: Sequence[np.ndarray],
+    label: str | None = None,
+    **line,
+) -> None:
+    """Draw 1 - cos of some angle against α, one line for each run, both axes logarithmic.
+
+    smoothed_margin: one array for each run, or one for all of them.
+    """
+    alphas = smoothed_margin if np.ndim(smoothed_margin[0]) else [smoothed_margin] * len(runs)
+    for i, (alpha, run) in enumerate(zip(alphas, runs, strict=True)):
+        axes.plot(alpha, run, label=None if i else label, **line)
+    axes.set(xscale="log", yscale="log", xlabel="smoothed margin α")
+    axes.set(ylabel="1 − cos(W, −∇R)")
+
+
+def image_and_saliency(
+    top: Axes, bottom: Axes, image: np.ndarray, saliency: np.ndarray, largest: float
+) -> None:
+    """Draw an image [h, w] with values in [0, 1] and, below it, its saliency map [h, w].
+
+    Orange where a brighter pixel raises the output, blue where it lowers it, full colour from
+    |∂Φ/∂x| = largest on.
+    """
+    top.imshow(image, cmap=SHADE, vmin=0.0, vmax=1.0, interpolation="none")
+    bottom.imshow(saliency, cmap=SIGN, vmin=-largest, vmax=largest, interpolation="none")
+    for axes in (top, bottom):
+        axes.set(xticks=[], yticks=[])
+        sns.despine(ax=axes, left=True, bottom=True)
+
+
+def margins_by_rank(axes: Axes, margins: np.ndarray, steps: np.ndarray) -> mpl.colorbar.Colorbar:
+    """Draw sorted margins [records, n] against the share of examples below, coloured by ln(steps).
+
+    Earlier records are blue, later ones orange, the last one thicker; returns the bar.
+    """
+    norm = LogNorm(max(1, steps[steps > 0].min()), steps.max())
+    share = (np.arange(margins.shape[1]) + 0.5) / margins.shape[1]
+    for row, step in zip(np.sort(margins, axis=1), steps, strict=True):
+        last = step == steps[-1]
+        look = {"linewidth": 2.2 if last else 1.0, "alpha": 1.0 if last else 0.7}
+        axes.plot(row, share, color=LATE(norm(max(step, norm.vmin))), **look)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="normalized margin", ylabel="share of examples below", ylim=(0, 1))
+    bar = mpl.cm.ScalarMappable(norm, LATE)
+    return axes.figure.colorbar(bar, ax=axes, label="gradient steps")
+
+
+def against_steps(
+    axes: Axes, steps: np.ndarray, runs: Sequence[np.ndarray], label: str | None = None, **line
+) -> None:
+    """Draw quantities against the number of steps, both axes logarithmic, one line for each run."""
+    for i, run in enumerate(runs):
+        axes.plot(steps, run, label=None if i else label, **line)
+    axes.set(xscale="log", yscale="log", xlabel="gradient steps")
+
+
+def neuron_paths(axes: Axes, path: np.ndarray, neurons: int, label: str | None = None, **line):
+    """Draw the ways of neurons of the plane, w_j/‖W‖, from the start (dot) on.
+
+    path [states, P]: the weights W, whose first 2·neurons entries are the w_j.
+    """
+    rays = path[:, : 2 * neurons] / np.linalg.norm(path, axis=1, keepdims=True)
+    for j, way in enumerate(rays.reshape(len(path), neurons, 2).swapaxes(0, 1)):
+        axes.plot(*way.T, linewidth=1.3, label=None if j else label, **line)
+        axes.plot(*way[0], "o", markersize=4, color=GREY)
+    axes.set(aspect="equal", xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[])
+    axes.set(xlabel="first coordinate of $w_j$/‖W‖", ylabel="second coordinate of $w_j$/‖W‖")
+
+
+def sorted_margins(axes: Axes, margins: np.ndarray) -> None:
+    """Draw the sorted margins [n] of one network against the share of examples below."""
+    share = (np.arange(len(margins)) + 0.5) / len(margins)
+    axes.plot(np.sort(margins), share, color=BLUE, linewidth=2)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="margin p", ylabel="share of examples below", ylim=(0, 1))
+
+
+def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> None:
+    """Draw ‖A‖₂/‖A‖_F of layers, by name: 1 is rank one."""
+    places = np.arange(len(layers))
+    axes.barh(places, ratios, color=BLUE)
+    axes.set(yticks=places, yticklabels=list(layers), xlim=(0, 1), xlabel="‖A‖₂ / ‖A‖_F")
+    axes.invert_yaxis()

@@ -1,0 +1,187 @@
+"""The frozen result of following a flow: arrays over the recorded states, saved without pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from latephase.files import plain_arrays
+
+FORMAT = 1
+_SERIES = (
+    "smoothed_margin",
+    "log_norm",
+    "log_time",
+    "normalized_margin",
+    "normalized_smoothed_margin",
+    "raw_normalized_margin",
+    "alignment",
+    "kkt_stationarity",
+    "kkt_complementarity",
+    "path_length",
+    "dual_gap",
+)
+_TABLES = ("direction", "margins", "dual")
+_SCALARS = {"degree", "evaluations", "steps", "settings"}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The recorded states of a gradient flow; float64 arrays whose first axis is the record.
+
+    smoothed_margin              α = ℓ⁻¹(Σℓ(p))
+    log_norm                     ln‖W‖
+    log_time                     ln t, t the physical time of dW/dt = -∇R since the start
+    normalized_margin            min_i p_i / ‖W‖^L
+    normalized_smoothed_margin   α / ‖W‖^L; never falls from α = 2 on, before that within tol
+    raw_normalized_margin        normalized_margin of the module as given; differs from it only
+                                 where kinks were smoothed
+    alignment                    cos(W, -∇R)
+    kkt_stationarity             ε of the (ε, δ) approximate KKT point (Lyu and Li 2019)
+    kkt_complementarity          δ of the same
+    path_length                  length of the curve W/‖W‖ since the start, radians
+    dual_gap                     KL divergence of the carried dual variables from those of the
+                                 computed margins; α exceeds its primal value by it
+    direction [records, P]       W/‖W‖
+    margins   [records, n]       margins / ‖W‖^L; several classes: true logit minus largest other
+    dual      [records, n] or [records, n, k-1]   dual variables q = ∂α/∂p
+    log_dual  as one row of `dual`: ln q of the last state, from which `extend` continues
+    degree, evaluations, steps, settings          scalars and dictionaries
+    """
+
+    smoothed_margin: np.ndarray
+    log_norm: np.ndarray
+    log_time: np.ndarray
+    normalized_margin: np.ndarray
+    normalized_smoothed_margin: np.ndarray
+    raw_normalized_margin: np.ndarray
+    alignment: np.ndarray
+    kkt_stationarity: np.ndarray
+    kkt_complementarity: np.ndarray
+    path_length: np.ndarray
+    dual_gap: np.ndarray
+    direction: np.ndarray
+    margins: np.ndarray
+    dual: np.ndarray
+    log_dual: np.ndarray
+    degree: float
+    evaluations: dict[str, int]
+    steps: int
+    settings: dict[str, Any]
+    continuation: Callable[[Trajectory, float], Trajectory] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    def __len__(self) -> int:
+        return len(self.smoothed_margin)
+
+    def extend(self, until: float) -> Trajectory:
+        """Return the trajectory continued to smoothed margin `until`.
+
+        Raises ValueError for a trajectory that was loaded from a file, which holds no module.
+        """
+        if self.continuation is None:
+            raise ValueError(
+                "extend: this trajectory holds no module and data (it was loaded from a file, or "
+                "carried by an error); run gradient_flow with the larger `until` instead"
+            )
+        return self.continuation(self, until)
+
+    def write_to(
+        self, module: torch.nn.Module, record: int = -1, normalized: bool = False
+    ) -> torch.nn.Module:
+        """Return `module` with its trainable parameters set to the recorded W in place.
+
+        normalized=True writes W/‖W‖ instead. Raises ValueError when the module has another number
+        of parameters, or when W does not fit into its dtype.
+        """
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        count = sum(p.numel() for p in parameters)
+        if count != self.direction.shape[1]:
+            raise ValueError(
+                f"write_to: expected a module with {self.direction.shape[1]} trainable "
+                f"parameters, got {count}"
+            )
+        log_norm = 0.0 if normalized else float(self.log_norm[record])
+        limit = min(float(np.log(torch.finfo(p.dtype).max)) for p in parameters)
+        if log_norm >= limit:
+            raise ValueError(
+                f"write_to: ln‖W‖ = {log_norm:.4g} does not fit into the module's dtype (at most "
+                f"{limit:.4g}); pass normalized=True"
+            )
+        w = torch.from_numpy(np.exp(log_norm) * self.direction[record])
+        with torch.no_grad():
+            for parameter, part in zip(
+                parameters, w.split([p.numel() for p in parameters]), strict=True
+            ):
+                parameter.copy_(part.reshape(parameter.shape))
+        return module
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the scalar series, one row a record, one column a field."""
+        return pd.DataFrame({name: getattr(self, name) for name in _SERIES})
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a compressed .npz without pickle; the file appears whole or not at all.
+
+        Raises OSError naming the path where the file system refuses.
+        """
+        path = Path(path)
+        arrays = {name: getattr(self, name) for name in (*_SERIES, *_TABLES, "log_dual")}
+        scalars = {"format": FORMAT} | {name: getattr(self, name) for name in sorted(_SCALARS)}
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(aside, "wb") as stream:
+                np.savez_compressed(stream, scalars=np.array(json.dumps(scalars)), **arrays)
+            os.replace(aside, path)
+        except OSError as error:
+            message = f"{path}: cannot be written: {error.strerror or error}"
+            raise OSError(error.errno, message) from error
+        finally:
+            with contextlib.suppress(OSError):  # read-only: there is nothing to take away
+                aside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Trajectory:
+        """Return the trajectory saved at `path`; raises ValueError if it is not one."""
+        arrays = plain_arrays(Path(path), {"scalars", *_SERIES, *_TABLES, "log_dual"})
+        try:
+            scalars = json.loads(str(arrays.pop("scalars")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not a trajectory: its scalars are no JSON") from error
+        if not isinstance(scalars, dict) or scalars.pop("format", None) != FORMAT:
+            raise ValueError(f"{path}: trajectory of another format, expected {FORMAT}")
+        if set(scalars) != _SCALARS:
+            raise ValueError(
+                f"{path}: not a trajectory: expected the scalars {sorted(_SCALARS)}, "
+                f"got {sorted(scalars)}"
+            )
+        return cls(**arrays, **scalars)
+
+    def replace(self, **changes: Any) -> Trajectory:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:
+    """Return the largest relative drop max_k (γ̃_k - γ̃_{k+1})/|γ̃_k|, 0 if γ̃ never falls.
+
+    Along the flow of a homogeneous network γ̃ = α/‖W‖^L never falls once α > 0 (Lyu and Li 2019).
+    The series [steps] is read from its first positive value on; a fall below zero is a drop of
+    more than 1. +inf if fewer than two values are left.
+    """
+    series = np.asarray(normalized_smoothed_margin, dtype=float)
+    late = series[np.argmax(series > 0) :] if (series > 0).any() else series[:0]
+    if len(late) < 2:
+        return float("inf")
+    return max(0.0, float(np.max((late[:-1] - late[1:]) / np.abs(late[:-1]))))

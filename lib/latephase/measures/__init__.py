@@ -1,0 +1,1 @@
+"""What a state says: diagnosis, alignment, layers, settling, the maximum margin."""

@@ -1,0 +1,174 @@
+"""`diagnose`: every late-phase measure of a network trained anywhere, at its present parameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from latephase.measures import layers
+from latephase.problem import kkt, vectors
+from latephase.problem.batches import BATCH, Batches, resolves_duals
+from latephase.problem.checks import checked_inputs, checked_labels, in_mode, raise_on_contradiction
+from latephase.problem.degree import homogeneity_degree
+from latephase.problem.losses import Loss, named_loss, pairwise_margins, true_margins
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The scalars of a `Trajectory` at one state; None where the theory has no such quantity.
+
+    None without a degree of homogeneity: normalized_margin, normalized_smoothed_margin and the
+    KKT residuals. None where the dtype does not resolve the dual variables, ε·max|p| > 0.01:
+    alignment, dual and the KKT residuals. margins [n] are those of W itself; `layers` has a row
+    for each weight of two or more axes. alignment is cos(W, -∇R) over the whole data.
+    """
+
+    smoothed_margin: float
+    log_norm: float
+    normalized_margin: float | None
+    normalized_smoothed_margin: float | None
+    alignment: float | None
+    kkt_stationarity: float | None
+    kkt_complementarity: float | None
+    margins: np.ndarray
+    dual: np.ndarray | None
+    degree: float | None
+    homogeneity_defect: float
+    training_error: float
+    layers: pd.DataFrame
+
+
+def diagnose(
+    module: torch.nn.Module,
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray,
+    loss: str | Loss = "exponential",
+    degree: float | None = None,
+    batch_size: int = BATCH,
+    progress: bool | None = None,
+) -> Diagnosis:
+    """Return the `Diagnosis` of a module on data, on the module's own device and dtype.
+
+    Evaluates in evaluation mode and restores the mode. degree None measures it on a float64 copy.
+    The gradient takes a second pass over the batches, whose weights are the dual variables of the
+    first, so that it is that of the whole data set. progress None shows a bar on a terminal when
+    there are more than 20 batches. Raises ValueError as `gradient_flow` does, except that a
+    module need not be homogeneous.
+
+    >>> import numpy as np, torch, latephase
+    >>> x = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
+    >>> y = np.array([1, 1, -1, -1])
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.weight.data[:] = 3.0
+    >>> found = latephase.diagnose(model, x, y, "logistic")
+    >>> print(found.degree, round(found.normalized_margin, 6), round(found.alignment, 6))
+    1.0 1.414214 1.0
+    """
+    loss = named_loss(loss)
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("module: expected at least one trainable parameter, got none")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
+    x = checked_inputs(x)
+    measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
+    with in_mode(module, training=False):
+        batches = Batches(module, x, batch_size, progress)
+        y, outputs = checked_labels(y, batches.outputs_of(slice(0, 2)), len(x), loss.name)
+        raise_on_contradiction(x, y)
+        p = pairwise_margins(batches.outputs(), y.to(batches.like.device))
+        if p.ndim == 2 and outputs == 2:
+            p = p.reshape(-1)
+        return _diagnosis(batches, p, y, loss, measured, defect)
+
+
+def _diagnosis(batches, p, y, loss, degree, defect) -> Diagnosis:
+    margins = true_margins(p)
+    # In float64: the sums over examples are not to add rounding to what the network's dtype has.
+    wide = p.double()
+    alpha = float(loss.smoothed_margin(wide))
+    direction = batches.weights()
+    norm = float(np.linalg.norm(direction))
+    if not np.isfinite(norm) or norm == 0.0:
+        raise ValueError(f"module: expected parameters of positive finite norm, got {norm}")
+    dual = gradient = None
+    if resolved := resolves_duals(p, p.dtype):
+        q = loss.dual_variables(wide)
+        dual = q.cpu().numpy()
+        gradient = batches.weighted_gradient(y, q)
+    shrink = None if degree is None else math.exp(-degree * math.log(norm))
+    stationarity = complementarity = None
+    if shrink is not None and resolved and np.any(gradient):
+        stationarity, complementarity = kkt.kkt_residual(
+            direction / norm,
+            gradient * norm ** (1.0 - degree),
+            wide.cpu().numpy() * shrink,
+            dual,
+            degree,
+        )
+    return Diagnosis(
+        smoothed_margin=alpha,
+        log_norm=math.log(norm),
+        normalized_margin=None if shrink is None else float(margins.min()) * shrink,
+        normalized_smoothed_margin=None if shrink is None else alpha * shrink,
+        alignment=(
+            vectors.alignment(direction, gradient) if resolved and np.any(gradient) else None
+        ),
+        kkt_stationarity=stationarity,
+        kkt_complementarity=complementarity,
+        margins=margins.double().cpu().numpy(),
+        dual=dual,
+        degree=degree,
+        homogeneity_defect=defect,
+        training_error=float((margins <= 0).double().mean()),
+        layers=_layers(batches.module),
+    )
+
+
+def _layers(module: torch.nn.Module) -> pd.DataFrame:
+    """Return the table of weights: norms, ratio of norms, alignment and balance with the next.
+
+    alignment_with_next and imbalance_with_next are NaN where the shapes do not compose. The
+    imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F².
+    """
+    weights = {
+        name: w.detach().double().cpu().numpy()
+        for name, w in module.named_parameters()
+        if w.ndim >= 2 and w.requires_grad
+    }
+    tops = {name: _top(weight) for name, weight in weights.items()}
+    rows = []
+    following = [*list(weights)[1:], None]
+    for (name, weight), above in zip(weights.items(), following, strict=True):
+        upper = None if above is None else weights[above]
+        composes = upper is not None and weight.ndim == upper.ndim == 2
+        composes = composes and upper.shape[1] == weight.shape[0]
+        norm, (spectral, left, _) = float(np.linalg.norm(weight)), tops[name]
+        rows.append(
+            {
+                "layer": name,
+                "shape": tuple(weight.shape),
+                "frobenius_norm": norm,
+                "spectral_norm": spectral,
+                "spectral_ratio": spectral / norm if norm else math.nan,
+                "alignment_with_next": float(abs(tops[above][2] @ left)) if composes else math.nan,
+                "imbalance_with_next": (
+                    layers.balancedness(weight, upper) / norm**2 if composes and norm else math.nan
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _top(weight: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return `top_singular` of a weight, kernels as [out, rest]; NaN vectors where it is zero."""
+    matrix = weight.reshape(len(weight), -1)
+    if not np.any(matrix):
+        return 0.0, *(np.full(size, math.nan) for size in matrix.shape)
+    return layers.top_singular(matrix)

@@ -1,0 +1,319 @@
+"""A module, data and a loss as functions of one flat float64 vector w.
+
+w [P] holds the trainable parameters in the order of `module.named_parameters()`, shared ones
+once. Frozen parameters and buffers are constants. The module is copied, put into evaluation mode
+and cast to float64; the caller's stays untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latephase.problem.checks import (
+    call_with,
+    checked_inputs,
+    checked_labels,
+    frozen_copy,
+    parameter_slots,
+    raise_on_contradiction,
+)
+from latephase.problem.kinks import KinkCensus, SmoothedKinks
+from latephase.problem.losses import Loss, named_loss, other_classes, pairwise_margins
+
+# Examples per forward pass: bounds the activations held at once.
+_BATCH = 1024
+
+
+class Problem:
+    """Margins, their Jacobian and the smoothed margin's gradient as functions of w [P].
+
+    Arguments and results of the methods are float64 NumPy arrays. Margins have shape [n] for two
+    classes and [n, k-1] (pairwise) for k > 2, as in `latephase.problem.losses`; below, [n, ·].
+    Raises ValueError on input it cannot use, saying what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        x: Tensor | np.ndarray,
+        y: Tensor | np.ndarray,
+        loss: str | Loss = "exponential",
+        jacobian_bytes: int = 2**30,
+        kink_smoothing: float | None = None,
+    ) -> None:
+        self.loss = named_loss(loss)
+        self.jacobian_bytes = jacobian_bytes
+        self.kink_smoothing = kink_smoothing
+        self.module = frozen_copy(module)
+        trainable = [p for p in self.module.parameters() if p.requires_grad]
+        self.slots = parameter_slots(self.module)
+        self.shapes = [p.shape for p in trainable]
+        self.sizes = [p.numel() for p in trainable]
+        self.device = trainable[0].device
+        self.w0 = torch.cat([p.detach().reshape(-1) for p in trainable]).cpu().numpy()
+        if not np.isfinite(self.w0).all():
+            raise ValueError("module: its parameters contain NaN or infinite values")
+        self.x = checked_inputs(x).to(self.device)
+        self.y, self.classes = checked_labels(y, self._one_output(), len(self.x), self.loss.name)
+        self.y = self.y.to(self.device)
+        raise_on_contradiction(self.x, self.y)
+        self._others = None if self.classes == 1 else other_classes(self.y, self.classes)
+        self.evaluations = {"gradient": 0, "jacobian": 0, "curvature": 0}
+        self._vectorized = self._check_examples_are_independent()
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.x)
+
+    @property
+    def pairs(self) -> int:
+        """Margins per example: 1, or k - 1 for k > 2 classes."""
+        return max(1, self.classes - 1)
+
+    def shaped(self, pairs: np.ndarray) -> np.ndarray:
+        """Return a flat array over the margins in their shape [n, ·]."""
+        return pairs if self.pairs == 1 else pairs.reshape(self.n, self.pairs)
+
+    def margins(self, w: np.ndarray) -> np.ndarray:
+        """Return p(w) [n, ·]."""
+        with torch.no_grad():
+            tensor = self._tensor(w)
+            return _numpy(torch.cat([self._batch_margins(tensor, rows) for rows in self._rows()]))
+
+    def true_margins(self, margins: np.ndarray) -> np.ndarray:
+        """Return the margin of each example [n]: true logit minus the largest other."""
+        return margins if margins.ndim == 1 else margins.min(1)
+
+    def weighted_gradient(self, w: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return p(w) [n, ·] and Jᵀ weights = Σ weights_i ∇p_i(w) [P] for weights [n, ·]."""
+        self.evaluations["gradient"] += 1
+        leaf = self._tensor(w).requires_grad_(True)
+        weights = self._tensor(weights)
+        margins, gradient = [], torch.zeros_like(leaf)
+        for rows in self._rows():
+            p = self._batch_margins(leaf, rows)
+            gradient += torch.autograd.grad(p, leaf, weights[rows])[0]
+            margins.append(p.detach())
+        return _numpy(torch.cat(margins)), _numpy(gradient)
+
+    def smoothed_margin(self, w: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """Return α(w), p(w) [n, ·], ln q(w) [n, ·] and ∇α(w) [P], duals from the margins."""
+        self.evaluations["gradient"] += 1
+        leaf = self._tensor(w).requires_grad_(True)
+        if self.n <= _BATCH:
+            p = self._batch_margins(leaf, slice(None))
+            alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p.detach())
+            (gradient,) = torch.autograd.grad(p, leaf, torch.exp(log_dual))
+            p = p.detach()
+        else:
+            p = torch.from_numpy(self.margins(w)).to(self.device)
+            alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p)
+            gradient = torch.zeros_like(leaf)
+            for rows in self._rows():
+                part = self._batch_margins(leaf, rows)
+                gradient += torch.autograd.grad(part, leaf, torch.exp(log_dual[rows]))[0]
+        return float(alpha), _numpy(p), _numpy(log_dual), _numpy(gradient)
+
+    def jacobian(self, w: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return ∇p of the examples `rows` (all by default), [len(rows)·pairs, P].
+
+        Raises ValueError where that would exceed `jacobian_bytes`; `jacobian_blocks` does not.
+        """
+        count = (self.n if rows is None else len(rows)) * self.pairs
+        if 8 * count * self.w0.size > self.jacobian_bytes:
+            raise ValueError(
+                f"jacobian_bytes: a Jacobian of {count} rows and {self.w0.size} columns needs "
+                f"{8 * count * self.w0.size} bytes, the bound is {self.jacobian_bytes}"
+            )
+        self.evaluations["jacobian"] += 1
+        return np.concatenate([block for _, block in self.jacobian_blocks(w, rows)])
+
+    def jacobian_blocks(
+        self, w: np.ndarray, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (examples, their rows of J), each block within a quarter of `jacobian_bytes`.
+
+        A quarter, because reverse mode holds the pulled-back parameters once per layer use.
+        """
+        rows = np.arange(self.n) if rows is None else np.asarray(rows)
+        per_block = max(1, self.jacobian_bytes // (4 * 8 * self.w0.size * self.pairs))
+        tensor = self._tensor(w)
+        for start in range(0, len(rows), min(per_block, _BATCH)):
+            examples = rows[start : start + min(per_block, _BATCH)]
+            yield examples, self._example_jacobians(tensor, torch.from_numpy(examples))
+
+    def curvature(self, w: np.ndarray, weights: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return (Σ weights_i ∇²p_i(w)) v for the columns of v [P, r], one product a column."""
+        weights = self._tensor(weights)
+
+        def weighted(u: Tensor) -> Tensor:
+            return (weights * self._batch_margins(u, slice(None))).sum()
+
+        def directional(u: Tensor, column: Tensor) -> Tensor:
+            return torch.func.grad(weighted)(u) @ column
+
+        # Reverse over reverse: forward mode would compile rules with the deprecated torch.jit.
+        product = torch.func.vmap(torch.func.grad(directional), in_dims=(None, 1), out_dims=1)
+        return _numpy(product(self._tensor(w), self._tensor(v)))
+
+    def hessian(self, w: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return Σ weights_i ∇²p_i(w) [P, P], by blocks of columns within `jacobian_bytes`."""
+        size = self.w0.size
+        if 8 * size * size > self.jacobian_bytes:
+            raise ValueError(
+                f"jacobian_bytes: the curvature of {size} parameters needs {8 * size * size} "
+                f"bytes, the bound is {self.jacobian_bytes}"
+            )
+        self.evaluations["curvature"] += 1
+        columns = max(1, min(256, self.jacobian_bytes // (32 * size * self.n)))
+        identity = np.eye(size)
+        blocks = [
+            self.curvature(w, weights, identity[:, start : start + columns])
+            for start in range(0, size, columns)
+        ]
+        hessian = np.concatenate(blocks, axis=1)
+        return 0.5 * (hessian + hessian.T)
+
+    def jacobian_times(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return J v [n, ·] without forming J: the transpose of the map weights ↦ Jᵀ weights."""
+        self.evaluations["gradient"] += 2
+        point, direction = self._tensor(w), self._tensor(v)
+
+        def product(rows: slice) -> Tensor:
+            p, pull_back = torch.func.vjp(lambda u: self._batch_margins(u, rows), point)
+            _, transpose = torch.func.vjp(lambda weights: pull_back(weights)[0], p)
+            return transpose(direction)[0]
+
+        return _numpy(torch.cat([product(rows) for rows in self._rows()]))
+
+    def kinks(self) -> KinkCensus:
+        """Return the calls with kinks that the module makes on its first example."""
+        census = KinkCensus()
+        with torch.no_grad(), census:
+            self.module(self.x[:1])
+        return census
+
+    def smoothable(self) -> bool:
+        """Return whether smoothing kinks would change the module: squared ReLU stays as it is."""
+        noise = np.random.default_rng(0).normal(size=self.w0.size)
+        w = self.w0 + (0.1 * _rms(self.w0) or 1.0) * noise
+        return not np.array_equal(self.smoothed(0.1).margins(w), self.smoothed(None).margins(w))
+
+    def smoothed(self, epsilon: float | None) -> Problem:
+        """Return the same problem with ReLU kinks smoothed, or as they are for None.
+
+        It counts its own evaluations.
+        """
+        other = self.recounted()
+        other.kink_smoothing = epsilon
+        other.evaluations = dict.fromkeys(self.evaluations, 0)
+        return other
+
+    def recounted(self) -> Problem:
+        """Return the same problem whose further evaluations are counted apart from this one's."""
+        other = copy.copy(self)
+        other.evaluations = dict(self.evaluations)
+        return other
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).to(self.device)
+
+    def _rows(self) -> Iterator[slice]:
+        return (slice(start, start + _BATCH) for start in range(0, self.n, _BATCH))
+
+    def _outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        parts = w.split(self.sizes)
+        parameters = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        mode = nullcontext() if self.kink_smoothing is None else SmoothedKinks(self.kink_smoothing)
+        with mode:
+            return call_with(self.module, self.slots, parameters, x)
+
+    def _batch_margins(self, w: Tensor, rows: slice | Tensor) -> Tensor:
+        p = pairwise_margins(self._outputs(w, self.x[rows]), self.y[rows])
+        return p.reshape(-1) if self.pairs == 1 else p
+
+    def _example_jacobians(self, w: Tensor, rows: Tensor) -> np.ndarray:
+        x, y = self.x[rows], self.y[rows]
+        if self._others is None:
+            # Without reshaping y: a binary margin is y times a scalar output.
+            def margin(u: Tensor, one_x: Tensor, one_y: Tensor) -> Tensor:
+                return (one_y * self._outputs(u, one_x[None])).reshape(())
+
+            differentiate, arguments = torch.func.grad(margin), (x, y)
+        else:
+
+            def margin(u: Tensor, one_x: Tensor, one_y: Tensor, others: Tensor) -> Tensor:
+                logits = self._outputs(u, one_x[None])[0]
+                return logits.gather(0, one_y[None]) - logits.gather(0, others)
+
+            differentiate, arguments = torch.func.jacrev(margin), (x, y, self._others[rows])
+        if self._vectorized:
+            axes = (None,) + (0,) * len(arguments)
+            jacobians = torch.func.vmap(differentiate, in_dims=axes)(w, *arguments)
+        else:
+            jacobians = torch.stack(
+                [differentiate(w, *one) for one in zip(*arguments, strict=True)]
+            )
+        return _numpy(jacobians.reshape(-1, w.numel()))
+
+    def _one_output(self) -> Tensor:
+        with torch.no_grad():
+            try:
+                output = self.module(self.x[: min(2, len(self.x))])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"x: the module does not accept inputs of shape {list(self.x.shape)}: {error}"
+                ) from error
+        if not isinstance(output, Tensor) or output.ndim not in (1, 2):
+            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}"
+            )
+        if not bool(torch.isfinite(output).all()):
+            raise ValueError("module: its outputs contain NaN or infinite values")
+        return output
+
+    def _check_examples_are_independent(self) -> bool:
+        """Return whether per-example derivatives can be vectorized over examples."""
+        few = torch.arange(min(3, self.n))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(self.w0.size, generator=generator, dtype=torch.float64)
+        w = self._tensor(self.w0 + (0.1 * _rms(self.w0) or 1.0) * noise.numpy())
+        weights = self._tensor(np.linspace(1.0, 2.0, len(few) * self.pairs))
+        leaf = w.clone().requires_grad_(True)
+        (expected,) = torch.autograd.grad(
+            self._batch_margins(leaf, few).reshape(-1),
+            leaf,
+            weights,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        self._vectorized = True
+        try:
+            rows = self._example_jacobians(w, few)
+        except (RuntimeError, ValueError):
+            self._vectorized = False
+            rows = self._example_jacobians(w, few)
+        came, expected = rows.T @ _numpy(weights), _numpy(expected)
+        # Both are float64 sums of the same terms in another order.
+        if np.linalg.norm(came - expected) > 1e-9 * (np.linalg.norm(expected) + 1e-300):
+            raise ValueError(
+                "module: its output for an example depends on the other examples of the batch; "
+                "margins of single examples are not defined"
+            )
+        return self._vectorized
+
+
+def _rms(array: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,41 @@
+"""Vectors of weights: unit vectors, angles without cancellation, lengths of paths on the sphere.
+
+Lengths and angles are in radians.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """Return v / ‖v‖; raises ValueError for v = 0 or a norm that is not finite."""
+    norm = np.linalg.norm(vector)
+    if not 0.0 < norm < np.inf:
+        raise ValueError(f"expected a vector of positive finite norm, got norm {norm}")
+    return vector / norm
+
+
+def angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the angle between two vectors, accurate for small angles: 2 asin(‖â - b̂‖/2)."""
+    return 2.0 * float(np.arcsin(min(1.0, 0.5 * np.linalg.norm(unit(a) - unit(b)))))
+
+
+def alignment(w: np.ndarray, gradient: np.ndarray) -> float:
+    """Return cos(W, ∇α), equal to cos(W, -∇R)."""
+    return float(unit(w) @ unit(gradient))
+
+
+def misalignment(a: np.ndarray, b: np.ndarray) -> float:
+    """Return 1 - cos of the angle between two vectors, as ½‖â - b̂‖², which does not cancel."""
+    return 0.5 * float(np.sum((unit(a) - unit(b)) ** 2))
+
+
+def path_length(directions: np.ndarray) -> np.ndarray:
+    """Return the length [records] of the polygon through directions [records, P] up to each.
+
+    Each piece is the angle between successive unit vectors, a lower bound on the curve's.
+    """
+    chords = np.linalg.norm(np.diff(directions, axis=0), axis=1)
+    pieces = 2.0 * np.arcsin(np.minimum(1.0, 0.5 * chords))
+    return np.concatenate([[0.0], np.cumsum(pieces)])

@@ -1,0 +1,1 @@
+"""Where steps go: discrete time, with checkpoints and exact resume."""

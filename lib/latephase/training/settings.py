@@ -1,0 +1,86 @@
+"""The settings of a training run, checked as they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from latephase.training import schedules
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines a run besides the module's start and the data.
+
+    steps: gradient steps in all; epochs done again under "loss_based" do not count.
+    batch: examples a step; None is the full batch. An epoch is cut into batches of nearly equal
+        size, none larger than this.
+    schedule: "constant", η = rate; "normalized", η = rate/(R_B max(1, ‖∇ln R_B‖²)); "loss_based",
+        Lyu and Li's η = α/R with α beginning at rate. R_B is the mean risk of the batch, R that
+        of the training set; see `latephase.training.schedules`.
+    momentum: μ in Δ ← μ Δ - η ∇R_B, W ← W + Δ. Steps are accumulated, not gradients, whose sizes
+        differ by any number of orders; with a constant η the two are the same. None under
+        "loss_based", whose judgement needs steps that shrink with α.
+    seed: of the order of the examples, drawn afresh each epoch, and of dropout if there is any.
+    loss: "cross_entropy" for outputs [n, k], "logistic" for one output, or "exponential".
+    checkpoints: at most that many, spread evenly in ln(steps), from step 0 to the last. Early
+        steps that would coincide are one; under "loss_based" they lie at ends of epochs.
+    autocast: "bfloat16" or None. bfloat16 resolves logits to 0.4 %, so that the weights of the
+        examples lose their meaning once margins exceed a hundred or so.
+    channels_last: memory format of 4-axis weights and inputs; numbers agree to rounding.
+    device: where to train, such as "cpu" or "cuda".
+    labels: "fixed", or "renewed": uniformly random ones drawn anew each epoch.
+    growth: under "normalized", s is multiplied by max(1, -ln R_B)^growth; below 1.
+    """
+
+    steps: int
+    batch: int | None = None
+    schedule: str = "constant"
+    rate: float = 0.1
+    momentum: float = 0.0
+    seed: int = 0
+    loss: str = "cross_entropy"
+    checkpoints: int = 40
+    autocast: str | None = None
+    channels_last: bool = False
+    device: str = "cpu"
+    labels: str = "fixed"
+    growth: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 1), ("checkpoints", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if value is None and name == "batch":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected an integer of {least} or more, got {value!r}")
+        if not (0.0 < self.rate < math.inf):
+            raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum: expected 0 or more and below 1, got {self.momentum!r}")
+        if not 0.0 <= self.growth < 1.0:
+            raise ValueError(f"growth: expected 0 or more and below 1, got {self.growth!r}")
+        if self.schedule == "loss_based" and self.momentum:
+            raise ValueError(
+                f"momentum: expected 0 under 'loss_based', got {self.momentum!r}: steps carried "
+                "over do not shrink with α, so an epoch done again could rise forever"
+            )
+        for name, known in (
+            ("schedule", list(schedules.NAMES)),
+            ("loss", ["cross_entropy", "exponential", "logistic"]),
+            ("autocast", [None, "bfloat16"]),
+            ("labels", ["fixed", "renewed"]),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
+
+
+def due_steps(settings: Settings, per_epoch: int) -> list[int]:
+    """Return the steps of the checkpoints: 0, then evenly in ln(steps) up to the last."""
+    grid = np.geomspace(1.0, settings.steps, settings.checkpoints - 1)
+    steps = np.round(grid).astype(int)
+    if settings.schedule == "loss_based":
+        steps = np.minimum(-(-steps // per_epoch) * per_epoch, settings.steps)
+    return np.unique([0, *steps, settings.steps]).tolist()

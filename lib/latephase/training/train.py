@@ -1,0 +1,122 @@
+"""Discrete training of float32 networks far beyond the smallest number, with exact resume.
+
+`train` runs SGD or full-batch descent with the steps of `latephase.training.schedules` and writes
+states spread evenly in ln(steps), from which a killed run continues bit for bit. `Run` reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latephase.problem.checks import checked_labels, finite_inputs, in_mode
+from latephase.problem.losses import named_loss
+from latephase.training import checkpoints, schedules
+from latephase.training.runs import Run, architecture_of, check_identity, read_run, warn_of_change
+from latephase.training.settings import Settings, due_steps
+from latephase.training.trainer import Trainer
+
+__all__ = ["Run", "Settings", "due_steps", "read_run", "train"]
+
+
+def train(
+    module: torch.nn.Module,
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray,
+    settings: Settings,
+    folder: str | os.PathLike,
+    *,
+    save_every: float = 60.0,
+    progress: bool = False,
+) -> Run:
+    """Train `module` in place and return the run whose checkpoints are in `folder`.
+
+    x [n, ...] in the module's dtype or another floating one; y as `gradient_flow` takes it. The
+    module is trained in its own dtype. A folder with checkpoints of the same settings, data and
+    architecture is continued from its newest state, whatever weights the module comes with: with
+    the same versions, machine and number of threads the weights are bit for bit those of a run
+    that was never interrupted. (On a GPU as far as the network's operations are deterministic.)
+    save_every: seconds of work that a kill may cost; beside the checkpoints a latest state is
+    written that often, under "loss_based" at the next end of an epoch. progress: shows ln R and
+    accuracy of the last batch and the time left.
+
+    Raises ValueError for input it cannot use, for a folder of another run, and for a damaged
+    checkpoint; FloatingPointError, naming the step, when the loss is no number or exceeds e^20;
+    OSError when a checkpoint cannot be written. Earlier checkpoints stay intact. Warns where the
+    run was begun with other versions or another number of threads, since bits may differ then.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    like = next((p for p in module.parameters() if p.requires_grad), None)
+    if like is None:
+        raise ValueError("module: expected at least one trainable parameter, got none")
+    folder, loss = Path(folder), named_loss(settings.loss)
+    x = finite_inputs(x).to(settings.device)
+    x = x.to(like.dtype) if x.is_floating_point() else x
+    module.to(settings.device)
+    y, outputs = checked_labels(y, _first_outputs(module, x), len(x), loss.name)
+    identity = {
+        "settings": asdict(settings),
+        "architecture": architecture_of(module),
+        "data_sha256": _digest(x, y),
+        "versions": {name: version(name) for name in ("latephase", "numpy", "torch")},
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    if settings.channels_last:
+        module.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    trainer = Trainer(
+        module,
+        x,
+        y.to(settings.device),
+        max(outputs, 2),
+        settings,
+        loss,
+        schedules.schedule(settings.schedule, settings.rate, settings.growth),
+        folder,
+        identity,
+    )
+    due = due_steps(settings, trainer.per_epoch)
+    with checkpoints.held(folder), torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        states = checkpoints.listed(folder, checkpoints.RECORD)
+        states += checkpoints.listed(folder, checkpoints.LATEST)
+        for state in states:
+            check_identity(state, identity)
+        if states:
+            newest = max(states, key=lambda state: state.step)
+            warn_of_change(newest, identity)
+            trainer.restore(newest)
+        trainer.run(due, save_every, progress)
+    return read_run(folder)
+
+
+def _first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
+    """Return the outputs of two examples; ValueError if the module does not take them."""
+    with in_mode(module, training=False), torch.no_grad():
+        try:
+            outputs = module(x[:2])
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"x: the module does not take examples of shape {list(x.shape[1:])}: {error}"
+            ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"module: expected outputs [n], [n, 1] or [n, k], got {shape}")
+    return outputs
+
+
+def _digest(x: Tensor, y: Tensor) -> str:
+    digest = sha256()
+    for tensor in (x, y):
+        digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""On what: networks, tasks, pictures and the files they come from."""
