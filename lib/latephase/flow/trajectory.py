@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from latephase.files import plain_arrays, write_whole
+from latephase.flow.tuning import TUNING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +37,6 @@ _SERIES = (
 _TABLES = ("direction", "margins", "dual")
 # What a trajectory holds one of for each record.
 RECORDED = (*_SERIES, *_TABLES)
-# How far beyond the level it was asked for a record may lie, as a part of α.
-LANDING = 1e-3
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
 
 
@@ -144,7 +143,7 @@ class Trajectory:
         """
         positive = np.maximum(self.smoothed_margin, np.finfo(float).tiny)
         first, last = positive.min(), positive.max()
-        if not first / (1.0 + LANDING) <= alpha <= last * (1.0 + LANDING):
+        if not first / (1.0 + TUNING.landing) <= alpha <= last * (1.0 + TUNING.landing):
             raise ValueError(
                 f"at: expected a smoothed margin that the {len(self)} records reach, from "
                 f"{first:.6g} to {last:.6g}, got {alpha!r}"
