@@ -9,6 +9,7 @@ value    of an image, its value; of a bar, its length
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,6 +42,8 @@ def as_csv(figure: Figure) -> str:
 
 def offer() -> None:
     """Have a notebook store the numbers of every figure beside its picture, under MIME."""
+    if "IPython" not in sys.modules:  # so this is no notebook; it need not be installed
+        return
     from IPython import get_ipython
     from IPython.core.formatters import BaseFormatter
     from traitlets import ObjectName, Unicode
