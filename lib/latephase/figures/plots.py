@@ -413,3 +413,18 @@ def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> 
     axes.barh(places, ratios, color=BLUE)
     axes.set(yticks=places, yticklabels=list(layers), xlim=(0, 1), xlabel="‖A‖₂ / ‖A‖_F")
     axes.invert_yaxis()
+
+
+def diagnosis_summary(found) -> Figure:
+    """Return a figure of a `Diagnosis`: sorted margins, and ‖A‖₂/‖A‖_F of the layers.
+
+    Of more than twelve layers the twelve with the largest norms, in the network's order.
+    """
+    # Only here is a figure made; everything else draws on axes it is given.
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    sorted_margins(left, found.margins)
+    shown = found.layers.nlargest(12, "frobenius_norm").sort_index()
+    layer_ratios(right, shown["layer"], shown["spectral_ratio"])
+    return figure
