@@ -32,7 +32,35 @@ _SERIES = (
     "dual_gap",
 )
 _TABLES = ("direction", "margins", "dual")
+# What a trajectory holds one of for each record.
+RECORDED = (*_SERIES, *_TABLES)
+# How far beyond the level it was asked for a record may lie, as a part of α.
+LANDING = 1e-3
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One recorded state: the fields of `Trajectory` of the same names, at its number `index`.
+
+    direction [P], margins [n] and dual [n] or [n, k-1] are rows, all others floats.
+    """
+
+    index: int
+    smoothed_margin: float
+    log_norm: float
+    log_time: float
+    normalized_margin: float
+    normalized_smoothed_margin: float
+    raw_normalized_margin: float
+    alignment: float
+    kkt_stationarity: float
+    kkt_complementarity: float
+    path_length: float
+    dual_gap: float
+    direction: np.ndarray = field(repr=False)
+    margins: np.ndarray = field(repr=False)
+    dual: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,30 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.smoothed_margin)
+
+    def record(self, index: int = -1) -> Record:
+        """Return the record of that number, counted from the end where it is negative.
+
+        Raises IndexError where there is none.
+        """
+        number = range(len(self))[index]
+        series = {name: float(getattr(self, name)[number]) for name in _SERIES}
+        tables = {name: getattr(self, name)[number] for name in _TABLES}
+        return Record(number, **series, **tables)
+
+    def at(self, alpha: float) -> Record:
+        """Return the record whose smoothed margin is nearest to α = `alpha` in ln α.
+
+        Raises ValueError for an α that the records, each within a thousandth, do not reach.
+        """
+        positive = np.maximum(self.smoothed_margin, np.finfo(float).tiny)
+        first, last = positive.min(), positive.max()
+        if not first / (1.0 + LANDING) <= alpha <= last * (1.0 + LANDING):
+            raise ValueError(
+                f"at: expected a smoothed margin that the {len(self)} records reach, from "
+                f"{first:.6g} to {last:.6g}, got {alpha!r}"
+            )
+        return self.record(int(np.argmin(np.abs(np.log(positive) - np.log(alpha)))))
 
     def extend(self, until: float) -> Trajectory:
         """Return the trajectory continued to smoothed margin `until`.
