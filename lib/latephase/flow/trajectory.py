@@ -120,7 +120,7 @@ class Trajectory:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # The continuation holds the module and the loss, of which either may be unpicklable.
+        # The continuation holds the module and the loss, and either may refuse to be pickled.
         return self.__dict__ | {"continuation": None}
 
     def __len__(self) -> int:
@@ -193,10 +193,7 @@ class Trajectory:
         return module
 
     def plot(self) -> Figure:
-        """Return a figure of α/‖W‖^L and of 1 - alignment against α.
-
-        Needs the extra `plot`: Matplotlib and seaborn.
-        """
+        """Return a figure of α/‖W‖^L and of 1 - alignment against α; needs the extra `plot`."""
         from latephase.figures.plots import trajectory_summary
 
         return trajectory_summary(self)
