@@ -20,7 +20,7 @@ from latephase.flow.clock import LogClock
 from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.explicit import EarlyState, early_phase, is_stationary
 from latephase.flow.implicit import LateStepper
-from latephase.flow.state import Entry, State, exp_times, offered, thinned
+from latephase.flow.state import Entry, State, exp_times, thinned
 from latephase.flow.trajectory import Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem import kkt, vectors
@@ -277,15 +277,20 @@ class Flow:
         self.state = dataclasses.replace(state, **measured)
         alpha = self.state.smoothed_margin
         if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
-            records, until = self.settings["records"], self.settings["until"]
-            self.entries = offered(self.entries, alpha, self.state, records, until)
+            self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
+        # Dropped on the final grid now and then, which drops nothing that the end would keep: the
+        # last entry stays, and stands for every grid point beyond it.
+        if len(self.entries) >= 4 * self.settings["records"] + 64:
+            self.entries = self._kept()
+
+    def _kept(self) -> list[Entry]:
+        return thinned(self.entries, self.settings["records"], self.settings["until"])
 
     def trajectory(self) -> Trajectory | None:
         """Return what has been recorded, or None before the first state with α > 0."""
         if not self.entries:
             return None
-        kept = thinned(self.entries, self.settings["records"], self.settings["until"])
-        states = [state for _, state in kept]
+        states = [state for _, state in self._kept()]
         columns = [_measured(self.problem, self.degree, state) for state in states]
         return Trajectory(
             **{name: np.array([column[name] for column in columns]) for name in columns[0]},
