@@ -68,13 +68,11 @@ def test_path_length_of_a_quarter_circle():
     np.testing.assert_allclose(lengths, angles, atol=1e-14)  # great circle: the arcs are exact
 
 
-def test_layers_of_rank_one_are_aligned():
+def test_weights_of_rank_one_are_aligned():
     u, v, s = np.array([3.0, 4.0]), np.array([1.0, 2.0, 2.0]), np.array([1.0, 1.0])
     lower, upper = np.outer(u, v), np.outer(s, u)
-    assert layers.spectral_ratio(lower) == pytest.approx(1.0, abs=1e-15)
-    assert layers.spectral_ratio(np.eye(4)) == pytest.approx(0.5)
-    assert layers.neighbor_alignment(lower, upper) == pytest.approx(1.0, abs=1e-15)
-    assert layers.neighbor_alignment(lower, -upper) == pytest.approx(1.0, abs=1e-15)
+    assert layers.neighbor_defect(lower, upper) == pytest.approx(0.0, abs=1e-15)
+    assert layers.neighbor_defect(lower, -upper) == pytest.approx(0.0, abs=1e-15)
     assert layers.balancedness(lower, upper) == pytest.approx((9 - 2) * 25)
     assert layers.balancedness(upper.T, lower.T) == pytest.approx((9 - 2) * 25)
 

@@ -12,6 +12,7 @@ from latephase.problem.losses import (
     LOGISTIC,
     Loss,
     check_loss,
+    default_loss,
     named_loss,
     pairwise_margins,
     smoothed_margin,
@@ -212,6 +213,14 @@ def test_losses_that_break_the_conditions(log_value, message):
 def test_unknown_loss(name):
     with pytest.raises(ValueError, match=r"expected one of \['cross_entropy', 'exponential', 'log"):
         named_loss(name)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "name"),
+    [(None, 1, "exponential"), (None, 3, "cross_entropy"), ("exponential", 3, "exponential")],
+)
+def test_the_loss_of_who_names_none(loss, outputs, name):
+    assert default_loss(loss, outputs).name == name
 
 
 def test_a_users_loss_is_accepted():

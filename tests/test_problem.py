@@ -8,6 +8,8 @@ from torch import nn
 import latephase
 from latephase.problem.degree import checked_degree
 from latephase.problem.margins import Problem
+from latephase.problem.task import inputs_and_labels
+from latephase.zoo.tasks import separable_points
 
 
 def two_layer(width=7, dims=3, outputs=1, seed=0):
@@ -301,3 +303,13 @@ def test_wrong_degree():
     with pytest.raises(ValueError, match="degree: got 3, but the module's measured degree is 2"):
         checked_degree(two_layer(), X, 3.0)
     assert checked_degree(two_layer(), X, 2) == 2.0
+
+
+def test_a_task_brings_its_labels():
+    task = separable_points(6, 2, margin=0.2, seed=1)
+    assert inputs_and_labels(task) == (task.x, task.y)
+    assert inputs_and_labels(task.x, task.y) == (task.x, task.y)
+    with pytest.raises(ValueError, match=r"y: expected none beside the task .* got torch.int64"):
+        inputs_and_labels(task, task.y)
+    with pytest.raises(ValueError, match=r"y: expected labels beside inputs of type torch.float"):
+        inputs_and_labels(task.x)

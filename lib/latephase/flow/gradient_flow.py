@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import torch
 
 from latephase.flow.errors import StepCollapse
 from latephase.flow.solver import Flow
-from latephase.flow.trajectory import Trajectory
+from latephase.flow.trajectory import LANDING, RECORDED, Trajectory, largest_drop
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
+from latephase.problem.task import Task, inputs_and_labels
 
 DEFAULT_SMOOTHING = 1e-3
+DEFAULT_UNTIL = 1e6
+# Enough to keep every step the solver accepts: the grid of records is finer than its steps.
+_EVERY_STEP = 600
 
 
 def gradient_flow(
     module: torch.nn.Module,
-    x: torch.Tensor | np.ndarray,
-    y: torch.Tensor | np.ndarray,
-    loss: str | Loss = "exponential",
-    until: float = 1e6,
+    x: torch.Tensor | np.ndarray | Task,
+    y: torch.Tensor | np.ndarray | None = None,
+    loss: str | Loss | None = None,
+    until: float = DEFAULT_UNTIL,
     tol: float = 1e-4,
     records: int = 64,
     degree: float | None = None,
     kink_smoothing: float | None = None,
     jacobian_bytes: int = 2**30,
+    *,
+    at: Sequence[float] | np.ndarray | None = None,
 ) -> Trajectory:
     """Return the trajectory of dW/dt = -∇R(W) from the module's parameters to α = `until`.
 
-    module, x, y, loss: as in `latephase.problem.margins.Problem`; the risk R is the sum over
-        examples.
+    module, x, y: as in `latephase.problem.margins.Problem`; or a Task for x, and no y.
+    loss: "exponential", "logistic", "cross_entropy" or a Loss; None is the exponential loss for
+        one output, cross-entropy for several. The risk R is the sum over examples.
     until: smoothed margin α = ℓ⁻¹(R) to reach, up to 1e300; the last record has
         until ≤ α ≤ until·(1 + 1e-3).
     tol: error per step of the direction W/‖W‖.
@@ -40,6 +51,10 @@ def gradient_flow(
         the module as it is and smooths with ε = 1e-3, from the start, only if the step collapses at
         a kink.
     jacobian_bytes: bound on a stored Jacobian; beyond, it is recomputed in blocks.
+    at: smoothed margins, increasing, on which the flow lands: the result has one record for each
+        level, with level ≤ α ≤ level·(1 + 1e-3), and ends at the last, in place of `until` and
+        `records`. Its settings["margin_drop"] is `largest_drop` of the normalized smoothed margin
+        over all steps that the solver accepted.
 
     Raises ValueError for input it cannot use; NotSeparated where the risk stays large;
     StepCollapse at a kink that is not a ReLU's.
@@ -52,6 +67,10 @@ def gradient_flow(
     >>> print(np.round(flow.direction[-1], 6), f"{flow.smoothed_margin[-1]:.0e}")
     [0.707107 0.707107] 1e+12
     """
+    x, y = inputs_and_labels(x, y)
+    levels = [until] if at is None else _checked_levels(at, until)
+    if at is not None:
+        until, records = levels[0], _EVERY_STEP
     _check_settings(until, tol, records, kink_smoothing)
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
     degree = checked_degree(problem.module, problem.x, degree)
@@ -64,13 +83,48 @@ def gradient_flow(
         "smoothed_because": None if kink_smoothing is None else "asked for",
         "jacobian_bytes": int(jacobian_bytes),
     }
+    flow = _followed(problem, degree, settings)
+    return flow if at is None else _landing(flow, levels[1:])
+
+
+def _followed(problem: Problem, degree: float, settings: dict[str, Any]) -> Trajectory:
+    """Return the flow to settings["until"], with kinks smoothed only where it collapses at one."""
+    until = settings["until"]
     try:
         return Flow(problem, degree, settings).run(until)
     except StepCollapse as collapse:
-        if kink_smoothing is not None or not problem.smoothable():
+        if problem.kink_smoothing is not None or not problem.smoothable():
             raise
         settings |= {"kink_smoothing": DEFAULT_SMOOTHING, "smoothed_because": str(collapse)}
     return Flow(problem.smoothed(DEFAULT_SMOOTHING), degree, settings).run(until)
+
+
+def _landing(flow: Trajectory, levels: list[float]) -> Trajectory:
+    """Return the flow continued from level to level, with the last record of each part alone."""
+    ends = [flow.record()]
+    for level in levels:
+        flow = flow.extend(level)
+        ends.append(flow.record())
+    return flow.replace(
+        **{name: np.array([getattr(end, name) for end in ends]) for name in RECORDED},
+        settings=flow.settings | {"margin_drop": largest_drop(flow.normalized_smoothed_margin)},
+    )
+
+
+def _checked_levels(at: Sequence[float] | np.ndarray, until: float) -> list[float]:
+    levels = [float(level) for level in at]
+    apart = all(a * (1.0 + LANDING) < b for a, b in pairwise(levels))
+    if not levels or not apart or not 0.0 < levels[0] <= levels[-1] <= 1e300:
+        raise ValueError(
+            "at: expected smoothed margins in (0, 1e300] that increase, each by more than a "
+            f"thousandth, got {levels}"
+        )
+    if until not in (DEFAULT_UNTIL, levels[-1]):
+        raise ValueError(
+            f"until: expected none beside `at`, whose last level {levels[-1]:g} is where the flow "
+            f"ends, got {until!r}"
+        )
+    return levels
 
 
 def _check_settings(until: float, tol: float, records: int, kink_smoothing: float | None) -> None:

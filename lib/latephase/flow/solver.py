@@ -20,14 +20,13 @@ from latephase.flow.explicit import STEP_BUDGET, EarlyState, early_phase, is_sta
 from latephase.flow.implicit import LateStepper
 from latephase.flow.recorder import offered, thinned
 from latephase.flow.state import State, exp_times
-from latephase.flow.trajectory import Trajectory
+from latephase.flow.trajectory import LANDING, Trajectory
 from latephase.problem import kkt, vectors
 from latephase.problem.losses import EXPONENTIAL
 from latephase.problem.margins import Problem
 
 # The late phase starts here: below, the explicit method is cheap and needs no positive margins.
 HANDOVER = 2.0
-LANDING = 1e-3
 LATE_STEP_BUDGET = 20_000
 # Where the late phase was entered for stiffness, before α > 0: so many steps, and so many
 # gradients, must take off a hundredth of -α, or else the examples count as not separable. The most

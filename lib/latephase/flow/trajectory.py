@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from latephase.files import plain_arrays
+from latephase.files import plain_arrays, write_whole
 
 FORMAT = 1
 _SERIES = (
@@ -32,7 +31,35 @@ _SERIES = (
     "dual_gap",
 )
 _TABLES = ("direction", "margins", "dual")
+# What a trajectory holds one of for each record.
+RECORDED = (*_SERIES, *_TABLES)
+# How far beyond the level it was asked for a record may lie, as a part of α.
+LANDING = 1e-3
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One recorded state: the fields of `Trajectory` of the same names, at its number `index`.
+
+    direction [P], margins [n] and dual [n] or [n, k-1] are rows, all others floats.
+    """
+
+    index: int
+    smoothed_margin: float
+    log_norm: float
+    log_time: float
+    normalized_margin: float
+    normalized_smoothed_margin: float
+    raw_normalized_margin: float
+    alignment: float
+    kkt_stationarity: float
+    kkt_complementarity: float
+    path_length: float
+    dual_gap: float
+    direction: np.ndarray = field(repr=False)
+    margins: np.ndarray = field(repr=False)
+    dual: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,30 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.smoothed_margin)
 
+    def record(self, index: int = -1) -> Record:
+        """Return the record of that number, counted from the end where it is negative.
+
+        Raises IndexError where there is none.
+        """
+        number = range(len(self))[index]
+        series = {name: float(getattr(self, name)[number]) for name in _SERIES}
+        tables = {name: getattr(self, name)[number] for name in _TABLES}
+        return Record(number, **series, **tables)
+
+    def at(self, alpha: float) -> Record:
+        """Return the record whose smoothed margin is nearest to α = `alpha` in ln α.
+
+        Raises ValueError for an α that the records, each within a thousandth, do not reach.
+        """
+        positive = np.maximum(self.smoothed_margin, np.finfo(float).tiny)
+        first, last = positive.min(), positive.max()
+        if not first / (1.0 + LANDING) <= alpha <= last * (1.0 + LANDING):
+            raise ValueError(
+                f"at: expected a smoothed margin that the {len(self)} records reach, from "
+                f"{first:.6g} to {last:.6g}, got {alpha!r}"
+            )
+        return self.record(int(np.argmin(np.abs(np.log(positive) - np.log(alpha)))))
+
     def extend(self, until: float) -> Trajectory:
         """Return the trajectory continued to smoothed margin `until`.
 
@@ -136,25 +187,15 @@ class Trajectory:
 
         Raises OSError naming the path where the file system refuses.
         """
-        path = Path(path)
-        arrays = {name: getattr(self, name) for name in (*_SERIES, *_TABLES, "log_dual")}
+        arrays = {name: getattr(self, name) for name in (*RECORDED, "log_dual")}
         scalars = {"format": FORMAT} | {name: getattr(self, name) for name in sorted(_SCALARS)}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(aside, "wb") as stream:
-                np.savez_compressed(stream, scalars=np.array(json.dumps(scalars)), **arrays)
-            os.replace(aside, path)
-        except OSError as error:
-            message = f"{path}: cannot be written: {error.strerror or error}"
-            raise OSError(error.errno, message) from error
-        finally:
-            with contextlib.suppress(OSError):  # read-only: there is nothing to take away
-                aside.unlink(missing_ok=True)
+        arrays["scalars"] = np.array(json.dumps(scalars))
+        write_whole(path, lambda stream: np.savez_compressed(stream, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trajectory:
         """Return the trajectory saved at `path`; raises ValueError if it is not one."""
-        arrays = plain_arrays(Path(path), {"scalars", *_SERIES, *_TABLES, "log_dual"})
+        arrays = plain_arrays(Path(path), {"scalars", "log_dual", *RECORDED})
         try:
             scalars = json.loads(str(arrays.pop("scalars")))
         except json.JSONDecodeError as error:

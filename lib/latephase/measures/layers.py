@@ -147,12 +147,6 @@ def top_singular(matrix: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     return float(scale * value), *(pair if len(matrix) <= matrix.shape[1] else pair[::-1])
 
 
-def spectral_ratio(weight: np.ndarray) -> float:
-    """Return ‖A‖_2 / ‖A‖_F of a layer, 1 exactly when its rank is one; kernels as [out, rest]."""
-    matrix = weight.reshape(len(weight), -1)
-    return float(np.linalg.norm(matrix, 2) / np.linalg.norm(matrix))
-
-
 def rank_defect(weight: np.ndarray) -> float:
     """Return 1 - ‖A‖_2²/‖A‖_F², from the smaller singular values; kernels as [out, rest]."""
     squares = np.linalg.svd(weight.reshape(len(weight), -1), compute_uv=False) ** 2
@@ -160,20 +154,14 @@ def rank_defect(weight: np.ndarray) -> float:
 
 
 def neighbor_defect(lower: np.ndarray, upper: np.ndarray) -> float:
-    """Return 1 - ⟨v, u⟩² of the vectors of `neighbor_alignment`, without cancellation."""
-    left = np.linalg.svd(lower, full_matrices=False)[0][:, 0]
-    right = np.linalg.svd(upper, full_matrices=False)[2][0]
-    return float(np.sum((right - (right @ left) * left) ** 2))
+    """Return 1 - ⟨v, u⟩² of neighbouring weights lower [m, d] and upper [h, m].
 
-
-def neighbor_alignment(lower: np.ndarray, upper: np.ndarray) -> float:
-    """Return |⟨v, u⟩| of the top right singular vector of `upper` and top left of `lower`.
-
-    lower [m, d], upper [h, m]: layers that follow each other; 1 when they are aligned.
+    v is the top right singular vector of `upper`, u the top left of `lower`: 0 where they are
+    aligned, without cancellation.
     """
     left = np.linalg.svd(lower, full_matrices=False)[0][:, 0]
     right = np.linalg.svd(upper, full_matrices=False)[2][0]
-    return float(abs(right @ left))
+    return float(np.sum((right - (right @ left) * left) ** 2))
 
 
 def balancedness(lower: np.ndarray, upper: np.ndarray) -> float:

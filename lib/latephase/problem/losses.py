@@ -283,6 +283,16 @@ def named_loss(loss: str | Loss) -> Loss:
     return _NAMED[loss]
 
 
+def default_loss(loss: str | Loss | None, outputs: int) -> Loss:
+    """Return `named_loss`; for None the exponential loss of one output, cross-entropy of several.
+
+    Raises ValueError for an unknown name.
+    """
+    if loss is None:
+        return EXPONENTIAL if outputs == 1 else CROSS_ENTROPY
+    return named_loss(loss)
+
+
 def check_loss(loss: Loss) -> None:
     """Raise ValueError unless ln ℓ is finite, decreasing, convex as ℓ, with tail e^{-z}.
 

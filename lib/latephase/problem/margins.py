@@ -24,7 +24,7 @@ from latephase.problem.checks import (
     raise_on_contradiction,
 )
 from latephase.problem.kinks import KinkCensus, SmoothedKinks
-from latephase.problem.losses import Loss, named_loss, other_classes, pairwise_margins
+from latephase.problem.losses import Loss, default_loss, other_classes, pairwise_margins
 
 # Examples per forward pass: bounds the activations held at once.
 _BATCH = 1024
@@ -43,11 +43,10 @@ class Problem:
         module: torch.nn.Module,
         x: Tensor | np.ndarray,
         y: Tensor | np.ndarray,
-        loss: str | Loss = "exponential",
+        loss: str | Loss | None = None,
         jacobian_bytes: int = 2**30,
         kink_smoothing: float | None = None,
     ) -> None:
-        self.loss = named_loss(loss)
         self.jacobian_bytes = jacobian_bytes
         self.kink_smoothing = kink_smoothing
         self.module = frozen_copy(module)
@@ -60,7 +59,9 @@ class Problem:
         if not np.isfinite(self.w0).all():
             raise ValueError("module: its parameters contain NaN or infinite values")
         self.x = checked_inputs(x).to(self.device)
-        self.y, self.classes = checked_labels(y, self._one_output(), len(self.x), self.loss.name)
+        output = self._one_output()
+        self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
+        self.y, self.classes = checked_labels(y, output, len(self.x), self.loss.name)
         self.y = self.y.to(self.device)
         raise_on_contradiction(self.x, self.y)
         self._others = None if self.classes == 1 else other_classes(self.y, self.classes)

@@ -1,7 +1,10 @@
 """A task: points with labels, and where they come from."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +57,25 @@ class Task:
     def class_count(self) -> int:
         """k: 2 for labels -1 and +1, otherwise the number of classes."""
         return 2 if self.signed else int(self.y.max()) + 1
+
+
+def inputs_and_labels(
+    x: Tensor | np.ndarray | Task, y: Tensor | np.ndarray | None = None
+) -> tuple[Tensor | np.ndarray, Tensor | np.ndarray]:
+    """Return (x, y) of a task, or x and y as they are.
+
+    Raises ValueError for labels given beside a task, and for inputs without labels.
+    """
+    if isinstance(x, Task):
+        if y is not None:
+            raise ValueError(
+                f"y: expected none beside the task {x.name!r}, which has its own labels; got "
+                f"{_kind(y)} (name the arguments that follow: loss=…)"
+            )
+        return x.x, x.y
+    if y is None:
+        raise ValueError(f"y: expected labels beside inputs of type {_kind(x)}, or a Task alone")
+    return x, y
 
 
 def _kind(value):
