@@ -11,69 +11,21 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from mpl_toolkits.mplot3d import Axes3D
-from mpl_toolkits.mplot3d.art3d import Line3DCollection
+from matplotlib.colors import LogNorm
 
-from latephase.figures import tables
-
-# One file serves the light and the dark page: the background is transparent, and of all greys
-# this one keeps the same contrast, 4.2, to white and to the dark theme's #14181e. Text is large.
-GREY = "#7b7b7b"
-BLUE, ORANGE, GREEN, VERMILION, PINK = sns.color_palette("colorblind").as_hex()[:5]
-# From blue (early) to orange (late) at middling lightness: told apart in every common form of
-# colour blindness, and neither end vanishes on a light or a dark page.
-LATE = LinearSegmentedColormap.from_list("late", ["#2f7fbf", "#8d79a8", "#e0861a"])
-# Classes and predictions: blue negative, orange positive, nothing in between.
-SIGN = LinearSegmentedColormap.from_list("sign", ["#2f7fbf", "#2f7fbf00", "#e0861a00", "#e0861a"])
-# Pictures: from the page itself to grey.
-SHADE = LinearSegmentedColormap.from_list("shade", [GREY + "00", GREY])
-
-
-class _OnceLayout(ConstrainedLayoutEngine):
-    def execute(self, fig: Figure) -> None:
-        super().execute(fig)
-        fig.set_layout_engine("none")
-
-
-def lay_out_once(figure: Figure) -> None:
-    """Have a figure's parts placed when it is first drawn, and not again for each further format.
-
-    Finding the places takes as long as drawing.
-    """
-    if figure.get_layout_engine() is None:
-        figure.set_layout_engine(_OnceLayout())
-
-
-def style() -> None:
-    """Set the style of all figures of the book; called once, in a chapter's first cell.
-
-    From then on the notebook stores the numbers of each figure beside it.
-    """
-    tables.offer()
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        palette="colorblind",
-        rc={
-            **dict.fromkeys(
-                ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor",
-                 "xtick.color", "ytick.color"), GREY),
-            **dict.fromkeys(
-                ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"),
-                "none"),
-            "font.size": 12,
-            "axes.titlesize": 12,
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "figure.hooks": ["latephase.figures.plots:lay_out_once"],
-            "legend.frameon": False,
-            # Text stays text in SVG: smaller, searchable, and read aloud.
-            "svg.fonttype": "none",
-        },
-    )  # fmt: skip
+# Chapters that draw by hand find the whole style here.
+from latephase.figures.style import (  # noqa: F401
+    BLUE,
+    GREEN,
+    GREY,
+    LATE,
+    ORANGE,
+    PINK,
+    SHADE,
+    SIGN,
+    VERMILION,
+)
+from latephase.figures.style import apply as style  # noqa: F401
 
 
 def prediction_surface(
@@ -97,65 +49,6 @@ def prediction_surface(
         axes.scatter(*points[labels == sign].T, marker=marker, color=colour, edgecolor=GREY, s=36)
     axes.set(aspect="equal", xticks=[], yticks=[])
     sns.despine(ax=axes, left=True, bottom=True)
-
-
-def direction_path(
-    axes: Axes, plane: np.ndarray, smoothed_margin: np.ndarray
-) -> mpl.colorbar.Colorbar:
-    """Draw the path [records, 2] of the direction in a plane, coloured by α; return the bar.
-
-    Records with α < 1 are grey: they come before the late phase or at its very beginning.
-    """
-    segments = np.stack([plane[:-1], plane[1:]], axis=1)
-    late = smoothed_margin[1:] >= 1
-    axes.add_collection(LineCollection(segments[~late], colors=GREY, linewidths=1.5))
-    norm = LogNorm(1, smoothed_margin.max())
-    path = LineCollection(segments[late], cmap=LATE, norm=norm, linewidths=2.5)
-    path.set_array(smoothed_margin[1:][late])
-    axes.add_collection(path)
-    axes.scatter(*plane[0], color=GREY, marker="o", zorder=3, label="start")
-    axes.scatter(*plane[-1], color=ORANGE, marker="*", s=140, zorder=3, label="last record")
-    axes.set(xlabel="first principal component of W/‖W‖", ylabel="second principal component")
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.legend()
-    return axes.figure.colorbar(path, ax=axes, label="smoothed margin α")
-
-
-def unit_sphere(axes: Axes3D, facing: np.ndarray, turned: float = 35.0) -> None:
-    """Draw the unit sphere's grid on three-dimensional axes and look at it from outside.
-
-    facing [3]: the direction that is to be seen, `turned` degrees away from the middle.
-    """
-    around, along = np.linspace(0, 2 * np.pi, 121), np.linspace(-np.pi / 2, np.pi / 2, 61)
-    thin = {"color": GREY, "linewidth": 0.5, "alpha": 0.45}
-    for latitude in np.radians([-60, -30, 0, 30, 60]):
-        flat = np.cos(latitude) * np.cos(around), np.cos(latitude) * np.sin(around)
-        axes.plot(*flat, np.full_like(around, np.sin(latitude)), **thin)
-    for longitude in np.radians(range(0, 360, 30)):
-        across = np.cos(along) * np.cos(longitude), np.cos(along) * np.sin(longitude)
-        axes.plot(*across, np.sin(along), **thin)
-    elevation = np.degrees(np.arcsin(facing[2] / np.linalg.norm(facing)))
-    azimuth = np.degrees(np.arctan2(facing[1], facing[0]))
-    axes.view_init(elev=0.5 * elevation + 10.0, azim=azimuth - turned)
-    axes.set(xlim=(-0.72, 0.72), ylim=(-0.72, 0.72), zlim=(-0.72, 0.72))
-    axes.set_box_aspect((1, 1, 1), zoom=1.25)
-    axes.set_axis_off()
-
-
-def path_on_sphere(
-    axes: Axes3D, path: np.ndarray, smoothed_margin: np.ndarray, label: str | None = None
-) -> Line3DCollection:
-    """Draw a path [records, 3] of unit vectors, grey before α = 1, then coloured by α."""
-    segments = np.stack([path[:-1], path[1:]], axis=1)
-    late = smoothed_margin[1:] >= 1
-    if (~late).any():
-        axes.add_collection3d(Line3DCollection(segments[~late], colors=GREY, linewidths=1.5))
-    norm = LogNorm(1, smoothed_margin.max())
-    drawn = Line3DCollection(segments[late], cmap=LATE, norm=norm, linewidths=2.5)
-    drawn.set_array(smoothed_margin[1:][late])
-    axes.add_collection3d(drawn)
-    axes.scatter(*path[0], color=GREY, s=24, depthshade=False, label=label)
-    return drawn
 
 
 def approach(
@@ -188,44 +81,6 @@ def approach(
     axes.set_xticks([])
     axes.grid(color=GREY, alpha=0.4, linewidth=0.6)
     axes.spines["polar"].set_color(GREY)
-
-
-def margin_distributions(axes: Axes, margins: np.ndarray, smoothed_margin: np.ndarray) -> None:
-    """Draw the distribution of normalized margins [records, n] at each record, coloured by α."""
-    norm = LogNorm(smoothed_margin.min(), smoothed_margin.max())
-    share = (np.arange(margins.shape[1]) + 1) / margins.shape[1]
-    for row, alpha in zip(np.sort(margins, axis=1), smoothed_margin, strict=True):
-        axes.step(row, share, where="post", color=LATE(norm(alpha)), label=f"α = {alpha:.3g}")
-    axes.set(xlabel="normalized margin p/‖W‖$^L$", ylabel="share of examples below")
-    axes.legend()
-
-
-def normalized_smoothed_margin(
-    axes: Axes,
-    smoothed_margin: np.ndarray,
-    normalized: np.ndarray,
-    label: str | None = None,
-    **line,
-) -> None:
-    """Draw γ̃ = α/‖W‖^L against α, from α > 0 on, both logarithmic."""
-    late = smoothed_margin > 0
-    axes.plot(smoothed_margin[late], normalized[late], label=label, **line)
-    axes.set(xscale="log", yscale="log")
-    axes.set(xlabel="smoothed margin α", ylabel="normalized smoothed margin γ̃")
-
-
-def stretch_lengths(
-    axes: Axes, levels: np.ndarray, lengths: Sequence[np.ndarray], label: str, **line
-) -> None:
-    """Draw the length of the direction's path in each e-fold of α, one line for each run.
-
-    levels [k + 1]: the α between which the lengths [k] of a run were measured.
-    """
-    middles = np.sqrt(levels[:-1] * levels[1:])
-    for i, run in enumerate(lengths):
-        axes.plot(middles, run, label=label if i == 0 else None, **line)
-    axes.set(xscale="log", yscale="log", xlabel="smoothed margin α")
-    axes.set(ylabel="length per e-fold of α (radians)")
 
 
 def rate_line(axes: Axes, levels: np.ndarray, first: float, power: float, label: str) -> None:

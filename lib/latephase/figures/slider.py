@@ -78,10 +78,10 @@ def frames(
             f"{len(figures)} figures and {len(values)} values"
         )
     pictures = [_svg(figure) for figure in figures]
-    frames = [tables.table(figure) for figure in figures]
-    for table, value in zip(frames, values, strict=True):
+    shown = [tables.table(figure) for figure in figures]
+    for table, value in zip(shown, values, strict=True):
         table.insert(0, "frame", value)
-    numbers = pd.concat(frames).to_csv(index=False, float_format="%.6g")
+    numbers = tables.text(pd.concat(shown))
     for figure in figures:
         plt.close(figure)
     width = round(96 * figures[-1].get_figwidth())

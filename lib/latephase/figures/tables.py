@@ -1,29 +1,60 @@
-"""The numbers behind a figure, read off what was drawn, as comma-separated values.
+"""The numbers behind a figure, as comma-separated values.
+
+A figure's table is the tidy frame that it was drawn from, where the chapter attaches it. For a
+figure without one the numbers are read off what was drawn:
 
 panel    number of the axes, from 0, and its title
 kind     line, points, path (of a collection of lines), bar, or image
 series   the label in the legend, or the artist's number
-x, y, z  data coordinates; of an image the centre of the pixel; z in three dimensions only
+x, y     data coordinates; of an image the centre of the pixel
 value    of an image, its value; of a bar, its length
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from mpl_toolkits.mplot3d.art3d import Line3D, Line3DCollection, Path3DCollection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from seaborn import FacetGrid
 
 MIME = "text/csv"
-_COLUMNS = ["panel", "title", "kind", "series", "x", "y", "z", "value"]
+_COLUMNS = ["panel", "title", "kind", "series", "x", "y", "value"]
+# The frame rides with its figure, and goes with it.
+_ATTACHED: WeakKeyDictionary[Figure, pd.DataFrame] = WeakKeyDictionary()
+
+
+def attach(drawn: Figure | Axes | FacetGrid, frame: pd.DataFrame) -> None:
+    """Let a figure's table be the frame that it was drawn from.
+
+    drawn: the figure, or axes or a grid of it. frame: tidy, a row for each observation, columns
+    named with symbol and unit; a later one takes the place of an earlier one. Raises ValueError
+    for an empty frame, for columns whose names are no words or not distinct, and for a named
+    index, which a table would lose.
+    """
+    if frame.empty or not frame.columns.is_unique:
+        raise ValueError(f"attach: expected rows and distinct columns, got {frame.shape} of "
+                         f"{list(frame.columns)}")  # fmt: skip
+    if not all(isinstance(name, str) and name.strip(" 0123456789") for name in frame.columns):
+        raise ValueError(f"attach: expected columns named in words, got {list(frame.columns)}")
+    if any(name is not None for name in frame.index.names):
+        raise ValueError(f"attach: the index {list(frame.index.names)} would be lost; reset it")
+    _ATTACHED[drawn.figure] = frame.copy()
 
 
 def table(figure: Figure) -> pd.DataFrame:
-    """Return one row for each point that a figure shows; colour bars are left out."""
+    """Return the attached frame, else a row for each point that is shown, but for colour bars."""
+    if figure in _ATTACHED:
+        return _ATTACHED[figure].copy()
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     parts = [
         pd.DataFrame({"panel": k, "title": axes.get_title(), "kind": kind, "series": name, **data})
@@ -35,12 +66,19 @@ def table(figure: Figure) -> pd.DataFrame:
 
 
 def as_csv(figure: Figure) -> str:
-    """Return `table` as text, six digits to a number."""
-    return table(figure).to_csv(index=False, float_format="%.6g")
+    """Return `table` as text, eight digits to a number."""
+    return text(table(figure))
+
+
+def text(frame: pd.DataFrame) -> str:
+    """Return a frame as comma-separated values, eight digits to a number."""
+    return frame.to_csv(index=False, float_format="%.8g")
 
 
 def offer() -> None:
     """Have a notebook store the numbers of every figure beside its picture, under MIME."""
+    if "IPython" not in sys.modules:  # so this is no notebook; it need not be installed
+        return
     from IPython import get_ipython
     from IPython.core.formatters import BaseFormatter
     from traitlets import ObjectName, Unicode
@@ -60,18 +98,12 @@ def offer() -> None:
 
 def _drawn(axes) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
     for k, line in enumerate(axes.lines):
-        three = isinstance(line, Line3D)
-        yield "line", _name(line, k), _columns(line.get_data_3d() if three else line.get_data())
+        yield "line", _name(line, k), _columns(line.get_data())
     for k, group in enumerate(axes.collections):
-        if isinstance(group, Path3DCollection):
-            yield "points", _name(group, k), _columns(group._offsets3d)
-        elif isinstance(group, PathCollection):
+        if isinstance(group, PathCollection):
             yield "points", _name(group, k), _columns(np.ma.filled(group.get_offsets(), np.nan).T)
-        elif isinstance(group, (LineCollection, Line3DCollection)):
-            segments = getattr(group, "_segments3d", None)
-            segments = group.get_segments() if segments is None else segments
-            if len(segments):
-                yield "path", _name(group, k), _columns(np.concatenate(list(segments)).T)
+        elif isinstance(group, LineCollection) and (segments := group.get_segments()):
+            yield "path", _name(group, k), _columns(np.concatenate(segments).T)
     bars = [p for p in axes.patches if isinstance(p, Rectangle)]
     if bars:
         corners = np.array([[*bar.get_xy(), bar.get_width(), bar.get_height()] for bar in bars])
@@ -91,12 +123,8 @@ def _name(artist, number: int) -> str:
 
 
 def _columns(data) -> dict[str, np.ndarray]:
-    arrays = [np.asarray(part, dtype=float).ravel() for part in data]
-    size = max(map(len, arrays))
-    return {
-        name: part if len(part) == size else np.full(size, part[0])
-        for name, part in zip("xyz", arrays, strict=False)
-    }
+    x, y = np.broadcast_arrays(*(np.asarray(part, dtype=float).ravel() for part in data))
+    return {"x": x, "y": y}
 
 
 def _pixels(values: np.ndarray, extent, origin: str) -> dict[str, np.ndarray]:

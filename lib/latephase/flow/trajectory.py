@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from latephase.files import plain_arrays
+from latephase.files import plain_arrays, write_whole
 
 FORMAT = 1
 _SERIES = (
@@ -188,25 +187,15 @@ class Trajectory:
 
         Raises OSError naming the path where the file system refuses.
         """
-        path = Path(path)
-        arrays = {name: getattr(self, name) for name in (*_SERIES, *_TABLES, "log_dual")}
+        arrays = {name: getattr(self, name) for name in (*RECORDED, "log_dual")}
         scalars = {"format": FORMAT} | {name: getattr(self, name) for name in sorted(_SCALARS)}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(aside, "wb") as stream:
-                np.savez_compressed(stream, scalars=np.array(json.dumps(scalars)), **arrays)
-            os.replace(aside, path)
-        except OSError as error:
-            message = f"{path}: cannot be written: {error.strerror or error}"
-            raise OSError(error.errno, message) from error
-        finally:
-            with contextlib.suppress(OSError):  # read-only: there is nothing to take away
-                aside.unlink(missing_ok=True)
+        arrays["scalars"] = np.array(json.dumps(scalars))
+        write_whole(path, lambda stream: np.savez_compressed(stream, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trajectory:
         """Return the trajectory saved at `path`; raises ValueError if it is not one."""
-        arrays = plain_arrays(Path(path), {"scalars", *_SERIES, *_TABLES, "log_dual"})
+        arrays = plain_arrays(Path(path), {"scalars", "log_dual", *RECORDED})
         try:
             scalars = json.loads(str(arrays.pop("scalars")))
         except json.JSONDecodeError as error:

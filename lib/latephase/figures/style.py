@@ -1,0 +1,93 @@
+"""One look for all figures: colours for a light and a dark page, and each model's own."""
+
+import seaborn as sns
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from latephase.figures import tables
+
+# One file serves the light and the dark page: the background is transparent, and of all greys
+# this one keeps the same contrast, 4.2, to white and to the dark theme's #14181e. Text is large.
+GREY = "#7b7b7b"
+BLUE, ORANGE, GREEN, VERMILION, PINK = sns.color_palette("colorblind").as_hex()[:5]
+# From blue (early) to orange (late) at middling lightness: told apart in every common form of
+# colour blindness, and neither end vanishes on a light or a dark page.
+LATE = LinearSegmentedColormap.from_list("late", ["#2f7fbf", "#8d79a8", "#e0861a"])
+# Classes and predictions: blue negative, orange positive, nothing in between.
+SIGN = LinearSegmentedColormap.from_list("sign", ["#2f7fbf", "#2f7fbf00", "#e0861a00", "#e0861a"])
+# Pictures: from the page itself to grey.
+SHADE = LinearSegmentedColormap.from_list("shade", [GREY + "00", GREY])
+
+# A model looks the same in every chapter: colour, dashes (on, off, ...; "" is solid), marker. The
+# colours keep a contrast of 3 to both pages. Colour-blind readers see no ten colours, so that no
+# two models share dashes or marker either.
+MODELS = {
+    "linear": (BLUE, "", "o"),
+    "deep linear": (GREEN, (6, 2), "s"),
+    "squared ReLU": (VERMILION, (3, 1.5), "^"),
+    "squared ReLU, fixed signs": (PINK, (1.3, 1.3), "D"),
+    "squared ReLU, biases": ("#8d79a8", (9, 2, 3, 2), "<"),
+    "convolutional": ("#c27c0e", (6, 1.5, 1.3, 1.5), "v"),
+    "two-layer ReLU": ("#2f9bd6", (6, 1.5, 1.3, 1.5, 1.3, 1.5), "P"),
+    "three-layer ReLU": ("#9c6b3f", (3, 1, 1, 1), "X"),
+    "Mexican hat": ("#b05fd0", (12, 3), ">"),
+    "control": (GREY, (1, 3), "d"),
+}
+# What seaborn's lineplot takes for a frame with a column "model".
+BY_MODEL = {
+    "hue": "model",
+    "style": "model",
+    "palette": {name: colour for name, (colour, _, _) in MODELS.items()},
+    "dashes": {name: dashes for name, (_, dashes, _) in MODELS.items()},
+    "markers": {name: marker for name, (_, _, marker) in MODELS.items()},
+    # A line for each run, a marker in each fifth of the way.
+    "estimator": None,
+    "markevery": 0.2,
+    "markersize": 5,
+    "markeredgewidth": 0,
+}
+
+
+class _OnceLayout(ConstrainedLayoutEngine):
+    def execute(self, fig: Figure) -> None:
+        super().execute(fig)
+        fig.set_layout_engine("none")
+
+
+def lay_out_once(figure: Figure) -> None:
+    """Have a figure's parts placed when it is first drawn, and not again for each further format.
+
+    Finding the places takes as long as drawing.
+    """
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine(_OnceLayout())
+
+
+def apply() -> None:
+    """Set the style of all figures of the book; called once, in a chapter's first cell.
+
+    From then on the notebook stores the numbers of each figure beside it.
+    """
+    tables.offer()
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            **dict.fromkeys(
+                ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor",
+                 "xtick.color", "ytick.color"), GREY),
+            **dict.fromkeys(
+                ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"),
+                "none"),
+            "font.size": 12,
+            "axes.titlesize": 12,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "figure.hooks": ["latephase.figures.style:lay_out_once"],
+            "legend.frameon": False,
+            # Text stays text in SVG: smaller, searchable, and read aloud.
+            "svg.fonttype": "none",
+        },
+    )  # fmt: skip
