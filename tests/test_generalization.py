@@ -51,6 +51,15 @@ def test_layers_the_bound_does_not_know_are_refused(module):
         generalization.dense_weights(module)
 
 
+def test_the_weights_are_those_of_the_moment():
+    module = networks.mlp([3, 2, 1], generator=_draw())
+    before = generalization.dense_weights(module)
+    kept = [weight.copy() for weight in before]
+    with torch.no_grad():
+        module[0].weight.mul_(2.0)
+    np.testing.assert_array_equal(before[0], kept[0])
+
+
 def test_along_the_flow_of_a_deep_linear_network():
     task = tasks.separable_points(10, 3, margin=0.2, seed=0)
     module = networks.deep_linear([3, 2, 1], generator=_draw(), scale=0.5)

@@ -52,7 +52,8 @@ def dense_weights(module: nn.Module) -> list[np.ndarray]:
     known = sum(weight.numel() for weight in weights)
     if not weights or known != sum(weight.numel() for weight in module.parameters()):
         raise ValueError("module: expected dense layers without biases and no other parameter")
-    return [weight.detach().double().cpu().numpy() for weight in weights]
+    # Copies: a flow writes one record after the other into one module.
+    return [weight.detach().double().cpu().numpy().copy() for weight in weights]
 
 
 def spectral_product(weights: Sequence[np.ndarray]) -> float:
