@@ -310,7 +310,8 @@ class Flow:
                     f"; with margins of up to {largest:.1e} the gradient of the risk jumps from "
                     "one example to the next: give inputs in larger units or a smaller start"
                 )
-        return StepCollapse(f"{what} at smoothed margin {self.best:.6g}: {why}", self.trajectory())
+        message = f"{what} at smoothed margin {self.best:.6g}: {why}"
+        return StepCollapse(message, self.best, self.trajectory())
 
     def _not_separated(self, why: str, slope: float, p: np.ndarray) -> NotSeparated:
         until, examples = self.settings["until"], self.problem.true_margins(p)
