@@ -182,7 +182,8 @@ class Polynomial:
         powers, coefficients = self.forms[degree]
         value = float(coefficients @ np.prod(theta**powers, axis=1))
         lowered = np.maximum(powers[:, None, :] - np.eye(len(theta), dtype=int), 0)
-        return value, coefficients @ (powers * np.prod(theta**lowered, axis=2))
+        slopes = coefficients[:, None] * powers * np.prod(theta**lowered, axis=2)
+        return value, slopes.sum(axis=0)
 
     def velocity(self, s: float, theta: np.ndarray) -> np.ndarray:
         """Return dθ/ds of x = rθ at r = e^{-s}, where nothing underflows; θ is brought to length 1.
