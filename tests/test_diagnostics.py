@@ -136,5 +136,8 @@ def test_the_top_singular_triple_is_that_of_the_decomposition(shape):
     assert abs(left @ u[:, 0]) == pytest.approx(1.0, abs=1e-13)
     np.testing.assert_allclose(matrix @ right, value * left, rtol=1e-12, atol=1e138)
     assert abs(right @ v[0]) == pytest.approx(1.0, abs=1e-13)
-    with pytest.raises(ValueError, match="positive finite norm"):
-        layers.top_singular(0 * matrix)
+    value, left, right = layers.top_singular(0 * matrix)
+    assert value == 0.0
+    assert np.isnan([*left, *right]).all()
+    with pytest.raises(ValueError, match="expected a matrix of finite norm, got norm inf"):
+        layers.top_singular(np.inf * matrix)
