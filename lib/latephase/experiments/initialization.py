@@ -29,7 +29,6 @@ from latephase.flow.trajectory import Trajectory
 from latephase.measures.settling import tails
 from latephase.problem.degree import checked_degree
 from latephase.problem.margins import Problem
-from latephase.problem.vectors import path_length, unit
 
 # Gaps and lengths below this are the solver's and rounding, not the flow's.
 SMALLEST = 1e-9
@@ -41,18 +40,14 @@ class Onset:
 
     smoothed_margin              α, which increases
     normalized_smoothed_margin   γ̃ = α/‖W‖^L
-    norm                         ‖W‖
     movement                     ‖W - W₀‖/‖W₀‖
-    path_length                  of W/‖W‖ since the start, radians
     log_time                     ln t of dW/dt = -∇R since the start, -inf there
     last [P]                     W after the last step
     """
 
     smoothed_margin: np.ndarray
     normalized_smoothed_margin: np.ndarray
-    norm: np.ndarray
     movement: np.ndarray
-    path_length: np.ndarray
     log_time: np.ndarray
     last: np.ndarray
 
@@ -101,9 +96,7 @@ def onset(
     return Onset(
         smoothed_margin=alpha,
         normalized_smoothed_margin=alpha / norm**degree,
-        norm=norm,
         movement=np.linalg.norm(w - w[0], axis=1) / norm[0],
-        path_length=path_length(np.array([unit(one) for one in w])),
         log_time=log_time,
         last=w[-1],
     )

@@ -44,12 +44,11 @@ def layers(module: nn.Module, image: Sequence[int], convolutions: bool = True) -
     """
     passed, kinds = [], (nn.Conv2d, nn.Linear) if convolutions else nn.Linear
     names = {part: name for name, part in module.named_modules() if isinstance(part, kinds)}
-    hooks = [
-        part.register_forward_hook(
-            lambda part, inputs, _: passed.append((part, inputs[0].shape[2:]))
-        )
-        for part in names
-    ]
+
+    def note(part: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        passed.append((part, tuple(inputs[0].shape[2:])))
+
+    hooks = [part.register_forward_hook(note) for part in names]
     parameter = next(module.parameters())
     try:
         with in_mode(module, training=False), torch.no_grad():
@@ -57,7 +56,7 @@ def layers(module: nn.Module, image: Sequence[int], convolutions: bool = True) -
     finally:
         for hook in hooks:
             hook.remove()
-    return [_layer(names[part], part, tuple(size)) for part, size in passed]
+    return [_layer(names[part], part, size) for part, size in passed]
 
 
 def _layer(name: str, part: nn.Module, size: tuple[int, int]) -> Layer:

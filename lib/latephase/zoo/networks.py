@@ -133,6 +133,7 @@ def convolutional(
     outputs: int = 1,
     generator: Generator,
     scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
     """Return 3×3 convolutions without padding, each halving the image, then one linear layer.
 
@@ -148,7 +149,7 @@ def convolutional(
         )
     pooling = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}.get(downsampling)
     layers, (height, width) = [], image[1:]
-    look = {"stride": 1 if pooling else 2, "bias": False, "dtype": torch.float64}
+    look = {"stride": 1 if pooling else 2, "bias": False, "dtype": dtype}
     for fan in pairwise([image[0], *channels]):
         layers += [nn.Conv2d(*fan, 3, **look), _activation(activation)]
         layers += [pooling(2)] if pooling else []
@@ -156,7 +157,7 @@ def convolutional(
         height, width = ((side - 2 + (not pooling)) // 2 for side in (height, width))
     if min(height, width) < 1:
         raise ValueError(f"image: {list(image)} is too small for {len(channels)} convolutions")
-    dense = nn.Linear(channels[-1] * height * width, outputs, bias=False, dtype=torch.float64)
+    dense = nn.Linear(channels[-1] * height * width, outputs, bias=False, dtype=dtype)
     return _initialized([*layers, nn.Flatten(), dense], generator, scale)
 
 
