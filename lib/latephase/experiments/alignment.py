@@ -1,7 +1,7 @@
-"""Controls and layers of the chapter on alignment.
+"""Flows of any module and of the squared loss by scipy, and bounds on the rank of layers.
 
-Flows of any module and of the squared loss by scipy, and the bounds that a deep linear network's
-start puts on the rank and the alignment of its layers.
+The bounds are those that a deep linear network's start puts on what its layers have beside their
+first singular values.
 """
 
 from __future__ import annotations

@@ -1,26 +1,19 @@
 """A margin bound beside the test error, and how soon a flow is at the limit it speaks of.
 
-For a network x ↦ A_L σ(⋯ σ(A_1 x)) with activations that are 1-Lipschitz and zero at zero, a bound
-of this form (Bartlett, Foster and Telgarsky 2017) says: up to constants, logarithms and a term
-that knows nothing of the network, the test error is at most the share of training examples with a
-margin below γ plus
+For a network x ↦ A_L σ(⋯ σ(A_1 x)) with activations that are 1-Lipschitz and zero at zero, the
+bound of Bartlett, Foster and Telgarsky (2017) says: up to constants, logarithms and a term that
+knows nothing of the network, the test error is at most the share of training examples with a margin
+below γ plus ‖X‖_F R_A/(γ n), R_A = Π ‖A_l‖_2 · (Σ (‖A_lᵀ‖_{2,1}/‖A_l‖_2)^{2/3})^{3/2}. It does not
+change when a layer is scaled and γ with it: it is a function of the layers' directions alone.
 
-    ‖X‖_F R_A/(γ n),   R_A = Π ‖A_l‖_2 · (Σ (‖A_lᵀ‖_{2,1}/‖A_l‖_2)^{2/3})^{3/2}.
-
-It does not change when a layer is scaled and γ with it: it is a function of the layers' directions
-alone. A squared ReLU is not Lipschitz, and nothing here is said of it.
-
-For the flow of a homogeneous network ln t and the smoothed margin α agree to leading order, so that
-distances to the limit fall like a power of ln t, which `exponent` measures. Near a limit θ with
-margin a the flow can be linearized. In ρ = ln‖W‖ it is
-
-    dθ/dρ = Σ q_i ∇p_i(θ)/(L Σ q_i p_i(θ)) - θ .
-
-Moves that change the margins of the examples with q_i > 0 are undone by q, up to order 1/α. Of
-those that do not, the curvature H = Σ q_i ∇²p_i makes d' = (h/(La) - 1) d for an eigenvalue h of
-H among them: an error that falls like ‖W‖^{-κ}, κ = 1 - h/(La), hence like (ln t)^{-κ/L}. The
-largest h decides, unless the start has no part along it. This is a heuristic of ours, no theorem:
-it supposes that the support is fixed and that what it neglects is small.
+For the flow of a homogeneous network ln t and α agree to leading order, so that distances to the
+limit fall like a power of ln t, which `exponent` measures. Near a limit θ with margin a the flow
+can be linearized: in ρ = ln‖W‖ it is dθ/dρ = Σ q_i ∇p_i(θ)/(L Σ q_i p_i(θ)) - θ. Moves that change
+the margins of the examples with q_i > 0 are undone by q, up to order 1/α. Of those that do not, the
+curvature H = Σ q_i ∇²p_i makes d' = (h/(La) - 1) d for an eigenvalue h of H among them: an error
+that falls like ‖W‖^{-κ}, κ = 1 - h/(La), hence like (ln t)^{-κ/L}. The largest h decides, unless
+the start has no part along it. This is a heuristic of ours, no theorem: it supposes that the
+support is fixed and that what it neglects is small.
 """
 
 from __future__ import annotations

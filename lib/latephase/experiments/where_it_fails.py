@@ -68,12 +68,10 @@ class Hat:
         return np.log(rest + 2 * contrast * np.sin(offset / 2) ** 2) - x
 
     def velocity(self, x, offset):
-        """Return (dX/dτ, dφ/dτ), with the clock ds = L (1 - f) e^X dτ, s = ln ρ.
+        """Return (dX/dτ, dφ/dτ) = (-4r²X³ e^X ∂f/∂X, -e^X ∂f/∂φ / r²), ds = L (1 - f) e^X dτ.
 
-        dX/dτ = -4r²X³ e^X ∂f/∂X,   dφ/dτ = -e^X ∂f/∂φ / r².
-
-        η = ψ - π/2 stands in the place of ψ, and 1 - sin ψ - cos ψ = 2√2 sin(η/2) sin(η/2 + π/4) is
-        formed without cancellation: it vanishes in the valley as well as on the ridge.
+        s = ln ρ. η = ψ - π/2 stands in the place of ψ, and 1 - sin ψ - cos ψ, which vanishes in the
+        valley as well as on the ridge, is formed as 2√2 sin(η/2) sin(η/2 + π/4).
         """
         contrast, rest, slope = self.contrast(x)
         sine, cosine = np.cos(offset), -np.sin(offset)  # of ψ
