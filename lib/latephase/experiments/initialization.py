@@ -26,6 +26,7 @@ from latephase.flow.clock import LogClock
 from latephase.flow.errors import NotSeparated
 from latephase.flow.explicit import early_phase
 from latephase.flow.trajectory import Trajectory
+from latephase.flow.tuning import TUNING
 from latephase.measures.settling import tails
 from latephase.problem.degree import checked_degree
 from latephase.problem.margins import Problem
@@ -71,7 +72,7 @@ def onset(
     y: torch.Tensor | np.ndarray,
     until: float = 0.1,
     tol: float = 1e-5,
-    steps: int = 2000,
+    steps: int = TUNING.early_steps,
 ) -> Onset:
     """Return the flow of the exponential loss from the module's parameters to α = until.
 
