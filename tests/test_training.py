@@ -445,8 +445,8 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
     for module, inputs, labels, message in cases:
         with pytest.raises(ValueError, match=message):
             train(module, inputs, labels, Settings(steps=5), tmp_path / "run")
+    asked = Settings(steps=5, loss="cross_entropy")
     with pytest.raises(ValueError, match="is called logistic"):
-        asked = Settings(steps=5, loss="cross_entropy")
         train(mlp(widths=(2, 4, 1)), x, np.sign(y - 0.5), asked, tmp_path / "run")
     for words in ((x, y), (x, y, Settings(steps=5)), (Task(*tensors(x, y), "few", 64 * "0"),)):
         with pytest.raises(ValueError, match="expected Settings and a folder, got"):

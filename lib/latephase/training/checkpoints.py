@@ -70,7 +70,9 @@ class Checkpoint:
         stored, asked = self.content["settings"], identity["settings"]
         names = [field.name for field in fields(Settings)]
         if set(stored) != set(names):
-            raise ValueError(f"{self.path}: settings {sorted(stored)}, expected {names}; {_ANOTHER}")
+            raise ValueError(
+                f"{self.path}: settings {sorted(stored)}, expected {names}; {_ANOTHER}"
+            )
         for name in names:
             if stored[name] != asked[name]:
                 raise ValueError(
