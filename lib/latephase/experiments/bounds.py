@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from latephase.flow.trajectory import Trajectory
 from latephase.problem.task import Task
-from latephase.training.scale_free import error_rate, state
+from latephase.training.scale_free import error_rate, snapshot
 from latephase.training.settings import Settings
 from latephase.training.train import train as train_network
 
@@ -124,7 +124,7 @@ def fitted(module: nn.Module, train: Task, test: Task, settings: Settings) -> Fi
         run = train_network(module, train.x, train.y, settings, folder)
         for k in range(len(run)):
             run.load(k, module)
-            now, unseen = (state(module, t.x, t.y, settings.loss) for t in (train, test))
+            now, unseen = (snapshot(module, t.x, t.y, settings.loss) for t in (train, test))
             unit = margin_complexity(dense_layers(module), train.x, 1.0)
             rows.append((now, unseen, unit))
     states, unseen, units = zip(*rows, strict=True)

@@ -64,7 +64,7 @@ class Rule:
         if self.name == "constant":
             return self.rate * _exp(log_risk)
         if self.name == "logarithmic":
-            return self.rate + 0.0 * log_risk
+            return self.rate
         if self.name == "relative":
             return self.rate * norm / gradient_norm
         grown = np.maximum(1.0, -log_risk) ** self.growth
