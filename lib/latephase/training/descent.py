@@ -170,6 +170,8 @@ class _Descent:
 
     def size(self, rule: Rule, state: _State) -> float:
         """Return η of the step W ← W + η ∇α."""
+        if rule.name == "relative":  # whatever the gradient's length
+            return rule.factor(None, state.gradient_norm, state.norm)
         if rule.name != "curvature":
             # ∇ln R = (ln ℓ)'(α) ∇α.
             alpha = torch.tensor(state.alpha, dtype=torch.float64)
