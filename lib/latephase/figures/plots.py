@@ -7,6 +7,7 @@ Nothing is computed here beyond what drawing needs; units and definitions are th
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -270,14 +271,22 @@ def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> 
     axes.invert_yaxis()
 
 
-def diagnosis_summary(found) -> Figure:
+def trajectory_summary(flow) -> mpl.figure.Figure:
+    """Return a figure of a `Trajectory`: α/‖W‖^L and 1 - cos(W, -∇R) against α."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.plot(flow.smoothed_margin, flow.normalized_smoothed_margin, color=BLUE, marker=".")
+    left.set(xscale="log", xlabel="smoothed margin α", ylabel="normalized smoothed margin")
+    # Aligned to rounding, 1 - cos is 0 and has no place on a logarithmic axis.
+    apart = np.where(flow.alignment < 1.0, 1.0 - flow.alignment, np.nan)
+    misalignment(right, flow.smoothed_margin, [apart], color=BLUE, marker=".")
+    return figure
+
+
+def diagnosis_summary(found) -> mpl.figure.Figure:
     """Return a figure of a `Diagnosis`: sorted margins, and ‖A‖₂/‖A‖_F of the layers.
 
     Of more than twelve layers the twelve with the largest norms, in the network's order.
     """
-    # Only here is a figure made; everything else draws on axes it is given.
-    import matplotlib.pyplot as plt
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     sorted_margins(left, found.margins)
     shown = found.layers.nlargest(12, "frobenius_norm").sort_index()
