@@ -6,7 +6,7 @@ import torch
 
 import latephase as lp
 from latephase.experiments import rates
-from latephase.flow.stations import stations
+from latephase.flow.gradient_flow import gradient_flow
 from latephase.problem.margins import Problem
 from latephase.zoo import networks, tasks
 
@@ -46,7 +46,7 @@ def test_the_approach_begins_after_the_last_far_record_and_ends_where_rounding_d
 def linear():
     task = tasks.separable_points(12, 4, margin=0.1, seed=7)
     module = networks.linear(4, generator=torch.Generator().manual_seed(7), scale=0.1)
-    flow = stations(module, task.x, task.y, 10 ** np.arange(0, 5.1, 0.2), tol=1e-3)
+    flow = gradient_flow(module, task, at=10 ** np.arange(0, 5.1, 0.2), tol=1e-3)
     return task, Problem(module, task.x, task.y), flow
 
 

@@ -8,7 +8,6 @@ written unless everything was computed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import math
@@ -16,11 +15,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from latephase.files import plain_arrays
+from latephase.files import plain_arrays, write_whole
 
 USAGE, INTERRUPTED = 2, 130
 _SCALARS = {
@@ -99,9 +98,9 @@ def _diagnose(options: argparse.Namespace) -> int:
     print(_table(found))
     if options.json:
         text = json.dumps(_plain(found, options), indent=1, ensure_ascii=False, allow_nan=False)
-        _written_whole(options.json, lambda aside: aside.write_text(text + "\n", encoding="utf8"))
+        _write(options.json, lambda stream: stream.write(f"{text}\n".encode()))
     if options.figure:
-        _written_whole(options.figure, lambda aside: _draw(found, aside, options.figure.suffix))
+        _write(options.figure, lambda stream: _draw(found, stream, options.figure.suffix))
     return 0
 
 
@@ -235,7 +234,7 @@ def _finite(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _draw(found, aside: Path, kind: str) -> None:
+def _draw(found, stream: BinaryIO, kind: str) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -247,20 +246,15 @@ def _draw(found, aside: Path, kind: str) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     plots.sorted_margins(left, found.margins)
     plots.layer_ratios(right, found.layers["layer"], found.layers["spectral_ratio"])
-    figure.savefig(aside, format=kind[1:])
+    figure.savefig(stream, format=kind[1:])
     plt.close(figure)
 
 
-def _written_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    aside = path.with_name(f".{path.name}.aside")
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     try:
-        write(aside)
-        os.replace(aside, path)
+        write_whole(path, write)
     except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # read-only: there is nothing to take away
-            aside.unlink(missing_ok=True)
+        raise OSError(error.strerror) from error
     print(f"wrote {path}")
 
 

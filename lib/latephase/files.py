@@ -1,11 +1,40 @@
-"""Reading .npz files as what they should be: plain arrays, of which nothing is ever unpickled."""
+"""Files: written whole or not at all; .npz read as plain arrays, of which nothing is unpickled."""
 
+import contextlib
+import os
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+
+# How the name of a file ends while it is being written.
+ASIDE = ".aside"
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
+    """Write what `write` puts into a binary stream; the file appears whole or not at all.
+
+    It reaches the disk before it takes its name, so that a file that stood there is replaced or
+    intact, through a kill or a loss of power. Raises OSError naming the path where the file system
+    refuses.
+    """
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+    try:
+        with open(aside, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        message = f"{path}: cannot be written: {error.strerror or error}"
+        raise OSError(error.errno, message) from error
+    finally:
+        with contextlib.suppress(OSError):  # read-only: there is nothing to take away
+            aside.unlink(missing_ok=True)
 
 
 def plain_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:

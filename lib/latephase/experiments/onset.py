@@ -14,7 +14,8 @@ import torch
 
 from latephase.flow.clock import LogClock
 from latephase.flow.errors import NotSeparated
-from latephase.flow.explicit import STEP_BUDGET, early_phase
+from latephase.flow.explicit import early_phase
+from latephase.flow.tuning import TUNING
 from latephase.problem.degree import checked_degree
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import path_length, unit
@@ -63,7 +64,7 @@ def onset(
     y: torch.Tensor | np.ndarray,
     until: float = 0.1,
     tol: float = 1e-5,
-    steps: int = STEP_BUDGET,
+    steps: int = TUNING.early_steps,
 ) -> Onset:
     """Return the flow of the exponential loss from the module's parameters to α = until.
 

@@ -7,6 +7,7 @@ Nothing is computed here beyond what drawing needs; units and definitions are th
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -266,3 +267,14 @@ def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> 
     axes.barh(places, ratios, color=BLUE)
     axes.set(yticks=places, yticklabels=list(layers), xlim=(0, 1), xlabel="‖A‖₂ / ‖A‖_F")
     axes.invert_yaxis()
+
+
+def trajectory_summary(flow) -> mpl.figure.Figure:
+    """Return a figure of a `Trajectory`: α/‖W‖^L and 1 - cos(W, -∇R) against α."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.plot(flow.smoothed_margin, flow.normalized_smoothed_margin, color=BLUE, marker=".")
+    left.set(xscale="log", xlabel="smoothed margin α", ylabel="normalized smoothed margin")
+    # Aligned to rounding, 1 - cos is 0 and has no place on a logarithmic axis.
+    apart = np.where(flow.alignment < 1.0, 1.0 - flow.alignment, np.nan)
+    misalignment(right, flow.smoothed_margin, [apart], color=BLUE, marker=".")
+    return figure

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from latephase.files import plain_arrays
+from latephase.files import plain_arrays, write_whole
+from latephase.flow.tuning import TUNING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 1
 _SERIES = (
@@ -34,8 +37,6 @@ _SERIES = (
 _TABLES = ("direction", "margins", "dual")
 # What a trajectory holds one of for each record.
 RECORDED = (*_SERIES, *_TABLES)
-# How far beyond the level it was asked for a record may lie, as a part of α.
-LANDING = 1e-3
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
 
 
@@ -63,7 +64,7 @@ class Record:
     dual: np.ndarray = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
     """The recorded states of a gradient flow; float64 arrays whose first axis is the record.
 
@@ -85,6 +86,9 @@ class Trajectory:
     dual      [records, n] or [records, n, k-1]   dual variables q = ∂α/∂p
     log_dual  as one row of `dual`: ln q of the last state, from which `extend` continues
     degree, evaluations, steps, settings          scalars and dictionaries
+
+    Equality and hash are the object's identity: whether two hold the same numbers is a question
+    for `numpy.array_equal` of their fields. A copy through pickle is as a saved and loaded one.
     """
 
     smoothed_margin: np.ndarray
@@ -106,9 +110,18 @@ class Trajectory:
     evaluations: dict[str, int]
     steps: int
     settings: dict[str, Any]
-    continuation: Callable[[Trajectory, float], Trajectory] | None = field(
-        default=None, repr=False, compare=False
-    )
+    continuation: Callable[[Trajectory, float], Trajectory] | None = None
+
+    def __repr__(self) -> str:
+        low, high = self.smoothed_margin.min(initial=np.inf), self.smoothed_margin.max(initial=0.0)
+        return (
+            f"Trajectory({len(self)} records, α {low:.3g} to {high:.3g}, degree {self.degree:g}, "
+            f"{self.direction.shape[-1]} parameters, {self.margins.shape[-1]} examples)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The continuation holds the module and the loss, of which either may be unpicklable.
+        return self.__dict__ | {"continuation": None}
 
     def __len__(self) -> int:
         return len(self.smoothed_margin)
@@ -130,7 +143,7 @@ class Trajectory:
         """
         positive = np.maximum(self.smoothed_margin, np.finfo(float).tiny)
         first, last = positive.min(), positive.max()
-        if not first / (1.0 + LANDING) <= alpha <= last * (1.0 + LANDING):
+        if not first / (1.0 + TUNING.landing) <= alpha <= last * (1.0 + TUNING.landing):
             raise ValueError(
                 f"at: expected a smoothed margin that the {len(self)} records reach, from "
                 f"{first:.6g} to {last:.6g}, got {alpha!r}"
@@ -140,12 +153,12 @@ class Trajectory:
     def extend(self, until: float) -> Trajectory:
         """Return the trajectory continued to smoothed margin `until`.
 
-        Raises ValueError for a trajectory that was loaded from a file, which holds no module.
+        Raises ValueError for a trajectory that was loaded or unpickled, which holds no module.
         """
         if self.continuation is None:
             raise ValueError(
-                "extend: this trajectory holds no module and data (it was loaded from a file, or "
-                "carried by an error); run gradient_flow with the larger `until` instead"
+                "extend: this trajectory holds no module and data (it was loaded from a file or "
+                "unpickled); run gradient_flow with the larger `until` instead"
             )
         return self.continuation(self, until)
 
@@ -179,6 +192,15 @@ class Trajectory:
                 parameter.copy_(part.reshape(parameter.shape))
         return module
 
+    def plot(self) -> Figure:
+        """Return a figure of α/‖W‖^L and of 1 - alignment against α.
+
+        Needs the extra `plot`: Matplotlib and seaborn.
+        """
+        from latephase.figures.plots import trajectory_summary
+
+        return trajectory_summary(self)
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return the scalar series, one row a record, one column a field."""
         return pd.DataFrame({name: getattr(self, name) for name in _SERIES})
@@ -188,31 +210,25 @@ class Trajectory:
 
         Raises OSError naming the path where the file system refuses.
         """
-        path = Path(path)
-        arrays = {name: getattr(self, name) for name in (*_SERIES, *_TABLES, "log_dual")}
+        arrays = {name: getattr(self, name) for name in (*RECORDED, "log_dual")}
         scalars = {"format": FORMAT} | {name: getattr(self, name) for name in sorted(_SCALARS)}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(aside, "wb") as stream:
-                np.savez_compressed(stream, scalars=np.array(json.dumps(scalars)), **arrays)
-            os.replace(aside, path)
-        except OSError as error:
-            message = f"{path}: cannot be written: {error.strerror or error}"
-            raise OSError(error.errno, message) from error
-        finally:
-            with contextlib.suppress(OSError):  # read-only: there is nothing to take away
-                aside.unlink(missing_ok=True)
+        arrays["scalars"] = np.array(json.dumps(scalars))
+        write_whole(path, lambda stream: np.savez_compressed(stream, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trajectory:
         """Return the trajectory saved at `path`; raises ValueError if it is not one."""
-        arrays = plain_arrays(Path(path), {"scalars", *_SERIES, *_TABLES, "log_dual"})
+        arrays = plain_arrays(Path(path), {"scalars", "log_dual", *RECORDED})
         try:
             scalars = json.loads(str(arrays.pop("scalars")))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not a trajectory: its scalars are no JSON") from error
-        if not isinstance(scalars, dict) or scalars.pop("format", None) != FORMAT:
-            raise ValueError(f"{path}: trajectory of another format, expected {FORMAT}")
+        version = scalars.pop("format", None) if isinstance(scalars, dict) else None
+        if version != FORMAT:
+            raise ValueError(
+                f"{path}: trajectory of another format, {version!r}; this version of latephase "
+                f"reads format {FORMAT}"
+            )
         if set(scalars) != _SCALARS:
             raise ValueError(
                 f"{path}: not a trajectory: expected the scalars {sorted(_SCALARS)}, "

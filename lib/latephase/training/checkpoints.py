@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,8 +21,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from latephase.files import ASIDE, write_whole
+
 FORMAT = 1
-_ASIDE = ".aside"
 # States of the record, and the newest state for resuming; the step follows in ten digits.
 RECORD, LATEST = "step-", "latest-"
 
@@ -84,8 +85,9 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor], content: dict) ->
     }
     path = folder / f"{name}.json"
     try:
-        _write_whole(path.with_suffix(".safetensors"), data)
-        _write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(path.with_suffix(".safetensors"), lambda stream: stream.write(data))
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(path, lambda stream: stream.write(text.encode()))
         _flush_folder(folder)
     except OSError as error:
         raise OSError(
@@ -142,26 +144,12 @@ def held(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is training there; wait for it or take another folder"
             ) from error
         for prefix in (RECORD, LATEST):
-            for path in folder.glob(f"{prefix}[0-9]*{_ASIDE}"):
+            for path in folder.glob(f"{prefix}[0-9]*{ASIDE}"):
                 path.unlink()
             for path in folder.glob(f"{prefix}[0-9]*.safetensors"):
                 if not path.with_suffix(".json").exists():
                     path.unlink()
         yield
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    aside = path.with_name(path.name + _ASIDE)
-    try:
-        with open(aside, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
 
 
 def _flush_folder(folder: Path) -> None:
