@@ -13,7 +13,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
 # Chapters that draw by hand find the whole style here.
 from latephase.figures.style import (  # noqa: F401
