@@ -21,9 +21,9 @@ from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.explicit import EarlyState, early_phase, is_stationary
 from latephase.flow.implicit import LateStepper
 from latephase.flow.state import Entry, State, exp_times, thinned
-from latephase.flow.trajectory import Trajectory
+from latephase.flow.trajectory import Trajectory, trajectory_of
 from latephase.flow.tuning import TUNING
-from latephase.problem import kkt, vectors
+from latephase.problem import vectors
 from latephase.problem.losses import EXPONENTIAL
 from latephase.problem.margins import Problem
 
@@ -290,17 +290,18 @@ class Flow:
         """Return what has been recorded, or None before the first state with α > 0."""
         if not self.entries:
             return None
-        states = [state for _, state in self._kept()]
-        columns = [_measured(self.problem, self.degree, state) for state in states]
-        return Trajectory(
-            **{name: np.array([column[name] for column in columns]) for name in columns[0]},
-            log_dual=states[-1].log_dual,
-            degree=self.degree,
+        return trajectory_of(
+            [state for _, state in self._kept()],
+            self.degree,
+            raw_margins=None if self.problem.kink_smoothing is None else self._raw_margins,
             evaluations=dict(self.problem.evaluations),
             steps=self.steps,
             settings=dict(self.settings),
             continuation=self._extended,
         )
+
+    def _raw_margins(self, direction: np.ndarray) -> np.ndarray:
+        return self.problem.true_margins(self.problem.smoothed(None).margins(direction))
 
     def _extended(self, trajectory: Trajectory, until: float) -> Trajectory:
         reached = float(trajectory.smoothed_margin[-1])
@@ -369,34 +370,6 @@ def _fall(state: State, arrived: State) -> float:
     """Return by which part α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
     before = state.normalized_smoothed_margin
     return 1.0 - arrived.normalized_smoothed_margin / before if before > 0.0 else 0.0
-
-
-def _measured(problem: Problem, degree: float, state: State) -> dict[str, Any]:
-    """Return one record of a trajectory, field by field."""
-    q = np.exp(state.log_dual)
-    margins = problem.true_margins(state.p)
-    stationarity, complementarity = kkt.kkt_residual(
-        state.direction, state.gradient, state.p, q, degree
-    )
-    raw = margins
-    if problem.kink_smoothing is not None:
-        raw = problem.true_margins(problem.smoothed(None).margins(state.direction))
-    return {
-        "smoothed_margin": state.smoothed_margin,
-        "log_norm": state.log_norm,
-        "log_time": state.log_time,
-        "normalized_margin": float(margins.min()),
-        "normalized_smoothed_margin": state.normalized_smoothed_margin,
-        "raw_normalized_margin": float(raw.min()),
-        "alignment": vectors.alignment(state.direction, state.gradient),
-        "kkt_stationarity": stationarity,
-        "kkt_complementarity": complementarity,
-        "path_length": state.path_length,
-        "dual_gap": state.dual_gap,
-        "direction": state.direction,
-        "margins": margins,
-        "dual": q,
-    }
 
 
 def _log_largest(state: State, degree: float) -> float:

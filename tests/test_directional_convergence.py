@@ -1,0 +1,62 @@
+"""Tangent predictors against closed forms, and against the flow of the linearized network."""
+
+import numpy as np
+import pytest
+import torch
+
+from latephase.experiments import directional_convergence as tangent
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.measures.max_margin import hard_margin
+from latephase.zoo.networks import linear, two_layer
+from latephase.zoo.tasks import planar_points
+
+TASK = planar_points(12, deleted=0.5, seed=1)
+
+
+def network(width):
+    generator = torch.Generator().manual_seed(1)
+    return two_layer(3, width, "squared_relu", fixed_signs=True, generator=generator)
+
+
+def test_tangent_features_of_a_squared_relu_are_its_derivatives():
+    net = network(4)
+    w, a = net[0].weight.detach().numpy(), net[-1].weight.detach().numpy()[0]
+    x = TASK.x.numpy()
+    expected = (2 * a * np.maximum(x @ w.T, 0.0))[:, :, None] * x[:, None, :]
+    np.testing.assert_allclose(
+        tangent.tangent_features(net, TASK.x), expected.reshape(12, 12), rtol=1e-12
+    )
+
+
+def test_the_tangent_predictor_is_the_limit_of_the_linearized_network():
+    net = network(20)
+    features = tangent.tangent_features(net, TASK.x)
+    flat = linear(features.shape[1], generator=torch.Generator().manual_seed(0), scale=0.1)
+    flow = gradient_flow(flat, features, TASK.y, until=1e8)
+    values = features @ flow.direction[-1]
+    predicted = tangent.tangent_predictor(net, TASK.x, TASK.y, TASK.x)
+    assert tangent.function_distance(values, predicted) < 1e-6
+
+
+def test_the_kernel_machine_of_a_linear_kernel_is_the_linear_one():
+    net = network(20)
+    features = tangent.tangent_features(net, TASK.x)
+    points = tangent.tangent_features(net, TASK.x[:5] * 0.3)
+    weights, _ = hard_margin(features, TASK.y)
+    values = tangent.kernel_predictor(features @ features.T, TASK.y, points @ features.T)
+    np.testing.assert_allclose(values, points @ weights, atol=1e-7)
+
+
+def test_wide_networks_have_the_kernel_of_infinite_width():
+    x = TASK.x.numpy()
+    features = tangent.tangent_features(network(40_000), TASK.x)
+    # Weights are N(0, 2/3), outer weights ±1/√m, and the derivative of z² is 2z.
+    kernel = tangent.squared_relu_tangent_kernel(x, x) * 4 * 2 / 3
+    np.testing.assert_allclose(features @ features.T, kernel, atol=0.05 * kernel.max())
+
+
+def test_distance_of_functions_forgets_their_size():
+    f = np.array([[1.0, 2.0], [2.0, 0.0]])
+    assert tangent.function_distance(f, 3.0 * f) == pytest.approx(0.0, abs=1e-12)
+    assert tangent.function_distance(f, -f) == pytest.approx(2.0)
+    assert tangent.function_distance([1.0, 0.0], [0.0, 5.0]) == pytest.approx(np.sqrt(2.0))
