@@ -64,7 +64,7 @@ class Loss:
         return _inverse_in_bracket(self, log_risk)
 
     def smoothed_margin_and_log_duals(self, margins: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (α, ln q), the latter of the shape of the margins; finite where q underflows.
+        """Return (α, ln q), sharing the inverse.
 
         ℓ'(z_i)/ℓ'(α) = (ℓ(z_i)/R) · (ln ℓ)'(z_i)/(ln ℓ)'(α), where the first factor is a softmax:
         differences of ln ℓ are resolved even where ln R is rounded by more than one.
@@ -77,9 +77,13 @@ class Loss:
             return alpha, log_dual
         return alpha, log_dual[:, None] + torch.log_softmax(-margins, 1)
 
+    def log_dual_variables(self, margins: Tensor) -> Tensor:
+        """Return ln q, of the shape of the margins; finite where q itself underflows."""
+        return self.smoothed_margin_and_log_duals(margins)[1]
+
     def dual_variables(self, margins: Tensor) -> Tensor:
         """Return q = ∂α/∂p, of the shape of the margins."""
-        return torch.exp(self.smoothed_margin_and_log_duals(margins)[1])
+        return torch.exp(self.log_dual_variables(margins))
 
     def _log_rate(self, z: Tensor) -> Tensor:
         if self.log_rate is not None:
