@@ -33,6 +33,13 @@ def test_levels_that_do_not_increase_are_refused(levels):
         gradient_flow(start(), TASK, at=levels)
 
 
+def test_levels_that_the_start_has_passed_are_refused():
+    module = linear(3, generator=torch.Generator().manual_seed(1), scale=0.3)
+    gradient_flow(module, TASK, until=50.0).write_to(module)
+    with pytest.raises(ValueError, match=r"start, whose smoothed margin is 50\.\d+, got 10"):
+        gradient_flow(module, TASK, at=LEVELS)
+
+
 def test_another_end_beside_levels_is_refused():
     with pytest.raises(ValueError, match="last level 100 is where the flow ends, got 1000"):
         gradient_flow(start(), TASK, at=[10.0, 100.0], until=1000.0)

@@ -82,7 +82,7 @@ def gradient_flow(
         "jacobian_bytes": int(jacobian_bytes),
     }
     flow = _followed(problem, degree, settings)
-    return flow if at is None else _landing(flow, levels[1:])
+    return flow if at is None else _landing(flow, levels)
 
 
 def _followed(problem: Problem, degree: float, settings: dict[str, Any]) -> Trajectory:
@@ -100,7 +100,12 @@ def _followed(problem: Problem, degree: float, settings: dict[str, Any]) -> Traj
 def _landing(flow: Trajectory, levels: list[float]) -> Trajectory:
     """Return the flow continued from level to level, with the last record of each part alone."""
     ends = [flow.record()]
-    for level in levels:
+    if ends[0].smoothed_margin > levels[0] * (1.0 + TUNING.landing):
+        raise ValueError(
+            f"at: expected levels beyond the start, whose smoothed margin is "
+            f"{ends[0].smoothed_margin:.6g}, got {levels[0]:g}"
+        )
+    for level in levels[1:]:
         flow = flow.extend(level)
         ends.append(flow.record())
     return flow.replace(
