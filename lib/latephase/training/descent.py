@@ -33,13 +33,12 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm import tqdm
 
-from latephase.flow.trajectory import Trajectory, largest_drop
+from latephase.flow.state import State
+from latephase.flow.trajectory import Trajectory, largest_drop, trajectory_of
 from latephase.problem.checks import checked_inputs, checked_labels
 from latephase.problem.degree import checked_degree
-from latephase.problem.kkt import kkt_residual
 from latephase.problem.losses import Loss, default_loss, pairwise_margins
 from latephase.problem.task import Task, inputs_and_labels
-from latephase.problem.vectors import alignment
 from latephase.training.rules import FIRST_ORDER, Rule, checked_rule
 
 # Turn of the direction, in radians, after which the Gram matrix is measured again. It changes by
@@ -96,21 +95,21 @@ def gradient_descent(
     degree = checked_degree(module, x, degree)
     descent = _Descent(module, x, y, loss, degree, dtype, device)
     kept = _Kept(per_efold)
-    state = descent.evaluate()
+    iterate = descent.evaluate()
     with tqdm(total=steps, disable=not progress, unit="step") as bar:
         for step in range(steps + 1):
-            _raise_unless_finite(state, step, rate, dtype)
-            last = state.alpha >= until or step == steps
-            kept.observe(step, state, last)
+            _raise_unless_finite(iterate, step, rate, dtype)
+            last = iterate.alpha >= until or step == steps
+            kept.observe(step, iterate, last)
             if last:
                 break
-            size = descent.size(chosen, state)
+            size = descent.size(chosen, iterate)
             kept.sizes.append(size)
-            descent.w.add_(state.gradient, alpha=size)
-            state = descent.evaluate()
+            descent.w.add_(iterate.gradient, alpha=size)
+            iterate = descent.evaluate()
             bar.update()
             if step % 100 == 0:
-                bar.set_postfix_str(f"α {state.alpha:.4g}", refresh=False)
+                bar.set_postfix_str(f"α {iterate.alpha:.4g}", refresh=False)
     settings = {
         "method": "gradient_descent", "loss": descent.loss.name, "until": until, "rule": rule,
         "rate": rate, "per_efold": per_efold, "dtype": str(dtype).removeprefix("torch."),
@@ -120,7 +119,7 @@ def gradient_descent(
 
 
 @dataclass(frozen=True)
-class _State:
+class _Iterate:
     """W and what one forward and one backward pass tell about it."""
 
     alpha: float
@@ -152,13 +151,13 @@ class _Descent:
         self.y = checked_labels(y, output, len(self.x), self.loss.name)[0].to(device)
         self.degree, self.measurements = degree, 0
 
-    def evaluate(self) -> _State:
+    def evaluate(self) -> _Iterate:
         margins = pairwise_margins(self.network(self.x), self.y)
         alpha = self.loss.smoothed_margin(margins)
         dual, *gradients = torch.autograd.grad(alpha, [margins, *self.parameters])
         gradient = torch.cat([g.reshape(-1) for g in gradients])
         norm = vector_norm(self.w)
-        return _State(
+        return _Iterate(
             alpha=alpha.item(),
             norm=norm.item(),
             gradient_norm=vector_norm(gradient).item(),
@@ -168,32 +167,32 @@ class _Descent:
             dual=dual,
         )
 
-    def size(self, rule: Rule, state: _State) -> float:
+    def size(self, rule: Rule, iterate: _Iterate) -> float:
         """Return η of the step W ← W + η ∇α."""
         if rule.name == "relative":  # whatever the gradient's length
-            return rule.factor(None, state.gradient_norm, state.norm)
+            return rule.factor(None, iterate.gradient_norm, iterate.norm)
         if rule.name != "curvature":
             # ∇ln R = (ln ℓ)'(α) ∇α.
-            alpha = torch.tensor(state.alpha, dtype=torch.float64)
+            alpha = torch.tensor(iterate.alpha, dtype=torch.float64)
             log_risk = self.loss.log_value(alpha).item()
             slope = math.exp((self.loss.log_slope(alpha) - log_risk).item())
-            return slope * rule.factor(log_risk, slope * state.gradient_norm, state.norm)
-        largest = _LARGEST_RELATIVE_STEP * state.norm / state.gradient_norm
-        bound = self._curvature(state)
+            return slope * rule.factor(log_risk, slope * iterate.gradient_norm, iterate.norm)
+        largest = _LARGEST_RELATIVE_STEP * iterate.norm / iterate.gradient_norm
+        bound = self._curvature(iterate)
         # Zero where an example woke up since the Gram matrix was measured.
         return largest if bound == 0.0 else min(rule.rate / bound, largest)
 
-    def _curvature(self, state: _State) -> float:
+    def _curvature(self, iterate: _Iterate) -> float:
         """Return ‖A⁴‖_F^{1/4}, its Gram matrix measured when due."""
         power = 2.0 * (self.degree - 1.0)
-        if not self.measurements or _distance(state.direction, self.measured_at) > _TURN:
-            self.gram = self._gram() / state.norm**power
-            self.measured_at = state.direction
+        if not self.measurements or _distance(iterate.direction, self.measured_at) > _TURN:
+            self.gram = self._gram() / iterate.norm**power
+            self.measured_at = iterate.direction
             self.measurements += 1
-        root = state.dual.reshape(-1).sqrt()
+        root = iterate.dual.reshape(-1).sqrt()
         a = root[:, None] * self.gram * root
         squared = a @ a
-        return vector_norm(squared @ squared).item() ** 0.25 * state.norm**power
+        return vector_norm(squared @ squared).item() ** 0.25 * iterate.norm**power
 
     def _gram(self) -> Tensor:
         """Return ⟨∇p_i, ∇p_j⟩ at the current W; with several classes over all pairs.
@@ -220,22 +219,22 @@ class _Kept:
     norms: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
-    states: dict[int, _State] = field(default_factory=dict)
+    iterates: dict[int, _Iterate] = field(default_factory=dict)
     previous: Tensor | None = None
     level: int = -2
     next_early: int = 0
 
-    def observe(self, step: int, state: _State, last: bool) -> None:
+    def observe(self, step: int, iterate: _Iterate, last: bool) -> None:
         turn = 0.0
         if self.previous is not None:
-            chord = _distance(state.direction, self.previous)
+            chord = _distance(iterate.direction, self.previous)
             turn = 2.0 * math.asin(min(1.0, 0.5 * chord))
-        self.previous = state.direction
-        self.alphas.append(state.alpha)
-        self.norms.append(state.norm)
+        self.previous = iterate.direction
+        self.alphas.append(iterate.alpha)
+        self.norms.append(iterate.norm)
         self.lengths.append((self.lengths[-1] if self.lengths else 0.0) + turn)
-        if self._due(step, state.alpha) or last:
-            self.states[step] = state
+        if self._due(step, iterate.alpha) or last:
+            self.iterates[step] = iterate
 
     def _due(self, step: int, alpha: float) -> bool:
         """Whether the state is one to keep: an even grid in ln α late, in ln(step) before."""
@@ -253,61 +252,43 @@ class _Kept:
     def trajectory(
         self, degree: float, loss: Loss, evaluations: dict[str, int], settings: dict
     ) -> Trajectory:
-        kept, (*_, last) = np.array(list(self.states)), self.states.values()
         alphas, log_norms = np.array(self.alphas), np.log(self.norms)
         normalized = alphas * np.exp(-degree * log_norms)
         # Σ η/|ℓ'(α)| over the steps before each state, nothing at the start.
         slopes = loss.log_slope(torch.from_numpy(alphas[:-1])).numpy()
         log_time = np.logaddexp.accumulate(np.log(self.sizes) - slopes)
-        measured = [_measures(state, degree) for state in self.states.values()]
-        columns = {name: np.array([one[name] for one in measured]) for name in measured[0]}
-        return Trajectory(
-            smoothed_margin=alphas[kept],
-            log_norm=log_norms[kept],
-            log_time=np.concatenate([[-np.inf], log_time])[kept],
-            normalized_margin=columns["margins"].min(1),
-            normalized_smoothed_margin=normalized[kept],
-            raw_normalized_margin=columns["margins"].min(1),
-            path_length=np.array(self.lengths)[kept],
-            dual_gap=np.zeros(len(kept)),
-            log_dual=loss.log_dual_variables(last.margins.double().cpu()).numpy(),
-            degree=degree,
-            evaluations=evaluations,
-            steps=len(self.sizes),
-            settings={**settings, "margin_drop": largest_drop(normalized)},
-            **columns,
+        log_time = np.concatenate([[-np.inf], log_time])
+        states = [
+            State(
+                direction=_numpy(one.direction),
+                log_norm=log_norms[step],
+                p=_numpy(one.margins / one.norm**degree),
+                log_dual=loss.log_dual_variables(one.margins.double().cpu()).numpy(),
+                gradient=_numpy(one.gradient / one.norm ** (degree - 1)),
+                normalized_smoothed_margin=normalized[step],
+                smoothed_margin=alphas[step],
+                log_time=log_time[step],
+                path_length=self.lengths[step],
+            )
+            for step, one in self.iterates.items()
+        ]
+        settings = {**settings, "margin_drop": largest_drop(normalized)}
+        return trajectory_of(
+            states, degree, evaluations=evaluations, steps=len(self.sizes), settings=settings
         )
 
 
-def _measures(state: _State, degree: float) -> dict[str, np.ndarray | float]:
-    """Return the columns of a trajectory that one state determines."""
-    direction, gradient, margins, dual = (
-        tensor.double().cpu().numpy()
-        for tensor in (
-            state.direction,
-            state.gradient / state.norm ** (degree - 1),
-            state.margins / state.norm**degree,
-            state.dual,
-        )
-    )
-    stationarity, complementarity = kkt_residual(direction, gradient, margins, dual, degree)
-    return {
-        "direction": direction,
-        "margins": margins if margins.ndim == 1 else margins.min(1),
-        "dual": dual,
-        "alignment": alignment(direction, gradient),
-        "kkt_stationarity": stationarity,
-        "kkt_complementarity": complementarity,
-    }
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return vector_norm(a - b).item()
 
 
-def _raise_unless_finite(state: _State, step: int, rate: float, dtype: torch.dtype) -> None:
-    values = (state.alpha, state.norm, state.gradient_norm)
-    if not all(math.isfinite(value) for value in values) or state.gradient_norm == 0.0:
+def _raise_unless_finite(iterate: _Iterate, step: int, rate: float, dtype: torch.dtype) -> None:
+    values = (iterate.alpha, iterate.norm, iterate.gradient_norm)
+    if not all(math.isfinite(value) for value in values) or iterate.gradient_norm == 0.0:
         raise FloatingPointError(
             f"step {step}: α = {values[0]:g}, ‖W‖ = {values[1]:g}, ‖∇α‖ = {values[2]:g}. Take a "
             f"smaller rate than {rate:g}, stop at a smaller α if the numbers outgrow {dtype}, or, "

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -29,46 +28,16 @@ from latephase.training.settings import Settings
 __all__ = ["Run", "Settings", "read_run", "train"]
 
 
-@overload
-def train(
-    module: torch.nn.Module,
-    x: Task,
-    settings: Settings,
-    /,
-    folder: str | os.PathLike,
-    *,
-    save_every: float = 60.0,
-    progress: bool = False,
-) -> Run: ...
-
-
-@overload
 def train(
     module: torch.nn.Module,
     x: Tensor | np.ndarray | Task,
-    y: Tensor | np.ndarray | None = None,
-    *,
-    settings: Settings,
-    folder: str | os.PathLike,
-    save_every: float = 60.0,
-    progress: bool = False,
-) -> Run: ...
-
-
-@overload
-def train(
-    module: torch.nn.Module,
-    x: Tensor | np.ndarray,
-    y: Tensor | np.ndarray,
-    settings: Settings,
-    folder: str | os.PathLike,
+    y: Tensor | np.ndarray | Settings | None = None,
+    settings: Settings | str | os.PathLike | None = None,
+    folder: str | os.PathLike | None = None,
     *,
     save_every: float = 60.0,
     progress: bool = False,
-) -> Run: ...
-
-
-def train(module, x, y=None, settings=None, folder=None, *, save_every=60.0, progress=False):
+) -> Run:
     """Train `module` in place and return the run whose checkpoints are in `folder`.
 
     Called as train(module, x, y, settings, folder) or train(module, task, settings, folder).
