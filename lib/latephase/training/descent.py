@@ -263,7 +263,7 @@ class _Kept:
                 direction=_numpy(one.direction),
                 log_norm=log_norms[step],
                 p=_numpy(one.margins / one.norm**degree),
-                log_dual=loss.log_dual_variables(one.margins.double().cpu()).numpy(),
+                log_dual=loss.smoothed_margin_and_log_duals(one.margins.double().cpu())[1].numpy(),
                 gradient=_numpy(one.gradient / one.norm ** (degree - 1)),
                 normalized_smoothed_margin=normalized[step],
                 smoothed_margin=alphas[step],
