@@ -51,7 +51,7 @@ test-slow: cores ## run the kills, the sabotage and the whole builds
 	@$(PYTEST) -m slow
 
 links: ## ask for every external address that the book names; needs a network
-	$(IN_ENVIRONMENT) -m latebook links
+	$(IN_ENVIRONMENT) .ci/links.py
 
 lab: ## open JupyterLab on the chapters
 	$(IN_ENVIRONMENT) -m jupyterlab book
