@@ -129,15 +129,14 @@ class Descents:
 
     end [r, P]: the point of the last step's segment with α = level, NaN where α never got there;
     without levels the last iterate. taken [r]: steps taken, that one included.
-    steps [k]; w [k, r, P]; dual [k, r, n]: q = softmax(-p), or the force on each example; passed
-    [k, r]: Σ s over the steps before, under a force the time. NaN behind a run's end.
+    steps [k]; w [k, r, P]; passed [k, r]: Σ s over the steps before, under a force the time. NaN
+    behind a run's end.
     """
 
     end: np.ndarray
     taken: np.ndarray
     steps: np.ndarray
     w: np.ndarray
-    dual: np.ndarray
     passed: np.ndarray
 
     def path(self, run: int) -> np.ndarray:
@@ -219,7 +218,7 @@ def descend(
                 p, pull_back = family.margins_and_pull_back(point)
                 dual, log_risk = dual[left], log_risk[left]
             if step in keep:
-                kept.append((step, of_all(point), of_all(dual), of_all(passed)))
+                kept.append((step, of_all(point), of_all(passed)))
             if step == steps:
                 break
             if batch is not None:
@@ -240,7 +239,7 @@ def descend(
     if levels is None:
         end[active] = point
     columns = (
-        [np.array(column) for column in zip(*kept, strict=True)] if kept else [np.empty(0)] * 4
+        [np.array(column) for column in zip(*kept, strict=True)] if kept else [np.empty(0)] * 3
     )
     return Descents(end, taken, *columns)
 
