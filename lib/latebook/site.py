@@ -5,6 +5,7 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
+import json
 import os
 import re
 import shutil
@@ -66,7 +67,9 @@ def _stage(book: Book, stage: Path) -> None:
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
             write_whole(generated / f"{name}.svg", picture)
-    shutil.copy(book.names, generated / "api.md")
+    library = book.library.read_text(encoding="utf8") if book.shows_library else "{}"
+    for door, text in json.loads(library).items():
+        write_whole(generated / "library" / f"{door}.md", text)
     write_whole(generated / "report.md", _report(book, notebooks))
 
 

@@ -44,11 +44,11 @@ class LateStepper:
         if self.linearization is None:
             self.linearization = self._linearize(theta, state.log_dual.reshape(-1))
         mean = state.mean_margin()
-        rate = state.gradient / (self.degree * mean) - theta
+        velocity = state.gradient / (self.degree * mean) - theta
         u = state.log_dual.reshape(-1) + math.log(kappa / (self.degree * mean))
         rho, rest = state.log_norm, step - kappa
         bend, drift = self.trend or (0.0, 0.0)
-        guess = (theta + kappa * (rate + kappa * bend), u + _limited(kappa * drift))
+        guess = (theta + kappa * (velocity + kappa * bend), u + _limited(kappa * drift))
         # From separation on the multipliers decide what α/‖W‖^L gains in a step.
         tols = newton, min(1e-5, 5.0 * newton) if state.smoothed_margin > 0.0 else 1e-3
         first = self._solve(guess, theta, kappa, rho + kappa, tols)
@@ -56,7 +56,7 @@ class LateStepper:
             self.trend = None
             return None
         slope = (first.theta - theta) / kappa
-        bend, drift = (slope - rate) / kappa, (first.log_multiplier - u) / kappa
+        bend, drift = (slope - velocity) / kappa, (first.log_multiplier - u) / kappa
         center = theta + rest * slope
         guess = (
             center + kappa * (slope + rest * bend),

@@ -145,7 +145,8 @@ class Flow:
 
     def _enter_late(self) -> None:
         self.started = self.steps
-        self.standing = _Standing(self.state, self.degree, self.steps, self._gradients())
+        # Where the flow was last seen to get on, and after how many steps and gradients.
+        self.standing = self.state, self.steps, self.problem.evaluations["gradient"]
         # Of attempts that on average hardly turn: short steps and rejections along kinks.
         self.turns: deque[float] = deque(maxlen=TUNING.crawl_attempts)
         self.longest = TUNING.longest_step
@@ -157,14 +158,32 @@ class Flow:
         """Raise NotSeparated at a stationary point, without progress, or past the budget."""
         state, taken = self.state, self.steps - self.started
         slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
-        largest = math.exp(min(0.0, _log_largest(state, self.degree)))
-        if is_stationary(state.smoothed_margin, slope, largest):
+        unit = math.exp(min(0.0, _log_largest(state, self.degree)))
+        if is_stationary(state.smoothed_margin, slope, unit):
             raise self._not_separated("the risk is stationary", slope, state.p)
         if taken > TUNING.late_steps:
             raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
-        self.standing = self.standing.at(state, self.steps, self._gradients())
-        if still := self.standing.still(self.steps, self._gradients()):
+        if still := self._still():
             raise self._not_separated(still, slope, state.p)
+
+    def _still(self) -> str:
+        """Return what says that a margin below zero stands still, or nothing.
+
+        The flow gets on where a hundredth is taken off -α; and, while all margins are below one in
+        size, so that α hardly depends on them, where they double.
+        """
+        before, steps, gradients = self.standing
+        largest = _log_largest(self.state, self.degree)
+        gained = self.state.smoothed_margin > 0.99 * before.smoothed_margin
+        doubled = largest < 0.0 and largest > _log_largest(before, self.degree) + math.log(2.0)
+        if gained or doubled:
+            self.standing = self.state, self.steps, self.problem.evaluations["gradient"]
+            return ""
+        steps, gradients = self.steps - steps, self.problem.evaluations["gradient"] - gradients
+        enough = steps > TUNING.stagnant_steps or gradients > TUNING.stagnant_gradients
+        if before.smoothed_margin > 0.0 or not enough:
+            return ""
+        return f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
 
     def _attempt(self, step: float, turn: float, until: float) -> None:
         """Try one step in ρ: accept it, or say how long and how exact the next try is to be."""
@@ -218,9 +237,6 @@ class Flow:
         self.steps += 1
         self._move(arrived)
 
-    def _gradients(self) -> int:
-        return self.problem.evaluations["gradient"]
-
     def _resolving(self, state: State, step: float) -> float:
         """Return the error of a stage that leaves the growth of α/‖W‖^L over the step visible.
 
@@ -257,9 +273,8 @@ class Flow:
     def _move(self, state: State) -> None:
         if self.state is not None:
             self.path_length += vectors.angle(self.state.direction, state.direction)
-        self.state = dataclasses.replace(
-            state, log_time=self.clock.log_time, path_length=self.path_length
-        )
+        measured = {"log_time": self.clock.log_time, "path_length": self.path_length}
+        self.state = dataclasses.replace(state, **measured)
         alpha = self.state.smoothed_margin
         if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
             records, until = self.settings["records"], self.settings["until"]
@@ -327,36 +342,6 @@ class Flow:
             self.best,
             self.trajectory(),
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Standing:
-    """The state at which a flow was last seen to get on, and when that was.
-
-    It gets on where a hundredth is taken off -α; and, while all margins are below one in size, so
-    that α hardly depends on them, where they double.
-    """
-
-    state: State
-    degree: float
-    steps: int
-    gradients: int
-
-    def at(self, state: State, steps: int, gradients: int) -> _Standing:
-        """Return where the flow stands at a new state."""
-        gained = state.smoothed_margin > 0.99 * self.state.smoothed_margin
-        largest = _log_largest(state, self.degree)
-        before = _log_largest(self.state, self.degree)
-        doubled = largest < 0.0 and largest > before + math.log(2.0)
-        return _Standing(state, self.degree, steps, gradients) if gained or doubled else self
-
-    def still(self, steps: int, gradients: int) -> str:
-        """Return what says that a margin below zero stands still, or nothing."""
-        steps, gradients = steps - self.steps, gradients - self.gradients
-        enough = steps > TUNING.stagnant_steps or gradients > TUNING.stagnant_gradients
-        if self.state.smoothed_margin > 0.0 or not enough:
-            return ""
-        return f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
 
 
 def _left(state: State, degree: float, until: float) -> float:

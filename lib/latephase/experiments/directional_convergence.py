@@ -11,6 +11,7 @@ import torch
 
 from latephase.measures.max_margin import hard_margin
 from latephase.problem.margins import Problem
+from latephase.problem.vectors import unit
 
 
 def tangent_features(module: torch.nn.Module, x: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -62,5 +63,4 @@ def function_distance(f: np.ndarray, g: np.ndarray) -> float:
 
     0 for the same function up to a positive factor, √2 for orthogonal ones, 2 for opposite ones.
     """
-    f, g = np.ravel(f), np.ravel(g)
-    return float(np.linalg.norm(f / np.linalg.norm(f) - g / np.linalg.norm(g)))
+    return float(np.linalg.norm(unit(np.ravel(f)) - unit(np.ravel(g))))
