@@ -157,15 +157,8 @@ class _Descent:
         dual, *gradients = torch.autograd.grad(alpha, [margins, *self.parameters])
         gradient = torch.cat([g.reshape(-1) for g in gradients])
         norm = vector_norm(self.w)
-        return _Iterate(
-            alpha=alpha.item(),
-            norm=norm.item(),
-            gradient_norm=vector_norm(gradient).item(),
-            direction=self.w / norm,
-            gradient=gradient,
-            margins=margins.detach(),
-            dual=dual,
-        )
+        sizes = alpha.item(), norm.item(), vector_norm(gradient).item()
+        return _Iterate(*sizes, self.w / norm, gradient, margins.detach(), dual)
 
     def size(self, rule: Rule, iterate: _Iterate) -> float:
         """Return η of the step W ← W + η ∇α."""
@@ -263,7 +256,7 @@ class _Kept:
                 direction=_numpy(one.direction),
                 log_norm=log_norms[step],
                 p=_numpy(one.margins / one.norm**degree),
-                log_dual=loss.log_dual_variables(one.margins.double().cpu()).numpy(),
+                log_dual=_log_dual(one.margins, loss),
                 gradient=_numpy(one.gradient / one.norm ** (degree - 1)),
                 normalized_smoothed_margin=normalized[step],
                 smoothed_margin=alphas[step],
@@ -276,6 +269,10 @@ class _Kept:
         return trajectory_of(
             states, degree, evaluations=evaluations, steps=len(self.sizes), settings=settings
         )
+
+
+def _log_dual(margins: Tensor, loss: Loss) -> np.ndarray:
+    return _numpy(loss.smoothed_margin_and_log_duals(margins.double())[1])
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -247,21 +247,11 @@ def descend(
 def _crossing(family: Family, start: np.ndarray, end: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Return points [k, P] with α = level between start and end, α(start) < level ≤ α(end).
 
-    By the Illinois variant of false position, twelve times.
+    By bisection, to the last bit of the share of the way.
     """
-    low, high, before = np.zeros(len(start)), np.ones(len(start)), np.zeros(len(start))
-    below = family.smoothed_margins(start) - levels
-    above = np.maximum(family.smoothed_margins(end) - levels, 0.0)
-    for _ in range(12):
-        share = high - (high - low) * above / np.maximum(above - below, 1e-300)
-        value = family.smoothed_margins(start + share[:, None] * (end - start)) - levels
-        # An end that stays for the second time counts half.
-        side = np.sign(value)
-        stays = np.where(side == before, 0.5, 1.0)
-        low, high = np.where(side < 0, share, low), np.where(side < 0, high, share)
-        below, above = (
-            np.where(side < 0, value, stays * below),
-            np.where(side < 0, stays * above, value),
-        )
-        before = side
-    return start + share[:, None] * (end - start)
+    low, high = np.zeros(len(start)), np.ones(len(start))
+    for _ in range(53):
+        middle = 0.5 * (low + high)
+        reached = family.smoothed_margins(start + middle[:, None] * (end - start)) >= levels
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return start + high[:, None] * (end - start)
