@@ -152,7 +152,7 @@ def _from_tangent(run, points: np.ndarray, alpha, seen) -> pd.DataFrame:
 
 def turns(flow: Trajectory) -> list[float]:
     """Return the angles by which the direction turns in each e-fold of α, from 10 on."""
-    seen = flow.direction[settling.checkpoints(flow.smoothed_margin, 10.0)]
+    seen = flow.direction[settling.milestones(flow.smoothed_margin, 10.0)]
     return [angle(u, v) for u, v in pairwise(seen)]
 
 
@@ -193,7 +193,7 @@ def parted(coarse: Trajectory, fine: Trajectory) -> float:
 
 def tossed(one: Trajectory, other: Trajectory) -> float:
     """Return the same of two descents, at their first records in each decade of α from 10 on."""
-    at = [settling.checkpoints(run.smoothed_margin, 10.0, ratio=10.0) for run in (one, other)]
+    at = [settling.milestones(run.smoothed_margin, 10.0, ratio=10.0) for run in (one, other)]
     tails = settling.tails(one.path_length)[at[0]], settling.tails(other.path_length)[at[1]]
     return settling.largest_unresolved(*tails)
 
