@@ -1,5 +1,5 @@
 # Everything runs through environment.sh, which makes the Python environment when it is missing.
-# Needs GNU Make 3.81 (macOS has it), a POSIX shell and Python 3.11 to 3.13.
+# Needs GNU Make 3.81 (macOS has it), a POSIX shell and Python 3.11 or newer.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ help: ## list the targets
 	@echo 'CORES=N                   cores to use (all)'
 	@echo 'CLUSTER=slurm             book, record: run the jobs there, see profiles/slurm/config.yaml'
 	@echo 'VENV=DIR                  where the environment is made (.venv)'
-	@echo 'PYTHON=COMMAND            the Python it is made with, 3.11 to 3.13 (python3)'
+	@echo 'PYTHON=COMMAND            the Python it is made with, 3.11 or newer (python3)'
 	@echo 'TORCH_INDEX=ADDRESS       another index for torch and torchvision, see README.md'
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
@@ -77,7 +77,7 @@ lock: ## renew requirements.lock and environment.yml from pyproject.toml
 	    $(if $(UPGRADE),--upgrade) --output-file _build/lock/site.lock
 	@{ printf '%s\n' '# Made by `make lock` from requirements.lock: the same versions for conda.' \
 	    'name: latephase' 'channels: [conda-forge]' \
-	    'dependencies:' '  - python >=3.11,<3.14' '  - pip' '  - pip:'; \
+	    'dependencies:' '  - python >=3.11' '  - pip' '  - pip:'; \
 	    sed -n 's/^\([a-z0-9].*\) \\$$/      - "\1"/p' _build/lock/requirements.lock; \
 	    echo '      - "-e ."'; } > _build/lock/environment.yml
 	@mv _build/lock/requirements.lock _build/lock/environment.yml .

@@ -60,11 +60,11 @@ is_ready() {
 
 check_python() {
     case $(version "$python") in
-    3.11 | 3.12 | 3.13) return ;;
+    3.1[1-9] | 3.[2-9][0-9]) return ;;
     '') found='does not run' ;;
     *) found="is Python $(version "$python")" ;;
     esac
-    stop "PYTHON=$python $found; name a Python 3.11, 3.12 or 3.13, such as PYTHON=python3.12"
+    stop "PYTHON=$python $found; name a Python 3.11 or newer, such as PYTHON=python3.12"
 }
 
 # Leaves $venv holding nothing but an unfinished stamp, so that it is known as ours all the time.

@@ -1,5 +1,6 @@
 """`latephase diagnose`: what it prints and writes, what it refuses, and with which exit code."""
 
+import importlib.util
 import json
 import pickle
 
@@ -134,6 +135,37 @@ def test_input_it_cannot_use_is_named(files, capsys, change, message):
     said = capsys.readouterr().err
     assert message in said
     assert said.startswith("latephase: ")
+
+
+def test_a_figure_without_seaborn_is_refused_before_anything_is_done(files, capsys, monkeypatch):
+    folder = files[0]
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "seaborn" else find(n))
+    outputs = ["--json", str(folder / "out.json"), "--figure", str(folder / "out.svg")]
+    # Nor is anything else looked at: the checkpoint is not there.
+    assert main(words(folder, "none.safetensors", *outputs)) == 2
+    assert capsys.readouterr().err == (
+        "latephase: --figure: needs seaborn, which is not installed: "
+        "pip install 'latephase[plot]'\n"
+    )
+    assert not list(folder.glob("out.*"))
+
+
+def test_without_a_loss_the_library_chooses(files, capsys):
+    folder, trained, x, y = files
+    command = words(folder)
+    place = command.index("--loss")
+    del command[place : place + 2]
+    assert main(command) == 0
+    expected = latephase.diagnose(trained, x, y, "exponential")
+    assert f"{expected.smoothed_margin:.6g}" in capsys.readouterr().out
+
+
+def test_it_says_its_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"latephase {latephase.__version__}\n"
 
 
 def test_help_and_a_missing_option_end_as_argparse_does(capsys):

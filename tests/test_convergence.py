@@ -26,16 +26,16 @@ def test_largest_drop(series, drop):
     assert trajectory.largest_drop(np.array(series)) == pytest.approx(drop, rel=1e-15)
 
 
-def test_checkpoints_are_the_first_records_at_even_steps_of_ln_alpha():
+def test_milestones_are_the_first_records_at_even_steps_of_ln_alpha():
     alpha = np.array([-1.0, 5.0, 9.0, 11.0, 19.0, 21.0, 39.0, 45.0])
-    np.testing.assert_array_equal(settling.checkpoints(alpha, 10.0, ratio=2.0), [3, 5, 7])
-    assert len(settling.checkpoints(-alpha, 10.0)) == 0
+    np.testing.assert_array_equal(settling.milestones(alpha, 10.0, ratio=2.0), [3, 5, 7])
+    assert len(settling.milestones(-alpha, 10.0)) == 0
 
 
 @pytest.mark.parametrize(("start", "ratio"), [(0.0, 2.0), (1.0, 1.0), (-1.0, 2.0)])
-def test_checkpoints_refuse_a_grid_that_does_not_advance(start, ratio):
+def test_milestones_refuse_a_grid_that_does_not_advance(start, ratio):
     with pytest.raises(ValueError, match="expected start > 0 and ratio > 1"):
-        settling.checkpoints(np.array([1.0]), start, ratio)
+        settling.milestones(np.array([1.0]), start, ratio)
 
 
 def test_stretches_of_a_pace_like_one_over_alpha_shrink_by_the_ratio():
@@ -43,29 +43,22 @@ def test_stretches_of_a_pace_like_one_over_alpha_shrink_by_the_ratio():
     stretches = settling.stretches(1.0 - 10.0 / alpha, alpha, 10.0, ratio=2.0)
     np.testing.assert_allclose(stretches, [0.5, 0.25, 0.125, 0.0625], rtol=1e-12)
     assert settling.last_to_first(stretches) == pytest.approx(0.125)
-    assert settling.largest_growth(stretches) == pytest.approx(0.5)
 
 
 def test_distance_of_margin_distributions_is_wassersteins():
     # Sorted: (1, 3) and (2, 4), each value one apart; the later mean is 3.
     margins = np.array([[3.0, 1.0], [2.0, 4.0]])
-    distances = settling.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0)
-    np.testing.assert_allclose(distances, [1 / 3], rtol=1e-15)
+    np.testing.assert_allclose(settling.successive_distances(margins), [1 / 3], rtol=1e-15)
 
 
 def test_distance_does_not_see_which_example_has_which_margin():
     margins = np.array([[3.0, 1.0], [1.0, 3.0]])
-    assert settling.distribution_distances(margins, np.array([10.0, 20.0]), 10.0, 2.0) == [0.0]
+    assert settling.successive_distances(margins) == [0.0]
 
 
-@pytest.mark.parametrize("measure", [settling.last_to_first, settling.largest_growth])
 @pytest.mark.parametrize("series", [[], [1.0]])
-def test_nothing_to_compare_is_infinite(measure, series):
-    assert measure(np.array(series)) == INF
-
-
-def test_growth_sees_one_rise_among_falls():
-    assert settling.largest_growth(np.array([4.0, 2.0, 3.0, 1.0])) == 1.5
+def test_nothing_to_compare_is_infinite(series):
+    assert settling.last_to_first(np.array(series)) == INF
 
 
 def test_the_leading_plane_of_a_plane_curve_holds_it():
@@ -90,21 +83,6 @@ def test_a_spiral_in_ln_ln_alpha_keeps_its_length_per_squaring_and_not_per_decad
     assert settling.last_to_first(settling.stretches(spiral, alpha, 10.0, 10.0)) < 0.1
     settled = settling.lengths_per_squaring(-1.0 / alpha, np.log(alpha))
     assert settling.last_to_first(settled) == pytest.approx(1e-8 / 0.09, rel=1e-6)
-
-
-def test_turn_is_the_angle_between_two_moments():
-    angles = np.array([0.0, 0.3, 0.5, 0.6])
-    direction = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    alpha = np.array([1.0, 10.0, 100.0, 1000.0])
-    assert settling.turn(direction, alpha, 10.0, 1000.0) == pytest.approx(0.3)
-    assert settling.turn(direction, alpha, 10.0, 2000.0) == INF
-
-
-def test_distribution_change_is_the_distance_of_two_moments():
-    margins = np.array([[3.0, 1.0], [9.0, 9.0], [2.0, 4.0]])
-    alpha = np.array([10.0, 20.0, 40.0])
-    assert settling.distribution_change(margins, alpha, 10.0, 40.0) == pytest.approx(1 / 3)
-    assert settling.distribution_change(margins, alpha, 10.0, 80.0) == INF
 
 
 def test_tails_are_unresolved_from_the_first_disagreement_on():

@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from latephase.experiments.variation import variation_margin
+from latephase.experiments.margin_maximization import variation_margin
 from latephase.problem.task import Task
 from latephase.zoo import images, tasks
+from tests.references import outvoted_support_point
 
 
 def max_margin(task):
@@ -59,7 +60,7 @@ def test_task_knows_its_labels():
 
 
 def test_a_synthetic_hash_is_that_of_the_bytes():
-    task = tasks.soudry_points()
+    task = tasks.separable_points(4, 2)
     content = task.x.numpy().tobytes() + task.y.numpy().tobytes()
     assert task.sha256 == hashlib.sha256(content).hexdigest()
 
@@ -68,7 +69,6 @@ def test_a_synthetic_hash_is_that_of_the_bytes():
 
 GENERATORS = [
     lambda seed: tasks.separable_points(30, 5, seed=seed),
-    lambda seed: tasks.orthogonally_separable_points(30, seed=seed),
     lambda seed: tasks.planar_points(40, seed=seed),
     lambda seed: tasks.with_contradictions(tasks.planar_points(40), seed=seed),
 ]
@@ -81,24 +81,6 @@ def test_a_seed_gives_one_set(generate):
     assert generate(3).x.dtype == torch.float64
 
 
-def test_soudry_points_have_the_known_direction():
-    task = tasks.soudry_points()
-    direction = torch.tensor([1.0, 1.0], dtype=torch.float64) / 2**0.5
-    margins = task.y * (task.x @ direction)
-    # All four are support points at distance √2; 1e-15 is rounding.
-    torch.testing.assert_close(margins, torch.full_like(margins, 2**0.5), rtol=1e-15, atol=0)
-    assert max_margin(task) == pytest.approx(2**0.5, rel=1e-12)  # NNLS solves to rounding
-
-
-@pytest.mark.parametrize("n", [2, 5, 40])
-def test_outvoted_support_point_has_margin_a_tenth(n):
-    task = tasks.outvoted_support_point(n)
-    assert max_margin(task) == pytest.approx(0.1, rel=1e-9)  # NNLS solves to rounding
-    margins = task.y * (task.x @ torch.tensor([-1.0, 0.0], dtype=torch.float64))
-    assert margins.tolist() == pytest.approx([0.1] + [0.2] * (n - 1), rel=1e-15)
-    assert set(task.y.tolist()) == {-1, 1}
-
-
 @pytest.mark.parametrize("margin", [0.02, 0.3, 0.9])
 def test_separable_points_have_at_least_their_margin(margin):
     task = tasks.separable_points(80, 20, margin=margin, seed=1)
@@ -109,14 +91,6 @@ def test_separable_points_have_at_least_their_margin(margin):
     # 1.000003 was seen at worst; rounding may take 1e-12.
     crowded = tasks.separable_points(2000, 2, margin=margin, seed=1)
     assert 1 - 1e-12 <= max_margin(crowded) / margin <= 1.0001
-
-
-def test_orthogonally_separable_points_are():
-    task = tasks.orthogonally_separable_points(30, dimension=3)
-    same = task.y[:, None] == task.y[None, :]
-    gram = task.x @ task.x.T
-    assert (gram[same] > 0).all()
-    assert (gram[~same] < 0).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -139,10 +113,8 @@ def test_planar_points_of_one_teacher_agree_for_every_n():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: tasks.outvoted_support_point(1), "n: expected at least 2, got 1"),
         (lambda: tasks.separable_points(1, 3), "expected n, dimension ≥ 2, got 1, 3"),
         (lambda: tasks.separable_points(9, 3, margin=1.0), r"margin: .* in \(0, 1\), got 1.0"),
-        (lambda: tasks.orthogonally_separable_points(4, 1), "expected n, dimension ≥ 2, got 4, 1"),
         (lambda: tasks.planar_points(7), "n: expected an even number ≥ 4, got 7"),
         (lambda: tasks.planar_points(8, neurons=0), "neurons: expected at least 1, got 0"),
         (lambda: tasks.planar_points(8, deleted=1.0), r"deleted: .* in \[0, 1\), got 1.0"),
@@ -238,7 +210,7 @@ def test_every_point_can_have_its_twin():
 
 def test_contradictions_refuse_coinciding_points():
     with pytest.raises(ValueError, match="expected distinct points, got 3 coinciding"):
-        tasks.with_contradictions(tasks.outvoted_support_point(6), fraction=0.1)
+        tasks.with_contradictions(outvoted_support_point(6), fraction=0.1)
     with pytest.raises(ValueError, match=r"torch.float32 cannot resolve the distance 1e-09"):
         tasks.with_contradictions(images.bundled_fashion_mnist([0, 1], 5), distance=1e-9)
     x = torch.zeros(2, 2, dtype=torch.float64)

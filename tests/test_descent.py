@@ -10,6 +10,7 @@ from latephase.measures import settling
 from latephase.problem.vectors import path_length
 from latephase.training.descent import gradient_descent
 from latephase.zoo import networks, tasks
+from tests.references import soudry_points
 
 
 def generator(seed=0):
@@ -30,7 +31,7 @@ def squared(task):
 
 def test_one_relative_step_is_the_normalized_gradient_of_the_risk():
     # For a linear model and the exponential loss, ∇α = Σ q_i y_i x_i with q = softmax(-p).
-    task = tasks.soudry_points()
+    task = soudry_points()
     network = networks.linear(2, generator=generator())
     w = network[0].weight.detach().numpy()[0]
     z = task.y.numpy()[:, None] * task.x.numpy()
@@ -76,7 +77,7 @@ def test_records_are_spaced_evenly_in_ln_alpha(squared):
 
 def test_a_linear_model_approaches_the_maximum_margin_direction():
     # Case 1 of Soudry et al.'s data: the limit is (1, 1)/√2; the error is of order 1/α.
-    task = tasks.soudry_points()
+    task = soudry_points()
     run = gradient_descent(networks.linear(2, generator=generator()), task.x, task.y, until=500.0)
     error = np.linalg.norm(run.direction[-1] - np.array([1, 1]) / math.sqrt(2))
     assert error < 5.0 / 500.0

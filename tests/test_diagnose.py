@@ -1,11 +1,16 @@
 """Diagnosis of networks trained elsewhere, against the flow's own numbers."""
 
+import json
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import latephase
+from latephase.problem.task import Task
 
 
 def data(n=30, dims=4, seed=0):
@@ -75,6 +80,81 @@ def test_classes_against_autograd():
     assert came.alignment == pytest.approx(expected.item(), abs=1e-12)
     assert came.margins.shape == (30,)
     assert came.dual.shape == (30, 2)
+
+
+def test_margins_are_raw_and_normalized_ones_are_the_flows():
+    x, y = data()
+    module = network().double()
+    flow = latephase.gradient_flow(module, x, y, until=25.0)
+    came = latephase.diagnose(flow.write_to(module), x, y)
+    assert came.raw_margins is came.margins
+    np.testing.assert_allclose(came.normalized_margins, flow.margins[-1], rtol=1e-9)
+    assert came.normalized_margins.min() == pytest.approx(came.normalized_margin, rel=1e-12)
+    assert replace(came, degree=None).normalized_margins is None
+
+
+def test_a_task_stands_for_its_points_and_labels():
+    x, y = data()
+    task = Task(torch.tensor(x), torch.tensor(y.astype(int)), "points", "0" * 64)
+    came = latephase.diagnose(network(), task)
+    assert came.smoothed_margin == latephase.diagnose(network(), x, y).smoothed_margin
+    with pytest.raises(ValueError, match="y: expected none beside the task 'points'"):
+        latephase.diagnose(network(), task, y)
+    with pytest.raises(ValueError, match="y: expected labels"):
+        latephase.diagnose(network(), x)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss"), [(1, "exponential"), (2, "cross_entropy"), (3, "cross_entropy")]
+)
+def test_the_loss_that_nobody_named_follows_from_the_outputs(outputs, loss):
+    x, y = data()
+    labels = y if outputs == 1 else np.arange(30) % outputs
+    module = network(outputs=outputs)
+    came = latephase.diagnose(module, x, labels)
+    assert came.smoothed_margin == latephase.diagnose(module, x, labels, loss).smoothed_margin
+    other = latephase.diagnose(network(), x, y, "logistic").smoothed_margin
+    assert outputs > 1 or came.smoothed_margin != other
+
+
+def test_a_diagnosis_is_one_line_one_object_and_one_key():
+    x, y = data()
+    one, two = (latephase.diagnose(network(), x, y) for _ in range(2))
+    assert one == one
+    assert one != two
+    assert {one: 1}[one] == 1
+    assert "30 examples" in repr(one)
+    assert "degree 3" in repr(one)
+    assert "no degree" in repr(replace(one, degree=None, alignment=None))
+    assert "\n" not in repr(one)
+    assert len(repr(one)) < 200
+
+
+def test_json_is_strict_and_complete():
+    x, y = data()
+    came = latephase.diagnose(network(), x, y, degree=3.0)
+    came = replace(came, kkt_stationarity=None, kkt_complementarity=np.inf)
+    assert np.isnan(came.homogeneity_defect)  # with a degree that was given
+    row = json.loads(came.to_json(), parse_constant=pytest.fail)
+    assert row["kkt_stationarity"] is row["kkt_complementarity"] is None
+    assert row["homogeneity_defect"] is None
+    assert row["alignment"] == came.alignment
+    assert row["margins"] == came.margins.tolist()
+    assert row["dual"] == came.dual.tolist()
+    assert row["layers"][0]["shape"] == [6, 4]
+    assert row["layers"][2]["alignment_with_next"] is None
+    assert set(row) == set(came.__dataclass_fields__)
+
+
+def test_a_diagnosis_draws_itself():
+    x, y = data()
+    came = latephase.diagnose(network(), x, y)
+    figure = came.plot()
+    left, right = figure.axes
+    np.testing.assert_array_equal(left.lines[0].get_xdata(), np.sort(came.margins))
+    widths = [bar.get_width() for bar in right.patches]
+    np.testing.assert_allclose(widths, came.layers["spectral_ratio"])
+    plt.close(figure)
 
 
 def test_without_a_degree_what_needs_one_is_none():

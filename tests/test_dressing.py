@@ -1,10 +1,15 @@
 """What an executed chapter wears: origin and files of its figures, and its foot."""
 
 import base64
+import builtins
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -69,29 +74,63 @@ def test_many_numbers_are_offered_compressed(notebook, tmp_path):
 
 @pytest.mark.parametrize("address", ["", "https://github.com/someone/latephase"])
 def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path, notebook, address):
-    book = Book(ROOT, "quick")
     executed = tmp_path / "executed.ipynb"
-    colab = read(book.source("alignment")).cells
-    notebook.content["cells"].append(next(cell.content for cell in colab if "colab" in cell.tags))
     executed.write_text(json.dumps(notebook.content | {"nbformat": 4}))
 
     class Here(Book):
         def executed(self, chapter):
             return executed
 
-    foot = dressing.notebooks_to_take(Here(ROOT, "quick"), "alignment", tmp_path, address)
+    here = Here(ROOT, "quick")
+    foot = dressing.notebooks_to_take(here, "alignment", tmp_path, address)
     assert '-y "seeds: [7, 8, 9, 10, 11]"' in foot
     assert "for s in 7 8 9; do" in foot
     stored, run = (
         read(tmp_path / "notebooks" / f"alignment{end}.ipynb") for end in ("", "-executed")
     )
     for taken in (stored, run):
-        source = next(cell.source for cell in taken.cells if "colab" in cell.tags)
-        assert source.count(f'repository = "{address}"') == 1
-    assert (stored.content == read(book.source("alignment")).content) == (not address)
+        first = next(cell for cell in taken.cells if cell.is_code)
+        assert first.tags == ["colab"]
+        assert f'repository = "{address}"\n' in first.source
+    nbformat.validate(nbformat.from_dict(stored.content))
+    stored.content["cells"].remove(next(c.content for c in stored.cells if c.is_code))
+    assert stored.content == read(here.source("alignment")).content
     # What the page offers anyway is left out.
-    kinds = [set(output["data"]) for output in run.cells[1].outputs]
+    kinds = [set(output["data"]) for output in run.cells[2].outputs]
     assert kinds == [{"image/svg+xml"}, set(), {MIME, "text/plain"}]
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/someone/latephase"])
+def test_the_cell_for_colab_fetches_the_book_on_colab_and_does_nothing_elsewhere(
+    monkeypatch, tmp_path, address
+):
+    commands, questions = [], []
+
+    def run(command, check):
+        commands.append(command)
+        if command[0] == "git":
+            os.makedirs(os.path.join(command[-1], "book"))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(builtins, "input", lambda text: questions.append(text) or "someone/fork")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    source = dressing.COLAB.replace("{address}", address)
+    exec(source, {})
+    assert (commands, questions, os.getcwd()) == ([], [], str(tmp_path))
+
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    exec(source, {})
+    exec(source, {})  # after a restart of the kernel, the checkout is there
+    checkout = str(tmp_path / "latephase-book")
+    assert len(questions) == (not address)
+    cloned = ["git", "clone", "--depth=1", address or "https://github.com/someone/fork", checkout]
+    packages = [f"{checkout}[plot,images]", "myst-nb", "pyyaml"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", *packages]
+    assert commands == [cloned, install, install]
+    assert os.getcwd() == os.path.join(checkout, "book")
+    assert os.path.join(checkout, "lib") in sys.path
 
 
 @pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/reproducibility.md"])

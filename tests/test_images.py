@@ -1,4 +1,4 @@
-"""Image sets and their files: the bundle, the full sets, Keras's layout, and what goes wrong."""
+"""Image sets and their files: the bundle, Keras's layout, JPEG files, and what goes wrong."""
 
 import gzip
 import hashlib
@@ -8,9 +8,6 @@ import pickle
 import re
 import runpy
 import shutil
-import socket
-import tarfile
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -18,47 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from latephase.zoo import datafiles, images
-from latephase.zoo.datafiles import DataError
+from latephase.zoo import images
+from latephase.zoo.images import DataError
+from tests.conftest import ROOT
 
 HASH = "0" * 64
-SCRIPT = images.BUNDLE.with_name("make_fashion_mnist_3k.py")
+SCRIPT = ROOT / "recordings" / "make_fashion_mnist_3k.py"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_debian = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
 )
-
-
-@pytest.fixture(autouse=True)
-def network(monkeypatch):
-    """No test reaches the network; the list tells which hosts one asked for."""
-    asked = []
-
-    def refuse(host, *rest, **settings):
-        asked.append(host)
-        raise OSError("no network in this test")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return asked
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty cache folder that LATEPHASE_DATA names."""
-    monkeypatch.setenv("LATEPHASE_DATA", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def debian_root(tmp_path_factory):
-    """A cache folder with the Debian package's files, decompressed as torchvision wants them."""
-    root = tmp_path_factory.mktemp("debian")
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for packed in DEBIAN.glob("*.gz"):
-        with gzip.open(packed) as source, open(raw / packed.stem, "wb") as target:
-            shutil.copyfileobj(source, target)
-    return root
 
 
 # ---------------------------------------------------------------- the bundled images
@@ -74,7 +40,6 @@ def test_the_bundle_is_balanced_and_scaled():
         symmetric = images.bundled_fashion_mnist(split=split, pixels="symmetric").x
         assert torch.equal(symmetric, 2 * task.x - 1)
     assert task.sha256 == hashlib.sha256(images.BUNDLE.read_bytes()).hexdigest()
-    assert len(images.FASHION_MNIST_CLASSES) == 10
 
 
 def test_the_bundle_has_no_image_twice():
@@ -169,218 +134,6 @@ def test_the_script_refuses_another_source(tmp_path):
     with pytest.raises(DataError, match=f"{path}: .*expected sha256 c59f468a"):
         make(tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
-
-
-# ---------------------------------------------------------------- the full sets
-
-
-def test_the_cache_folder_is_the_users_choice(monkeypatch):
-    monkeypatch.setenv("LATEPHASE_DATA", "~/sets")
-    assert datafiles.data_home() == Path.home() / "sets"
-    monkeypatch.delenv("LATEPHASE_DATA")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert datafiles.data_home() == Path("/somewhere/latephase")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert datafiles.data_home() == Path.home() / ".cache" / "latephase"
-
-
-@needs_debian
-def test_torchvision_reads_the_debian_files(debian_root, monkeypatch, network):
-    from torchvision.datasets import FashionMNIST
-
-    monkeypatch.setenv("LATEPHASE_DATA", str(debian_root))
-    with np.load(images.BUNDLE) as bundle:
-        index = {split: bundle[f"index_{split}"] for split in ("train", "test")}
-    for split, n in (("train", 60_000), ("test", 10_000)):
-        torchvisions = FashionMNIST(debian_root, train=split == "train", download=True)
-        ours = images.fashion_mnist(split=split)
-        assert torch.equal(ours.x[:, 0], torchvisions.data.float() / 255)
-        assert torch.equal(ours.y, torchvisions.targets)
-        assert len(ours) == n
-        bundled = images.bundled_fashion_mnist(split=split)
-        assert torch.equal(ours.x[index[split]], bundled.x)
-        assert torch.equal(ours.y[index[split]], bundled.y)
-    listing = "".join(
-        f"{images.FASHION_MNIST_SHA256[name]}  {name}\n"
-        for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    )
-    assert ours.sha256 == hashlib.sha256(listing.encode()).hexdigest()
-    assert not network  # nothing was missing, so nothing was asked for
-
-
-@pytest.mark.parametrize(
-    ("load", "name", "first_file", "digest"),
-    [
-        (
-            images.fashion_mnist,
-            "fashion_mnist",
-            "FashionMNIST/raw/train-images-idx3-ubyte",
-            "sha256 c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        ),
-        (
-            images.cifar10,
-            "cifar10",
-            "cifar-10-batches-py/data_batch_1",
-            "md5 c99cafc152244af753f735de768cd75f",
-        ),
-    ],
-)
-class TestAbsentSets:
-    def test_without_leave_nothing_is_fetched(self, home, network, load, name, first_file, digest):
-        message = f"{home / first_file}: no such file; expected {digest}. To fetch it: .*{name}"
-        with pytest.raises(DataError, match=message):
-            load()
-        assert not network
-        assert not home.exists()
-
-    def test_no_network(self, home, network, load, name, first_file, digest):
-        with pytest.raises(DataError) as caught:
-            load(download=True)
-        message = str(caught.value)
-        assert f"{home / first_file}: no such file; expected {digest}." in message
-        assert "The download failed" in message
-        assert "no network in this test" in message
-        assert f"{name}(download=True)" in message
-        assert "The quick book needs no download." in message
-        assert network
-        assert list(home.iterdir()) == []
-
-    def test_a_folder_that_cannot_be(self, home, load, name, first_file, digest):
-        home.write_text("a file where the folder should be")
-        with pytest.raises(DataError, match=r"The download failed .*(File exists|Not a directory)"):
-            load(download=True)
-
-
-class Served:
-    """What urlopen returns: the content in two pieces, or what `then` raises after the first."""
-
-    def __init__(self, url, content, then=None):
-        self.url, self.length, self.then = url, len(content), then
-        half = len(content) // 2
-        self.pieces = [content[:half], content[half:]]
-
-    def read(self, size):
-        if self.then and len(self.pieces) == 1:
-            raise self.then
-        return self.pieces.pop(0) if self.pieces else b""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return False
-
-
-def serve(monkeypatch, content, then=None):
-    def urlopen(request, *rest, **settings):
-        return Served(request.full_url, content, then)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-
-
-@pytest.mark.parametrize("load", [images.fashion_mnist, images.cifar10])
-def test_a_truncated_download_leaves_nothing(home, monkeypatch, load):
-    serve(monkeypatch, b"not what the publisher sent")
-    with pytest.raises(DataError, match=r"no such file; expected .* The download failed"):
-        load(download=True)
-    assert list(home.iterdir()) == []
-    serve(monkeypatch, b"interrupted", then=KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        load(download=True)
-    assert list(home.iterdir()) == []
-    with pytest.raises(DataError, match="no such file"):
-        load()
-
-
-def test_half_written_files_are_not_taken_for_done(home):
-    """torchvision itself only looks whether the decompressed Fashion-MNIST files exist."""
-    raw = home / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name in images.FASHION_MNIST_SHA256:
-        (raw / name).write_bytes(b"\x00\x00\x08\x03")
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: damaged .* c59f468a.*, got "):
-        images.fashion_mnist()
-
-
-def cifar_archive(per_batch=20):
-    """A CIFAR-10 archive of random images: its bytes, md5s by file name, images and labels."""
-    rng = np.random.default_rng(0)
-    buffer, md5, kept = io.BytesIO(), {}, {}
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
-            pixels = rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
-            labels = [i % 10 for i in range(per_batch)]
-            kept[name] = pixels
-            entry = {"data": pixels, "labels": labels, "label_names": list(images.CIFAR10_CLASSES)}
-            content = pickle.dumps(entry)
-            md5[name] = hashlib.md5(content).hexdigest()
-            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue(), md5, kept
-
-
-@pytest.fixture
-def published(monkeypatch):
-    """A small archive in the place of the publisher's."""
-    from torchvision.datasets import CIFAR10
-
-    content, md5, kept = cifar_archive()
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(CIFAR10, "train_list", [[n, md5[n]] for n in md5 if n.startswith("data")])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
-    serve(monkeypatch, content)
-    return kept
-
-
-def test_cifar10_is_fetched_whole_and_kept(home, published, network, monkeypatch):
-    task = images.cifar10(download=True)
-    assert task.x.shape == (100, 3, 32, 32)
-    expected = published["data_batch_1"][0].reshape(3, 32, 32) / np.float32(255)
-    np.testing.assert_array_equal(task.x[0].numpy(), expected)
-    assert os.listdir(home) == ["cifar-10-batches-py"]
-    listing = ""
-    for name in (f"data_batch_{i}" for i in range(1, 6)):
-        content = (home / "cifar-10-batches-py" / name).read_bytes()
-        listing += f"{hashlib.sha256(content).hexdigest()}  {name}\n"
-    assert task.sha256 == hashlib.sha256(listing.encode()).hexdigest()
-    # A second call finds the files, and a damaged one is fetched again only with leave.
-    monkeypatch.setattr(urllib.request, "urlopen", None)
-    assert images.cifar10(download=True).sha256 == task.sha256
-    assert len(images.cifar10(split="test", classes=[2, 4], per_class=2)) == 4
-    assert not network
-
-
-def test_a_damaged_cifar_file_is_fetched_again_with_leave(home, published):
-    before = images.cifar10(download=True)
-    batch = home / "cifar-10-batches-py" / "data_batch_3"
-    batch.write_bytes(batch.read_bytes()[:-1])
-    with pytest.raises(DataError, match=f"{batch}: damaged or another version; expected md5"):
-        images.cifar10()
-    assert images.cifar10(download=True).sha256 == before.sha256
-
-
-class Trap:
-    """Unpickling this makes a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_no_pickle_is_loaded_before_its_hash_fits(home, published, tmp_path):
-    images.cifar10(download=True)
-    for name in ("data_batch_1", "batches.meta"):
-        file = home / "cifar-10-batches-py" / name
-        good = file.read_bytes()
-        file.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-        with pytest.raises(DataError, match=f"{file}: damaged"):
-            images.cifar10()
-        file.write_bytes(good)
-    assert not (tmp_path / "sprung").exists()
 
 
 # ---------------------------------------------------------------- Keras-layout files

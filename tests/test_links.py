@@ -42,7 +42,7 @@ def test_every_place_of_the_book_is_read():
         "README.md",
         "book/references.bib",
     ]
-    assert "https://colab.research.google.com" in found
+    assert "https://mybinder.org" in found
     assert not [link for link in found if "OWNER" in link]
 
 

@@ -15,7 +15,6 @@ from latephase.problem.losses import (
     default_loss,
     named_loss,
     pairwise_margins,
-    smoothed_margin,
     true_margins,
 )
 
@@ -98,14 +97,14 @@ def test_dual_variables_of_the_exponential_loss_sum_to_one():
 def test_log_dual_variables_survive_where_q_underflows():
     p = torch.tensor([0.0, 5000.0], dtype=torch.float64)
     # -5000 exactly, up to ln(1 + e^{-5000}) = 0.
-    assert EXPONENTIAL.log_dual_variables(p)[1].item() == -5000.0
+    assert EXPONENTIAL.smoothed_margin_and_log_duals(p)[1][1].item() == -5000.0
 
 
 def test_cross_entropy_of_two_classes_is_logistic():
     outputs = torch.randn(9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1])
-    two = smoothed_margin(outputs, labels, "cross_entropy")
-    one = smoothed_margin(outputs[:, 1] - outputs[:, 0], 2 * labels - 1, "logistic")
+    two = CROSS_ENTROPY.smoothed_margin(pairwise_margins(outputs, labels))
+    one = LOGISTIC.smoothed_margin((2 * labels - 1) * (outputs[:, 1] - outputs[:, 0]))
     assert two.item() == pytest.approx(one.item(), rel=1e-14)
 
 

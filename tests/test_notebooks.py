@@ -1,15 +1,11 @@
 """The stored chapters: clean, parameterized, described, and at one with the quick profile."""
 
 import ast
-import builtins
-import os
-import subprocess
-import sys
 
 import pytest
 from papermill import inspect_notebook
 
-from latebook import dressing, gate
+from latebook import gate
 from latebook.claims import PROFILES, load
 from latebook.files import read_yaml
 from latebook.layout import Book
@@ -80,44 +76,6 @@ def test_every_figure_has_a_name_a_caption_and_a_description(chapter):
         assert mystnb["figure"]["name"].startswith("fig-")
         assert len(mystnb["figure"]["caption"]) > 40
         assert len(mystnb["image"]["alt"]) > 40
-
-
-def test_every_chapter_begins_with_one_and_the_same_cell_for_colab():
-    first = [next(c for c in read(BOOK.source(name)).cells if c.is_code) for name in CHAPTERS]
-    assert [cell.tags for cell in first] == [["colab", "remove-cell"]] * len(CHAPTERS)
-    assert len({cell.source for cell in first}) == 1
-    assert first[0].source.count(dressing.ADDRESS) == 1
-
-
-@pytest.mark.parametrize("address", ["", "https://github.com/someone/latephase"])
-def test_the_cell_for_colab_fetches_the_book_on_colab_and_does_nothing_elsewhere(
-    monkeypatch, tmp_path, address
-):
-    commands, questions = [], []
-
-    def run(command, check):
-        commands.append(command)
-        if command[0] == "git":
-            os.makedirs(os.path.join(command[-1], "book"))
-
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(builtins, "input", lambda text: questions.append(text) or "someone/fork")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    cell = next(cell for cell in read(BOOK.source(CHAPTERS[0])).cells if "colab" in cell.tags)
-    source = cell.source.replace(dressing.ADDRESS, f'repository = "{address}"')
-    exec(source, {})
-    assert (commands, questions, os.getcwd()) == ([], [], str(tmp_path))
-
-    monkeypatch.setitem(sys.modules, "google.colab", sys)
-    exec(source, {})
-    exec(source, {})  # after a restart of the kernel, the checkout is there
-    checkout = str(tmp_path / "latephase-book")
-    assert len(questions) == (not address)
-    cloned = ["git", "clone", "--depth=1", address or "https://github.com/someone/fork", checkout]
-    install = [sys.executable, "-m", "pip", "install", "--quiet", checkout, "myst-nb", "pyyaml"]
-    assert commands == [cloned, install, install]
-    assert os.getcwd() == os.path.join(checkout, "book")
 
 
 # Shows how to use the library, and claims nothing.

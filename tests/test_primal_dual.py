@@ -5,7 +5,8 @@ import pytest
 
 from latephase.experiments.primal_dual import linear_descent
 from latephase.measures.max_margin import hard_margin
-from latephase.zoo.tasks import outvoted_support_point, separable_points
+from latephase.zoo.tasks import separable_points
+from tests.references import outvoted_support_point
 
 
 def rows(task):

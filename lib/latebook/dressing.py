@@ -23,8 +23,28 @@ _KINDS = (
 )
 # Numbers of more bytes than these are offered compressed.
 _LARGE = 2**18
-# The line of a chapter's first code cell that says where its repository is.
-ADDRESS = 'repository = ""'
+# The first code cell of the notebooks that the site offers; `{address}` is the repository's.
+COLAB = """\
+# Google Colab opens this notebook alone: there, fetch its book and install what it needs.
+import sys
+
+if "google.colab" in sys.modules:
+    import importlib
+    import os
+    import subprocess
+
+    repository = "{address}"
+    checkout = os.path.expanduser("~/latephase-book")
+    if not os.path.isdir(checkout):
+        if not repository:
+            name = input("OWNER/NAME of the repository, as in this page's own address: ")
+            repository = "https://github.com/" + name.strip()
+        subprocess.run(["git", "clone", "--depth=1", repository, checkout], check=True)
+    needed = [checkout + "[plot,images]", "myst-nb", "pyyaml"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *needed], check=True)
+    sys.path.append(os.path.join(checkout, "lib"))  # latebook, which is in no wheel
+    importlib.invalidate_caches()
+    os.chdir(os.path.join(checkout, "book"))"""
 
 
 def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
@@ -55,25 +75,25 @@ def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
 def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = "") -> str:
     """Copy a chapter as stored and as executed; return the foot that offers both of them.
 
-    The copies know the repository's address, for Colab. The executed one leaves out what the
-    chapter's page offers with each figure: the numbers, and the PNG of what is there as SVG.
+    The copies begin with a cell for Colab, which knows the repository's address. The executed one
+    leaves out what the chapter's page offers with each figure: the numbers, and the PNG of what
+    is there as SVG.
     """
     folder = generated / "notebooks"
     executed = read(book.executed(chapter))
     for output in (output for cell in executed.cells for output in cell.outputs):
         _lighten(output.get("data", {}))
     for notebook, end in ((read(book.source(chapter)), ""), (executed, "-executed")):
-        for cell in notebook.cells:
-            if "colab" in cell.tags:
-                source = cell.source.replace(ADDRESS, f'repository = "{address}"')
-                cell.content["source"] = source.splitlines(keepends=True)
+        first = next(k for k, cell in enumerate(notebook.cells) if cell.is_code)
+        notebook.content["cells"].insert(first, _colab_cell(address))
         write_whole(folder / f"{chapter}{end}.ipynb", notebook.text())
     parameters = book.parameters(chapter)
     name = "seeds" if "seeds" in parameters else next(iter(parameters), None)
     lines = [
         f"**Take this chapter with you:** {{download}}`the notebook <_generated/notebooks/"
         f"{chapter}.ipynb>`, {{download}}`as executed <_generated/notebooks/"
-        f"{chapter}-executed.ipynb>` with the profile *{book.profile}*.",
+        f"{chapter}-executed.ipynb>` with the profile *{book.profile}*. Uploaded to Google Colab, "
+        "either fetches the book first.",
     ]
     if name:
         seeds = name == "seeds"
@@ -92,6 +112,12 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = 
             lines.append(f'for s in 7 8 9; do {run} mine-$s.ipynb -y "seeds: [$s]"; done')
         lines.append("```")
     return "\n".join(lines) + "\n"
+
+
+def _colab_cell(address: str) -> dict:
+    source = COLAB.replace("{address}", address).splitlines(keepends=True)
+    about = {"cell_type": "code", "id": "colab", "metadata": {"tags": ["colab"]}}
+    return about | {"execution_count": None, "outputs": [], "source": source}
 
 
 def _lighten(data: dict) -> None:

@@ -72,9 +72,10 @@ def _stage(book: Book, stage: Path) -> None:
 
 def _config(path: Path, profile: str) -> str:
     """The configuration, with the profile under every page and, where the repository is known,
-    buttons to it, Binder and Colab.
+    buttons to it and Binder.
 
-    LATEPHASE_REPOSITORY is its address, as https://github.com/OWNER/NAME.
+    LATEPHASE_REPOSITORY is its address, as https://github.com/OWNER/NAME. There is no button to
+    Colab: it would open the chapter as stored, which lacks the cell that fetches the book.
     """
     config = read_yaml(path)
     html = config.setdefault("html", {})
@@ -85,7 +86,6 @@ def _config(path: Path, profile: str) -> str:
     config["launch_buttons"] = {
         "notebook_interface": "jupyterlab",
         "binderhub_url": "https://mybinder.org",
-        "colab_url": "https://colab.research.google.com",
     }
     html |= {"use_repository_button": True, "use_issues_button": True}
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -51,6 +53,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="latephase", description=__doc__.split("\n\n")[0])
+    version = importlib.metadata.version("latephase")
+    parser.add_argument("--version", action="version", version=f"latephase {version}")
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("diagnose", help="measure a trained network", description=__doc__)
     one.add_argument("checkpoint", type=Path, help="weights: .safetensors, or .pt/.pth tensors")
@@ -59,14 +63,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--arguments", default="{}", help="keyword arguments of the factory, as JSON")
     one.add_argument("--data", required=True, type=Path, help=".npz with arrays x [n, ...], y [n]")
-    one.add_argument("--loss", default="cross_entropy", help="exponential, logistic, cross_entropy")
+    one.add_argument(
+        "--loss",
+        help="exponential, logistic or cross_entropy; if not given, exponential for one output "
+        "and cross_entropy for several",
+    )
     one.add_argument(
         "--degree", type=float, help="degree of homogeneity, taken as it is; measured if not given"
     )
     one.add_argument("--batch-size", type=int, default=256)
     one.add_argument("--device", default="cpu")
     one.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
-    one.add_argument("--figure", type=Path, metavar="FILE", help="draw to .svg, .png or .pdf")
+    one.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="draw to .svg, .png or .pdf; needs the extra `plot`",
+    )
     one.set_defaults(run=_diagnose)
     return parser
 
@@ -94,7 +107,8 @@ def _diagnose(options: argparse.Namespace) -> int:
         module.to(torch.device(options.device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: {options.device!r} cannot be used: {error}") from error
-    found = diagnose(module, x, y, options.loss, options.degree, options.batch_size)
+    loss = {} if options.loss is None else {"loss": options.loss}
+    found = diagnose(module, x, y, degree=options.degree, batch_size=options.batch_size, **loss)
     print(_table(found))
     if options.json:
         text = json.dumps(_plain(found, options), indent=1, ensure_ascii=False, allow_nan=False)
@@ -195,6 +209,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(f"{path}: there is no folder {path.absolute().parent}")
     if options.figure and options.figure.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"--figure: expected .svg, .png or .pdf, got {str(options.figure)!r}")
+    if options.figure and importlib.util.find_spec("seaborn") is None:
+        raise ValueError(
+            "--figure: needs seaborn, which is not installed: pip install 'latephase[plot]'"
+        )
 
 
 def _table(found) -> str:

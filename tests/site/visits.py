@@ -69,7 +69,7 @@ def _text(path: Path) -> str | bytes:
     if path.suffix != ".ipynb":
         return path.read_bytes()
     # Without what the build adds.
-    own = [cell for cell in read(path).cells if cell.content.get("id") != "foot"]
+    own = [cell for cell in read(path).cells if cell.content.get("id") not in ("colab", "foot")]
     return cells_sha256([cell for cell in own if "injected-parameters" not in cell.tags])
 
 

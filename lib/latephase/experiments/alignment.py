@@ -1,7 +1,7 @@
-"""Controls and layers of the chapter on alignment.
+"""Flows of any module and of the squared loss by scipy, and bounds on the rank of layers.
 
-Flows of any module and of the squared loss by scipy, and the bounds that a deep linear network's
-start puts on the rank and the alignment of its layers.
+The bounds are those that a deep linear network's start puts on what its layers have beside their
+first singular values.
 """
 
 from __future__ import annotations
@@ -38,26 +38,22 @@ def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarr
         across = curvature - np.outer(along, along @ curvature)
         return norm / slope * across + np.outer(along, w / norm)
 
-    def arrived(_: float, w: np.ndarray) -> float:
+    def missing(_: float, w: np.ndarray) -> float:
         return problem.smoothed_margin(w)[0] - until
 
-    arrived.terminal = True
-    solution = solve_ivp(
-        velocity, (0.0, 1e3), problem.w0, "LSODA", events=arrived, jac=derivative,
-        rtol=rtol, atol=rtol * float(np.linalg.norm(problem.w0)),
-    )  # fmt: skip
-    if solution.status != 1:
-        raise RuntimeError(f"α did not reach {until:g}: {solution.message}")
-    states = [(w, *problem.smoothed_margin(w)) for w in solution.y.T]
-    misaligned = [misalignment(w, gradient) for w, *_, gradient in states]
-    return np.array([alpha for _, alpha, *_ in states]), np.array(misaligned)
+    tolerances = {"rtol": rtol, "atol": rtol * float(np.linalg.norm(problem.w0))}
+    states = _flow(velocity, derivative, missing, problem.w0, 1e3, **tolerances)
+    found = [problem.smoothed_margin(w) for w in states]
+    misaligned = [misalignment(w, one[3]) for w, one in zip(states, found, strict=True)]
+    return np.array([one[0] for one in found]), np.array(misaligned)
 
 
 def squared_loss(problem: Problem, fall: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
     """Return (‖∇R‖ relative to the start [k], 1 - cos(W, -∇R) [k]) for R = ½Σ(Φ - y)².
 
     The flow dW/dt = -∇R from the problem's weights, labels ±1, until the gradient has fallen to
-    `fall` of its norm at the start; by scipy's LSODA with the exact second derivatives.
+    `fall` of its norm at the start; by scipy's LSODA with the exact second derivatives. Raises
+    RuntimeError where it does not.
     """
 
     def velocity(_: float, w: np.ndarray) -> np.ndarray:
@@ -70,24 +66,30 @@ def squared_loss(problem: Problem, fall: float = 1e-3) -> tuple[np.ndarray, np.n
 
     start = float(np.linalg.norm(velocity(0.0, problem.w0)))
 
-    def arrived(t: float, w: np.ndarray) -> float:
+    def missing(t: float, w: np.ndarray) -> float:
         return float(np.linalg.norm(velocity(t, w))) / start - fall
 
-    arrived.terminal = True
+    tolerances = {"rtol": 1e-4, "atol": 1e-2 * fall}
+    states = _flow(velocity, derivative, missing, problem.w0, 1e12, **tolerances)
+    gradients = [velocity(0.0, w) for w in states]
+    misaligned = [misalignment(w, g) for w, g in zip(states, gradients, strict=True)]
+    return np.linalg.norm(gradients, axis=1) / start, np.array(misaligned)
+
+
+def _flow(velocity, derivative, missing, w0, longest, **tolerances) -> np.ndarray:
+    """Return W [k, P] at the steps of dW/dt = velocity from w0 to where `missing` is zero."""
+    missing.terminal = True
     solution = solve_ivp(
-        velocity, (0.0, 1e12), problem.w0, "LSODA", events=arrived, jac=derivative,
-        rtol=1e-4, atol=1e-2 * fall,
-    )  # fmt: skip
+        velocity, (0.0, longest), w0, "LSODA", events=missing, jac=derivative, **tolerances
+    )
     if solution.status != 1:
-        raise RuntimeError(f"the gradient did not fall to {fall:g}: {solution.message}")
-    gradients = [velocity(0.0, w) for w in solution.y.T]
-    norms = np.linalg.norm(gradients, axis=1) / start
-    pairs = zip(solution.y.T, gradients, strict=True)
-    return norms, np.array([misalignment(w, g) for w, g in pairs])
+        left = missing(solution.t[-1], solution.y[:, -1])
+        raise RuntimeError(f"the flow stopped before its end, by {left:.3g}: {solution.message}")
+    return solution.y.T
 
 
 @dataclass(frozen=True)
-class Layers:
+class LowRank:
     """Rank and neighbour alignment of a deep linear network's layers, with their bounds.
 
     rank, rank_bound [k, L]              1 - ‖W_k‖_2²/‖W_k‖_F² and D/‖W_k‖_F²
@@ -106,39 +108,34 @@ class Layers:
         return float(max(ratio.max() for ratio in ratios))
 
 
-def imbalance(layers: Sequence[np.ndarray]) -> float:
-    """Return D, what the layers W_1, ..., W_L of a deep linear network start with.
+def imbalance(weights: Sequence[np.ndarray]) -> float:
+    """Return D, what the weights W_1, ..., W_L of a deep linear network start with.
 
     D = max_k ‖W_k‖_F² - ‖W_L‖_F² + Σ_k ‖W_k W_kᵀ - W_{k+1}ᵀ W_{k+1}‖_2; the differences in the sum
     do not change along the flow, so that no layer can have more than D beside its first singular
     value. (Ji and Telgarsky 2018.)
     """
-    norms = [float(np.sum(layer**2)) for layer in layers]
-    steps = [balancedness(a, b) for a, b in pairwise(layers)]
-    return max(norms) - norms[-1] + sum(steps)
+    norms = [float(np.sum(weight**2)) for weight in weights]
+    return max(norms) - norms[-1] + sum(balancedness(a, b) for a, b in pairwise(weights))
 
 
-def layers_along(start: Sequence[np.ndarray], states: Iterable[Sequence[np.ndarray]]) -> Layers:
-    """Return the `Layers` of the states of a flow from `start`; layers in their own units."""
-    excess, first = imbalance(start), [np.linalg.norm(layer, 2) ** 2 for layer in start]
-    both = [excess + a + b for a, b in pairwise(first)]
-    states = list(states)
-    return Layers(
-        rank=np.array([[rank_defect(a) for a in layers] for layers in states]),
-        rank_bound=np.array([[excess / np.sum(a**2) for a in layers] for layers in states]),
-        neighbor=np.array(
-            [[neighbor_defect(a, b) for a, b in pairwise(layers)] for layers in states]
-        ),
-        neighbor_bound=np.array(
-            [
-                [have / np.linalg.norm(b, 2) ** 2 for have, b in zip(both, layers[1:], strict=True)]
-                for layers in states
-            ]
-        ),
-    )
+def low_rank(start: Sequence[np.ndarray], states: Iterable[Sequence[np.ndarray]]) -> LowRank:
+    """Return the `LowRank` of the states of a flow from `start`; weights in their own units."""
+    excess, first = imbalance(start), [np.linalg.norm(weight, 2) ** 2 for weight in start]
+    rows = []
+    for weights in states:
+        pairs = list(pairwise(weights))
+        above = [np.linalg.norm(upper, 2) ** 2 for _, upper in pairs]
+        rows.append((
+            [rank_defect(weight) for weight in weights],
+            [excess / np.sum(weight**2) for weight in weights],
+            [neighbor_defect(*pair) for pair in pairs],
+            [(excess + a + b) / top for (a, b), top in zip(pairwise(first), above, strict=True)],
+        ))  # fmt: skip
+    return LowRank(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def split_layers(w: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def split_weights(w: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Return the flat vector w [P] as weight matrices of the given shapes, in order."""
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(np.split(w, ends[:-1]), shapes, strict=True)]

@@ -278,3 +278,15 @@ def trajectory_summary(flow) -> mpl.figure.Figure:
     apart = np.where(flow.alignment < 1.0, 1.0 - flow.alignment, np.nan)
     misalignment(right, flow.smoothed_margin, [apart], color=BLUE, marker=".")
     return figure
+
+
+def diagnosis_summary(found) -> mpl.figure.Figure:
+    """Return a figure of a `Diagnosis`: sorted margins, and ‖A‖₂/‖A‖_F of the layers.
+
+    Of more than twelve layers the twelve with the largest norms, in the network's order.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    sorted_margins(left, found.margins)
+    shown = found.layers.nlargest(12, "frobenius_norm").sort_index()
+    layer_ratios(right, shown["layer"], shown["spectral_ratio"])
+    return figure

@@ -21,22 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1
-_SERIES = (
-    "smoothed_margin",
-    "log_norm",
-    "log_time",
-    "normalized_margin",
-    "normalized_smoothed_margin",
-    "raw_normalized_margin",
-    "alignment",
-    "kkt_stationarity",
-    "kkt_complementarity",
-    "path_length",
-    "dual_gap",
-)
-_TABLES = ("direction", "margins", "dual")
-# What a trajectory holds one of for each record.
-RECORDED = (*_SERIES, *_TABLES)
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
 
 
@@ -62,6 +46,11 @@ class Record:
     direction: np.ndarray = field(repr=False)
     margins: np.ndarray = field(repr=False)
     dual: np.ndarray = field(repr=False)
+
+
+# What a trajectory holds one of for each record: first numbers, then rows.
+RECORDED = tuple(f.name for f in dataclasses.fields(Record))[1:]
+_SERIES = RECORDED[:-3]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,7 +109,7 @@ class Trajectory:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # The continuation holds the module and the loss, of which either may be unpicklable.
+        # The continuation holds the module and the loss, and either may refuse to be pickled.
         return self.__dict__ | {"continuation": None}
 
     def __len__(self) -> int:
@@ -132,9 +121,8 @@ class Trajectory:
         Raises IndexError where there is none.
         """
         number = range(len(self))[index]
-        series = {name: float(getattr(self, name)[number]) for name in _SERIES}
-        tables = {name: getattr(self, name)[number] for name in _TABLES}
-        return Record(number, **series, **tables)
+        found = {name: getattr(self, name)[number] for name in RECORDED}
+        return Record(number, **(found | {name: float(found[name]) for name in _SERIES}))
 
     def at(self, alpha: float) -> Record:
         """Return the record whose smoothed margin is nearest to α = `alpha` in ln α.
@@ -170,33 +158,29 @@ class Trajectory:
         normalized=True writes W/‖W‖ instead. Raises ValueError when the module has another number
         of parameters, or when W does not fit into its dtype.
         """
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        count = sum(p.numel() for p in parameters)
+        parameters = [w for w in module.parameters() if w.requires_grad]
+        sizes = [w.numel() for w in parameters]
+        count = sum(sizes)
         if count != self.direction.shape[1]:
             raise ValueError(
                 f"write_to: expected a module with {self.direction.shape[1]} trainable "
                 f"parameters, got {count}"
             )
         log_norm = 0.0 if normalized else float(self.log_norm[record])
-        limit = min(float(np.log(torch.finfo(p.dtype).max)) for p in parameters)
+        limit = min(float(np.log(torch.finfo(w.dtype).max)) for w in parameters)
         if log_norm >= limit:
             raise ValueError(
                 f"write_to: ln‖W‖ = {log_norm:.4g} does not fit into the module's dtype (at most "
                 f"{limit:.4g}); pass normalized=True"
             )
-        w = torch.from_numpy(np.exp(log_norm) * self.direction[record])
+        parts = torch.from_numpy(np.exp(log_norm) * self.direction[record]).split(sizes)
         with torch.no_grad():
-            for parameter, part in zip(
-                parameters, w.split([p.numel() for p in parameters]), strict=True
-            ):
+            for parameter, part in zip(parameters, parts, strict=True):
                 parameter.copy_(part.reshape(parameter.shape))
         return module
 
     def plot(self) -> Figure:
-        """Return a figure of α/‖W‖^L and of 1 - alignment against α.
-
-        Needs the extra `plot`: Matplotlib and seaborn.
-        """
+        """Return a figure of α/‖W‖^L and of 1 - alignment against α; needs the extra `plot`."""
         from latephase.figures.plots import trajectory_summary
 
         return trajectory_summary(self)

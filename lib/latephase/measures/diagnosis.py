@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,17 +17,22 @@ from latephase.problem import kkt, vectors
 from latephase.problem.batches import BATCH, Batches, resolves_duals
 from latephase.problem.checks import checked_inputs, checked_labels, in_mode, raise_on_contradiction
 from latephase.problem.degree import homogeneity_degree
-from latephase.problem.losses import Loss, named_loss, pairwise_margins, true_margins
+from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
+from latephase.problem.task import Task, inputs_and_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
     """The scalars of a `Trajectory` at one state; None where the theory has no such quantity.
 
     None without a degree of homogeneity: normalized_margin, normalized_smoothed_margin and the
     KKT residuals. None where the dtype does not resolve the dual variables, ε·max|p| > 0.01:
     alignment, dual and the KKT residuals. margins [n] are those of W itself; `layers` has a row
-    for each weight of two or more axes. alignment is cos(W, -∇R) over the whole data.
+    for each weight of two or more axes. alignment is cos(W, -∇R) over the whole data. Two are
+    equal only if they are one object.
     """
 
     smoothed_margin: float
@@ -42,17 +49,58 @@ class Diagnosis:
     training_error: float
     layers: pd.DataFrame
 
+    @property
+    def raw_margins(self) -> np.ndarray:
+        """The margins [n] of W itself, as `margins`."""
+        return self.margins
+
+    @property
+    def normalized_margins(self) -> np.ndarray | None:
+        """The margins over ‖W‖^L [n], as a row of `Trajectory.margins`; None without a degree."""
+        if self.degree is None:
+            return None
+        return self.margins * math.exp(-self.degree * self.log_norm)
+
+    def to_json(self) -> str:
+        """Return all fields as strict JSON (RFC 8259): null where undefined, infinite or NaN."""
+        row = {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
+        row["layers"] = [
+            {name: _plain(value) for name, value in one.items()}
+            for one in self.layers.to_dict("records")
+        ]
+        return json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False)
+
+    def plot(self) -> Figure:
+        """Return a Matplotlib figure of the sorted margins and the ratios of the layers' norms.
+
+        Needs the extra `plot`.
+        """
+        from latephase.figures import plots
+
+        return plots.diagnosis_summary(self)
+
+    def __repr__(self) -> str:
+        aligned = "undefined" if self.alignment is None else f"{self.alignment:.6g}"
+        degree = "no degree" if self.degree is None else f"degree {self.degree:g}"
+        return (
+            f"<Diagnosis: {len(self.margins)} examples, training error {self.training_error:.3g}, "
+            f"{degree}, smoothed margin {self.smoothed_margin:.6g}, alignment {aligned}>"
+        )
+
 
 def diagnose(
     module: torch.nn.Module,
-    x: Tensor | np.ndarray,
-    y: Tensor | np.ndarray,
-    loss: str | Loss = "exponential",
+    x: Tensor | np.ndarray | Task,
+    y: Tensor | np.ndarray | None = None,
+    loss: str | Loss | None = None,
     degree: float | None = None,
     batch_size: int = BATCH,
     progress: bool | None = None,
 ) -> Diagnosis:
     """Return the `Diagnosis` of a module on data, on the module's own device and dtype.
+
+    x, y: inputs [n, ...] and labels [n]; or a Task for x, and no y. loss None is the exponential
+    loss for one output, cross-entropy for several.
 
     Evaluates in evaluation mode and restores the mode. degree None measures it on a float64 copy.
     The gradient takes a second pass over the batches, whose weights are the dual variables of the
@@ -69,10 +117,10 @@ def diagnose(
     >>> print(found.degree, round(found.normalized_margin, 6), round(found.alignment, 6))
     1.0 1.414214 1.0
     """
-    loss = named_loss(loss)
+    x, y = inputs_and_labels(x, y)
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    if not any(p.requires_grad for p in module.parameters()):
+    if not any(weight.requires_grad for weight in module.parameters()):
         raise ValueError("module: expected at least one trainable parameter, got none")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
@@ -80,7 +128,9 @@ def diagnose(
     measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
     with in_mode(module, training=False):
         batches = Batches(module, x, batch_size, progress)
-        y, outputs = checked_labels(y, batches.outputs_of(slice(0, 2)), len(x), loss.name)
+        first = batches.outputs_of(slice(0, 2))
+        loss = default_loss(loss, 1 if first.ndim == 1 else first.shape[1])
+        y, outputs = checked_labels(y, first, len(x), loss.name)
         raise_on_contradiction(x, y)
         p = pairwise_margins(batches.outputs(), y.to(batches.like.device))
         if p.ndim == 2 and outputs == 2:
@@ -135,40 +185,34 @@ def _layers(module: torch.nn.Module) -> pd.DataFrame:
     """Return the table of weights: norms, ratio of norms, alignment and balance with the next.
 
     alignment_with_next and imbalance_with_next are NaN where the shapes do not compose. The
-    imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F².
+    imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F². Ratio, vectors and imbalance of a zero weight are NaN.
     """
     weights = {
         name: w.detach().double().cpu().numpy()
         for name, w in module.named_parameters()
         if w.ndim >= 2 and w.requires_grad
     }
-    tops = {name: _top(weight) for name, weight in weights.items()}
-    rows = []
-    following = [*list(weights)[1:], None]
-    for (name, weight), above in zip(weights.items(), following, strict=True):
-        upper = None if above is None else weights[above]
-        composes = upper is not None and weight.ndim == upper.ndim == 2
-        composes = composes and upper.shape[1] == weight.shape[0]
-        norm, (spectral, left, _) = float(np.linalg.norm(weight)), tops[name]
-        rows.append(
-            {
-                "layer": name,
-                "shape": tuple(weight.shape),
-                "frobenius_norm": norm,
-                "spectral_norm": spectral,
-                "spectral_ratio": spectral / norm if norm else math.nan,
-                "alignment_with_next": float(abs(tops[above][2] @ left)) if composes else math.nan,
-                "imbalance_with_next": (
-                    layers.balancedness(weight, upper) / norm**2 if composes and norm else math.nan
-                ),
-            }
-        )
+    # Kernels as [out, rest].
+    tops = [layers.top_singular(weight.reshape(len(weight), -1)) for weight in weights.values()]
+    rows, pairs = [], [*zip(weights.values(), tops, strict=True), (None, None)]
+    for (name, w), top, (upper, above) in zip(weights.items(), tops, pairs[1:], strict=True):
+        row = {"layer": name, "shape": tuple(w.shape), "frobenius_norm": float(np.linalg.norm(w))}
+        norm = row["frobenius_norm"] or math.nan
+        row |= {"spectral_norm": top[0], "spectral_ratio": top[0] / norm}
+        row |= {"alignment_with_next": math.nan, "imbalance_with_next": math.nan}
+        if upper is not None and w.ndim == upper.ndim == 2 and upper.shape[1] == len(w):
+            row["alignment_with_next"] = float(abs(above[2] @ top[1]))
+            row["imbalance_with_next"] = layers.balancedness(w, upper) / norm**2
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _top(weight: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return `top_singular` of a weight, kernels as [out, rest]; NaN vectors where it is zero."""
-    matrix = weight.reshape(len(weight), -1)
-    if not np.any(matrix):
-        return 0.0, *(np.full(size, math.nan) for size in matrix.shape)
-    return layers.top_singular(matrix)
+def _plain(value):
+    """Return a value as JSON can hold it: lists for arrays, null for what is not finite."""
+    if isinstance(value, np.ndarray):
+        return [_plain(one) for one in value.tolist()]
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

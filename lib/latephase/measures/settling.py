@@ -1,11 +1,11 @@
 """Whether a recorded direction settles: measures of the late phase, small when it does.
 
-ln α is the late phase's natural clock, so states are compared at checkpoints that divide ln α
+ln α is the late phase's natural clock, so records are compared at milestones that divide ln α
 evenly, from α = `start` on. A run that offers nothing to compare, in particular one that never
-separates its examples, gives no checkpoints and +inf: what was not seen to converge must not pass
+separates its examples, gives no milestones and +inf: what was not seen to converge must not pass
 for convergence.
 
-Every measure takes the arrays of a run and the variable to compare states in: α itself, or ln α
+Every measure takes the arrays of a run and the variable to compare records in: α itself, or ln α
 where one asks for the pace while α is squared. A direction that turns for ever with ln ln α, as
 definability rules out, shortens its stretches per decade of α and keeps those per squaring.
 """
@@ -30,44 +30,29 @@ def deepest_fall(series: np.ndarray) -> float:
     return float(np.max((highest - series) / np.abs(highest)))
 
 
-def checkpoints(smoothed_margin: np.ndarray, start: float, ratio: float = np.e) -> np.ndarray:
+def milestones(smoothed_margin: np.ndarray, start: float, ratio: float = np.e) -> np.ndarray:
     """Return the indices of the first records with α ≥ start · ratio^j, j = 0, 1, ...
 
-    A checkpoint every e-fold of α by default, up to the last level that α [records] reaches; none
+    A milestone every e-fold of α by default, up to the last level that α [records] reaches; none
     if it never reaches `start`. Nothing is interpolated, so the records should lie closer together
-    than the checkpoints. Raises ValueError unless start > 0 and ratio > 1.
+    than the milestones. Raises ValueError unless start > 0 and ratio > 1.
     """
     if not (start > 0 and ratio > 1):
         raise ValueError(f"expected start > 0 and ratio > 1, got {start:g} and {ratio:g}")
-    alpha = np.asarray(smoothed_margin, dtype=float)
-    indices, level = [], start
-    # A run that aims at start · ratio^j must not miss it by the rounding of that power.
-    while (index := _first(alpha >= level * (1 - 1e-9))) < len(alpha):
-        indices.append(index)
-        level *= ratio
-    return np.array(indices, dtype=int)
+    reached = _reached(smoothed_margin)
+    count = np.log(np.max(reached, initial=np.finfo(float).tiny) / start) // np.log(ratio) + 1
+    return np.searchsorted(reached, start * ratio ** np.arange(count))
 
 
 def stretches(
     path_length: np.ndarray, smoothed_margin: np.ndarray, start: float, ratio: float = np.e
 ) -> np.ndarray:
-    """Return the length that the direction travels between successive checkpoints, in radians.
+    """Return the length that the direction travels between successive milestones, in radians.
 
     path_length: of W/‖W‖ since some state, [records]. The theorem promises a finite sum of all
     stretches, not that each is shorter than the one before.
     """
-    return np.diff(np.asarray(path_length)[checkpoints(smoothed_margin, start, ratio)])
-
-
-def distribution_distances(
-    margins: np.ndarray, smoothed_margin: np.ndarray, start: float, ratio: float = np.e
-) -> np.ndarray:
-    """Return the distance between the margin distributions of successive checkpoints.
-
-    margins: p_i/‖W‖^L, [records, n]. The distance is Wasserstein-1, for n equal masses the mean
-    absolute difference of the sorted values, in units of the later checkpoint's mean |p_i|/‖W‖^L.
-    """
-    return successive_distances(np.asarray(margins)[checkpoints(smoothed_margin, start, ratio)])
+    return np.diff(np.asarray(path_length)[milestones(smoothed_margin, start, ratio)])
 
 
 def lengths_per_squaring(
@@ -78,28 +63,6 @@ def lengths_per_squaring(
     log_alpha: ln α [records], so that α may lie beyond the numbers. start > 1.
     """
     return stretches(path_length, log_alpha, float(np.log(start)), ratio=2.0)
-
-
-def turn(direction: np.ndarray, smoothed_margin: np.ndarray, start: float, end: float) -> float:
-    """Return the angle between the directions at the first records with α ≥ start and α ≥ end.
-
-    direction: [records, P]; radians. +inf if the run never reaches `end`.
-    """
-    pair = _pair(smoothed_margin, start, end)
-    return float("inf") if pair is None else angle(*np.asarray(direction)[pair])
-
-
-def distribution_change(
-    margins: np.ndarray, smoothed_margin: np.ndarray, start: float, end: float
-) -> float:
-    """Return the distance of the margin distributions at the first records with α ≥ start, end.
-
-    As `distribution_distances` measures it; +inf if the run never reaches `end`.
-    """
-    pair = _pair(smoothed_margin, start, end)
-    if pair is None:
-        return float("inf")
-    return float(successive_distances(np.asarray(margins)[pair])[0])
 
 
 def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[str, float]:
@@ -114,14 +77,14 @@ def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[st
     """
     if run is None or run.smoothed_margin[-1] < end:
         return dict.fromkeys(("margin_drop", "squaring", "turn", "distribution"), float("inf"))
-    alpha, root = run.smoothed_margin, float(np.sqrt(end))
-    first, last = _pair(alpha, start, start**2), _pair(alpha, root, end)
+    pairs = ((start, start**2), (np.sqrt(end), end))
+    first, last = (np.searchsorted(_reached(run.smoothed_margin), pair) for pair in pairs)
     drop = run.settings.get("margin_drop", largest_drop(run.normalized_smoothed_margin))
     return {
         "margin_drop": drop,
         "squaring": float(np.diff(run.path_length[last])[0] / np.diff(run.path_length[first])[0]),
-        "turn": turn(run.direction, alpha, root, end),
-        "distribution": distribution_change(run.margins, alpha, root, end),
+        "turn": angle(*run.direction[last]),
+        "distribution": float(successive_distances(run.margins[last])[0]),
     }
 
 
@@ -161,15 +124,6 @@ def last_to_first(series: np.ndarray) -> float:
     """Return s_last/s_first of a positive series; +inf with fewer than two terms."""
     series = np.asarray(series, dtype=float)
     return float(series[-1] / series[0]) if len(series) > 1 else float("inf")
-
-
-def largest_growth(series: np.ndarray) -> float:
-    """Return max_j s_{j+1}/s_j of a positive series, below 1 where each term is the smaller.
-
-    +inf with fewer than two terms.
-    """
-    series = np.asarray(series, dtype=float)
-    return float(np.max(series[1:] / series[:-1])) if len(series) > 1 else float("inf")
 
 
 def leading_plane(direction: np.ndarray) -> tuple[np.ndarray, float]:
@@ -219,15 +173,6 @@ def successive_distances(margins: np.ndarray) -> np.ndarray:
     return np.where(unit > 0, moved, np.where(moved > 0, np.inf, 0.0)) / np.where(unit > 0, unit, 1)
 
 
-def _pair(smoothed_margin: np.ndarray, start: float, end: float) -> list[int] | None:
-    """Return the indices of the first records with α ≥ start and α ≥ end, None without both."""
-    # Levels that a run aimed at may be missed by the rounding of a power.
-    alpha = np.asarray(smoothed_margin, dtype=float) * (1 + 1e-9)
-    if not np.any(alpha >= end):
-        return None
-    return [_first(alpha >= start), _first(alpha >= end)]
-
-
-def _first(holds: np.ndarray) -> int:
-    """Return the index of the first True, or the length if there is none."""
-    return int(np.argmax(holds)) if np.any(holds) else len(holds)
+def _reached(smoothed_margin: np.ndarray) -> np.ndarray:
+    """Return the largest α so far; a hair more, as levels aimed at are missed by rounding."""
+    return np.maximum.accumulate(np.asarray(smoothed_margin, dtype=float) * (1 + 1e-9))

@@ -28,7 +28,7 @@ class Batches:
         self, module: torch.nn.Module, x: Tensor, size: int = BATCH, progress: bool | None = None
     ) -> None:
         self.module, self.x = module, x
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = [w for w in module.parameters() if w.requires_grad]
         self.like = self.parameters[0]
         self.slices = [slice(i, i + size) for i in range(0, len(x), size)]
         # tqdm's own None: a bar on a terminal only.
@@ -55,7 +55,7 @@ class Batches:
 
     def weights(self) -> np.ndarray:
         """Return the trainable parameters W [P] in float64."""
-        return torch.cat([_wide(p) for p in self.parameters]).numpy()
+        return torch.cat([_wide(w) for w in self.parameters]).numpy()
 
     def weighted_gradient(self, y: Tensor, weights: Tensor) -> np.ndarray:
         """Return Σ weights_i ∇p_i [P], summed in float64; weights of the margins' shape [n, ·]."""

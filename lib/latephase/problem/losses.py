@@ -45,13 +45,9 @@ class Loss:
     log_inverse: Callable[[Tensor], Tensor] | None = None
     log_rate: Callable[[Tensor], Tensor] | None = None
 
-    def log_losses(self, margins: Tensor) -> Tensor:
-        """Return ln ℓ(z_i) [n] of margins [n] or [n, k-1]."""
-        return self.log_value(soft_margins(margins))
-
     def log_risk(self, margins: Tensor) -> Tensor:
-        """Return ln R = ln Σ_i ℓ(z_i), a scalar."""
-        return log_sum_exp(self.log_losses(margins), 0)
+        """Return ln R = ln Σ_i ℓ(z_i), a scalar, of margins [n] or [n, k-1]."""
+        return log_sum_exp(self.log_value(soft_margins(margins)), 0)
 
     def smoothed_margin(self, margins: Tensor) -> Tensor:
         """Return α = ℓ⁻¹(Σ_i ℓ(z_i)), a scalar whose gradient in the margins is q.
@@ -66,20 +62,12 @@ class Loss:
             return self.log_inverse(log_risk)
         return _inverse_by_newton(self, log_risk)
 
-    def dual_variables(self, margins: Tensor) -> Tensor:
-        """Return q = ∂α/∂p, of the shape of the margins."""
-        return torch.exp(self.log_dual_variables(margins))
-
-    def log_dual_variables(self, margins: Tensor) -> Tensor:
-        """Return ln q, of the shape of the margins; finite where q itself underflows.
+    def smoothed_margin_and_log_duals(self, margins: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (α, ln q), the latter of the shape of the margins; finite where q underflows.
 
         ℓ'(z_i)/ℓ'(α) = (ℓ(z_i)/R) · (ln ℓ)'(z_i)/(ln ℓ)'(α), where the first factor is a softmax:
         differences of ln ℓ are resolved even where ln R is rounded by more than one.
         """
-        return self.smoothed_margin_and_log_duals(margins)[1]
-
-    def smoothed_margin_and_log_duals(self, margins: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (α, ln q), sharing the inverse."""
         z = soft_margins(margins)
         value = self.log_value(z)
         alpha = self.inverse(log_sum_exp(value, 0))
@@ -87,6 +75,10 @@ class Loss:
         if margins.ndim == 1:
             return alpha, log_dual
         return alpha, log_dual[:, None] + torch.log_softmax(-margins, 1)
+
+    def dual_variables(self, margins: Tensor) -> Tensor:
+        """Return q = ∂α/∂p, of the shape of the margins."""
+        return torch.exp(self.smoothed_margin_and_log_duals(margins)[1])
 
     def _log_rate(self, z: Tensor) -> Tensor:
         if self.log_rate is not None:
@@ -190,14 +182,6 @@ def other_classes(y: Tensor, classes: int) -> Tensor:
 def true_margins(margins: Tensor) -> Tensor:
     """Return the margin of each example [n]: true logit minus the largest other."""
     return margins if margins.ndim == 1 else margins.amin(1)
-
-
-def smoothed_margin(outputs: Tensor, y: Tensor, loss: str | Loss = "exponential") -> Tensor:
-    """Return α of a classifier's outputs, the quantity that late training ascends.
-
-    Its gradient is bounded where the risk and its gradient underflow: -∇R = exp(ln(-ℓ'(α))) ∇α.
-    """
-    return named_loss(loss).smoothed_margin(pairwise_margins(outputs, y))
 
 
 def _log_logistic(z: Tensor) -> Tensor:

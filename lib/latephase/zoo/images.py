@@ -1,16 +1,19 @@
-"""Image sets as tasks: the bundled Fashion-MNIST subset, the full sets, Keras-layout files.
+"""Image sets as tasks: the bundled Fashion-MNIST subset, and .npz files of pixels or of JPEG files.
 
-Every function takes
+Every set takes
 - `classes`: labels of the source to keep, all by default. Two classes become y = -1 and +1 in the
   order given, more become 0..k-1 in that order;
 - `per_class`: how many of each, the first in the source's order; all by default;
 - `split`: "train" or "test";
 - `pixels`: "unit" divides by 255, so that x is in [0, 1]; "symmetric" maps to [-1, 1]. Neither
   looks at the data, so both splits are scaled alike;
-and returns a `Task` with x [n, channels, height, width] float32 in the source's order. Nothing
-here reaches the network except `fashion_mnist` and `cifar10` called with `download=True`.
+and gives a `Task` with x [n, channels, height, width] float32 in the source's order. Nothing here
+reaches a network or unpickles, and a file's hash is checked before its content is used.
 """
 
+from __future__ import annotations
+
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -21,32 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from latephase.files import plain_arrays
 from latephase.problem.task import Task
-from latephase.zoo.datafiles import (
-    DataError,
-    jpeg_arrays,
-    keras_arrays,
-    listing_sha256,
-    obtain,
-    verified,
-)
 
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
-
-# Of the published files, decompressed: compressors differ, the content does not.
-FASHION_MNIST_SHA256 = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
 BUNDLE = Path(__file__).with_name("bundled") / "fashion_mnist_3k.npz"
+
+
+class DataError(ValueError):
+    """A data file is missing, damaged or of another form."""
 
 
 def bundled_fashion_mnist(
@@ -60,85 +45,14 @@ def bundled_fashion_mnist(
     x [n, 1, 28, 28]; the first images of each class in the full set's order, their places in it
     kept in the file as `index_train` and `index_test`. Raises DataError if the file is damaged.
     """
-    _check_choices(split, pixels)
     remedy = "Install latephase again or, in a clone, restore lib/latephase/zoo/bundled from git."
-    record = BUNDLE.with_name(BUNDLE.name + ".sha256")
+    named = BUNDLE.with_name(BUNDLE.name + ".sha256")
     try:
-        expected = record.read_text(encoding="ascii").split()[0]
+        expected = named.read_text(encoding="ascii").split()[0]
     except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"{record}: expected the bundle's sha256; {error}. {remedy}") from error
-    digest = verified(BUNDLE, "sha256", expected, remedy)
-    images, labels = keras_arrays(BUNDLE, split)
-    return _task(BUNDLE.stem, images, labels, digest, classes, per_class, split, pixels)
-
-
-def fashion_mnist(
-    classes: Sequence[int] | None = None,
-    per_class: int | None = None,
-    split: str = "train",
-    pixels: str = "unit",
-    download: bool = False,
-) -> Task:
-    """Fashion-MNIST in full, 60,000 and 10,000 images, from `data_home()`; x [n, 1, 28, 28].
-
-    `download=True` fetches through torchvision what is missing or damaged. Raises DataError.
-    """
-    # torchvision takes a second to import, for which the bundled set need not wait. Its reader of
-    # one file is used, since its data set class would prefer an unchecked folder `processed`.
-    from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
-    _check_choices(split, pixels)
-    remedy = (
-        f"{_fetch_command('fashion_mnist')} Or decompress the four files of Debian's package "
-        "dataset-fashion-mnist (/usr/share/datasets/fashion-mnist) to the place named."
-    )
-    folder = obtain(
-        lambda root: FashionMNIST(root, download=True),
-        "FashionMNIST/raw",
-        FASHION_MNIST_SHA256,
-        "sha256",
-        download,
-        remedy,
-    )
-    prefix = {"train": "train", "test": "t10k"}[split]
-    files = [folder / f"{prefix}-images-idx3-ubyte", folder / f"{prefix}-labels-idx1-ubyte"]
-    images, labels = read_image_file(files[0]).numpy(), read_label_file(files[1]).numpy()
-    digest = listing_sha256(files)
-    return _task("fashion_mnist", images, labels, digest, classes, per_class, split, pixels)
-
-
-def cifar10(
-    classes: Sequence[int] | None = None,
-    per_class: int | None = None,
-    split: str = "train",
-    pixels: str = "unit",
-    download: bool = False,
-) -> Task:
-    """CIFAR-10 in full, 50,000 and 10,000 images, from `data_home()`; x [n, 3, 32, 32].
-
-    `download=True` fetches through torchvision what is missing or damaged. The files are pickles
-    and are loaded only after the published md5 of every one of them fits. Raises DataError.
-    """
-    from torchvision.datasets import CIFAR10
-
-    _check_choices(split, pixels)
-    published = dict([*CIFAR10.train_list, *CIFAR10.test_list])
-    published[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
-    remedy = f"{_fetch_command('cifar10')} Or read a Keras-layout file with keras_npz."
-    folder = obtain(
-        lambda root: CIFAR10(root, download=True),
-        CIFAR10.base_folder,
-        published,
-        "md5",
-        download,
-        remedy,
-    )
-    source = CIFAR10(folder.parent, train=split == "train")
-    batches = CIFAR10.train_list if split == "train" else CIFAR10.test_list
-    digest = listing_sha256([folder / name for name, _ in batches])
-    labels = np.asarray(source.targets)
-    return _task("cifar10", source.data, labels, digest, classes, per_class, split, pixels)
+        raise DataError(f"{named}: expected the bundle's sha256; {error}. {remedy}") from error
+    choice = classes, per_class, split, pixels
+    return _task(BUNDLE.stem, BUNDLE, _pixels, choice, expected, remedy)
 
 
 def keras_npz(
@@ -151,15 +65,12 @@ def keras_npz(
 ) -> Task:
     """Images of an .npz with the arrays x_train, y_train, x_test, y_test, as Keras stores them.
 
-    x uint8 [n, height, width] or [n, height, width, channels]; y integer [n] or [n, 1], labels
-    0..k-1. `sha256`, if given, must fit the file. Never unpickles. Raises DataError naming the
-    file, what was expected and what came.
+    x uint8 [n, height, width] or [n, height, width, 1 or 3]; y integer [n] or [n, 1], labels
+    0..k-1. `sha256`, if given, must fit the file. Raises DataError naming the file, what was
+    expected and what came.
     """
-    _check_choices(split, pixels)
-    path = Path(path)
-    digest = verified(path, "sha256", sha256, "Correct the path or the hash, or fetch it again.")
-    images, labels = keras_arrays(path, split)
-    return _task(path.stem, images, labels, digest, classes, per_class, split, pixels)
+    path, choice = Path(path), (classes, per_class, split, pixels)
+    return _task(path.stem, path, _pixels, choice, sha256)
 
 
 def jpeg_npz(
@@ -176,21 +87,8 @@ def jpeg_npz(
     [n + 1], where each begins and the last ends; y_train, y_test [n], labels 0..k-1. All images
     are of one size. The task's name says that they were re-encoded. Raises DataError.
     """
-    from PIL import Image  # torchvision depends on it
-
-    _check_choices(split, pixels)
-    path = Path(path)
-    digest = verified(path, "sha256", sha256, "Correct the path or the hash, or fetch it again.")
-    files, offsets, labels = jpeg_arrays(path, split)
-    pieces = [io.BytesIO(files[a:b].tobytes()) for a, b in pairwise(offsets)]
-    try:
-        images = np.stack(
-            [np.asarray(Image.open(p, formats=["JPEG"]).convert("RGB")) for p in pieces]
-        )
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: expected JPEG files of one size in {split}; {error}") from error
-    name = f"{path.stem} (JPEG re-encoded)"
-    return _task(name, images, labels, digest, classes, per_class, split, pixels)
+    path, choice = Path(path), (classes, per_class, split, pixels)
+    return _task(f"{path.stem} (JPEG re-encoded)", path, _jpeg, choice, sha256)
 
 
 def pooled(task: Task, size: int) -> Task:
@@ -210,7 +108,14 @@ def pooled(task: Task, size: int) -> Task:
     return replace(task, x=x, name=f"{task.name}, averaged over {size} × {size} pixels")
 
 
-def _task(source, images, labels, digest, classes, per_class, split, pixels) -> Task:
+def _task(source, path, read, choice, sha256, remedy="Correct the path or the hash.") -> Task:
+    classes, per_class, split, pixels = choice
+    if split not in ("train", "test"):
+        raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+    if pixels not in ("unit", "symmetric"):
+        raise ValueError(f"pixels: expected 'unit' or 'symmetric', got {pixels!r}")
+    digest = _verified(path, sha256, remedy)
+    images, labels = read(path, split)
     found = np.unique(labels).tolist()
     kept = found if classes is None else list(classes)
     if len(kept) < 2 or len(set(kept)) < len(kept) or not set(kept) <= set(found):
@@ -232,16 +137,84 @@ def _task(source, images, labels, digest, classes, per_class, split, pixels) -> 
     return Task(x, y, f"{source}/{split} ({chosen})", digest)
 
 
-def _check_choices(split, pixels):
-    if split not in ("train", "test"):
-        raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
-    if pixels not in ("unit", "symmetric"):
-        raise ValueError(f"pixels: expected 'unit' or 'symmetric', got {pixels!r}")
+def _verified(path: Path, expected: str | None, remedy: str) -> str:
+    """The file's sha256, equal to `expected` where that is given."""
+    wanted = f"expected sha256 {expected}" if expected else "expected a readable file"
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; {wanted}. {remedy}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {wanted}. {remedy}") from error
+    if expected and digest != expected.lower():
+        raise DataError(f"{path}: damaged or another version; {wanted}, got {digest}. {remedy}")
+    return digest
 
 
-def _fetch_command(name):
-    return (
-        "To fetch it: LATEPHASE_DATA=FOLDER python -c "
-        f"'from latephase.zoo.images import {name}; {name}(download=True)' (without "
-        "LATEPHASE_DATA it goes to the user's cache). The quick book needs no download."
-    )
+def _pixels(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, height, width] or [n, height, width, 1 or 3], and labels int64 [n].
+
+    The labels of the training split must be exactly 0..k-1 and those of the test split among them.
+    """
+    x_name, y_name = f"x_{split}", f"y_{split}"
+    arrays = _arrays(path, {x_name, y_name, "y_train"})
+    images, labels = arrays[x_name], _labels(path, arrays[y_name])
+    channels = images.shape[3] if images.ndim == 4 else 1
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3):
+        raise DataError(
+            f"{path}: expected {x_name} uint8 [n, height, width] or [n, height, width, 1 or 3], "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+    if len(images) != len(labels) or images.size == 0:
+        raise DataError(
+            f"{path}: expected one label an image and at least one image, got {len(images)} images "
+            f"and {len(labels)} labels in the {split} split"
+        )
+    known = np.unique(_labels(path, arrays["y_train"]))
+    if not np.array_equal(known, np.arange(len(known))) or not np.isin(labels, known).all():
+        raise DataError(
+            f"{path}: expected labels 0..k-1, each of them in y_train; got {known[:12].tolist()} "
+            f"in y_train and {np.unique(labels)[:12].tolist()} in {y_name}"
+        )
+    return images, labels
+
+
+def _jpeg(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, height, width, 3] decoded from their JPEG files, and labels int64 [n]."""
+    from PIL import Image  # torchvision depends on it
+
+    arrays = _arrays(path, {f"jpeg_{split}", f"offset_{split}", f"y_{split}"})
+    files, offsets = arrays[f"jpeg_{split}"], arrays[f"offset_{split}"]
+    labels = _labels(path, arrays[f"y_{split}"])
+    if files.dtype != np.uint8 or files.ndim != 1 or offsets.shape != (len(labels) + 1,):
+        raise DataError(
+            f"{path}: expected jpeg_{split} uint8 [bytes] and offset_{split} [{len(labels)} + 1], "
+            f"got {files.dtype} {list(files.shape)} and {list(offsets.shape)}"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(files) or np.any(np.diff(offsets) <= 0):
+        raise DataError(f"{path}: expected offset_{split} to rise from 0 to {len(files)}")
+    pieces = [io.BytesIO(files[a:b].tobytes()) for a, b in pairwise(offsets)]
+    try:
+        opened = [Image.open(piece, formats=["JPEG"]).convert("RGB") for piece in pieces]
+        return np.stack([np.asarray(image) for image in opened]), labels
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: expected JPEG files of one size in {split}; {error}") from error
+
+
+def _arrays(path, names):
+    try:
+        return plain_arrays(path, names)
+    except OSError as error:
+        raise DataError(f"{path}: expected a readable .npz file; {error}") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _labels(path, labels):
+    if labels.dtype.kind not in "iu" or not (labels.ndim == 1 or labels.shape[1:] == (1,)):
+        raise DataError(
+            f"{path}: expected integer labels [n] or [n, 1], "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    return labels.reshape(-1).astype(np.int64)

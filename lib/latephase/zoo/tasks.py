@@ -15,30 +15,6 @@ from scipy.optimize import linprog
 from latephase.problem.task import Task
 
 
-def soudry_points() -> Task:
-    """The points (.5, 1.5), (1.5, .5) with label +1 and their negatives with label -1.
-
-    Linear model, exponential loss: the direction tends to (1, 1)/√2 and w - ŵ ln t to
-    ½ ln 8 · (1, 1) from every start. Data of Soudry et al. 2018.
-    """
-    half = np.array([[0.5, 1.5], [1.5, 0.5]])
-    return _task(np.concatenate([half, -half]), np.array([1, 1, -1, -1]), "soudry_points")
-
-
-def outvoted_support_point(n: int) -> Task:
-    """One point against n - 1 copies of another: z_1 = (.1, 0), else z = (.2, .2), z = -y x.
-
-    Linear model from w = 0: the margin is γ = .1 and the limit direction (-1, 0), yet the copies
-    outvote the support point early, ‖w_t - projection‖ ≥ ln n - ln 2. Labels alternate so that
-    both occur; margins depend on z alone. Source: Ji and Telgarsky 2021.
-    """
-    _expect(n >= 2, f"n: expected at least 2, got {n}")
-    y = np.where(np.arange(n) % 2 == 0, 1, -1)
-    z = np.tile([0.2, 0.2], (n, 1))
-    z[0] = 0.1, 0.0
-    return _task(-y[:, None] * z, y, f"outvoted_support_point(n={n})")
-
-
 def separable_points(n: int, dimension: int, margin: float = 0.1, seed: int = 0) -> Task:
     """Unit vectors x [n, dimension] that a hyperplane through the origin separates.
 
@@ -56,18 +32,6 @@ def separable_points(n: int, dimension: int, margin: float = 0.1, seed: int = 0)
     y = np.where(np.arange(n) % 2 == 0, 1, -1)
     x = np.outer(y * t, u) + np.sqrt(1 - t**2)[:, None] * v
     return _task(x, y, f"separable_points(n={n}, d={dimension}, margin={margin:g}, seed={seed})")
-
-
-def orthogonally_separable_points(n: int, dimension: int = 2, seed: int = 0) -> Task:
-    """Points with ⟨x_i, x_j⟩ > 0 inside a class and < 0 across: x = y |g|, g Gaussian.
-
-    Two-layer ReLU networks from a small balanced start learn one direction per class here, its
-    class's max-margin direction. Labels alternate. Source: Phuong and Lampert 2021.
-    """
-    _expect(n >= 2 and dimension >= 2, f"expected n, dimension ≥ 2, got {n}, {dimension}")
-    y = np.where(np.arange(n) % 2 == 0, 1, -1)
-    x = y[:, None] * np.abs(np.random.default_rng(seed).standard_normal((n, dimension)))
-    return _task(x, y, f"orthogonally_separable_points(n={n}, d={dimension}, seed={seed})")
 
 
 def planar_points(n: int = 60, neurons: int = 6, deleted: float = 0.3, seed: int = 0) -> Task:

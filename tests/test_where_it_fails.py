@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from latephase.experiments import pathology
-from latephase.experiments.pathology import (
+from latephase.experiments import where_it_fails
+from latephase.experiments.where_it_fails import (
     Hat,
     HatNetwork,
     follow,
     on_sphere,
-    turn_factors,
-    whole_turns,
+    revolution_factors,
+    revolutions,
 )
 from latephase.problem.degree import homogeneity_degree
 
@@ -164,12 +164,12 @@ def test_a_turn_multiplies_the_logarithm_of_the_norm_as_the_valley_s_law_says():
     hat = Hat()
     clock = np.arange(0.0, 50.0, 0.02)
     path = follow(hat, 4.0, 0.5, clock)
-    sigma, x, length = whole_turns(path, 17.0)
-    predicted = turn_factors(hat, hat.valley_velocity, sigma, x)
+    sigma, x, length = revolutions(path, 17.0)
+    predicted = revolution_factors(hat, hat.valley_velocity, sigma, x)
     factors = np.exp(np.diff(sigma))
     # The law's neglected terms at X = 12; linear interpolation between records is as good.
     np.testing.assert_allclose(factors, predicted, rtol=2e-4)
-    assert np.all(turn_factors(hat, hat.ridge_velocity, sigma, x) < 0.9 * factors)
+    assert np.all(revolution_factors(hat, hat.ridge_velocity, sigma, x) < 0.9 * factors)
     assert len(factors) == 4
     assert np.all(np.diff(factors) < 0)
     assert factors[-1] > np.exp(2 * np.pi)
@@ -216,6 +216,6 @@ def test_a_failure_of_the_solver_is_an_error(monkeypatch):
     class Failed:
         success, message, t = False, "stopped", np.array([0.5])
 
-    monkeypatch.setattr(pathology, "solve_ivp", lambda *_, **__: Failed)
+    monkeypatch.setattr(where_it_fails, "solve_ivp", lambda *_, **__: Failed)
     with pytest.raises(ArithmeticError, match=r"σ = 0\.5: stopped"):
         follow(Hat(), 2.0, 0.3, np.array([0.0, 1.0]))

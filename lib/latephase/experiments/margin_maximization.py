@@ -1,4 +1,4 @@
-"""x"""
+"""The largest margin of any network of squared ReLUs, by linear programming, and a bound on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 def circle_masses(vectors: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the sum of ‖w_j‖² over the vectors [m, 2] whose angle lies in each bin, [bins].
 
-    edges [bins + 1]: ascending angles in radians that cover one turn, from any angle on.
+    edges [bins + 1]: ascending angles in radians that cover the circle once, from any angle on.
     """
     angles = np.arctan2(vectors[:, 1], vectors[:, 0])
     turned = (angles - edges[0]) % (2.0 * np.pi) + edges[0]
@@ -42,15 +42,13 @@ def variation_margin(x, y, directions) -> VariationMargin:
     Raises ValueError for arrays that do not fit together or are not finite.
     """
     x, y, d = (np.asarray(array, dtype=np.float64) for array in (x, y, directions))
+    shapes = [list(array.shape) for array in (x, y, d)]
     if x.ndim != 2 or y.shape != (len(x),) or d.ndim != 2 or d.shape[1] != x.shape[1]:
-        raise ValueError(
-            "expected x [n, d], y [n] and directions [k, d], got "
-            f"{list(x.shape)}, {list(y.shape)} and {list(d.shape)}"
-        )
-    lengths = np.linalg.norm(d, axis=1)
+        raise ValueError(f"expected x [n, d], y [n] and directions [k, d], got shapes {shapes}")
+    lengths = np.linalg.norm(d, axis=1, keepdims=True)
     if not (np.isfinite(x).all() and set(y.tolist()) <= {-1.0, 1.0} and (lengths > 0).all()):
         raise ValueError("expected finite x, labels -1 and +1, and directions other than 0")
-    features = y[:, None] * np.maximum(x @ (d / lengths[:, None]).T, 0.0) ** 2
+    features = y[:, None] * np.maximum(x @ (d / lengths).T, 0.0) ** 2
     features = np.hstack([features, -features])
     count = features.shape[1]
     solved = linprog(
@@ -80,11 +78,9 @@ def planar_variation_bound(x, y, dual) -> float:
     A = Σ_{on} q_i y_i x_i x_iᵀ, whose extrema are eigenvectors; all are tried.
     """
     x, y, q = (np.asarray(array, dtype=np.float64) for array in (x, y, dual))
+    shapes = [list(array.shape) for array in (x, y, q)]
     if x.ndim != 2 or x.shape[1] != 2 or y.shape != (len(x),) or q.shape != y.shape:
-        raise ValueError(
-            "expected x [n, 2], y [n] and dual [n], got "
-            f"{list(x.shape)}, {list(y.shape)} and {list(q.shape)}"
-        )
+        raise ValueError(f"expected x [n, 2], y [n] and dual [n], got shapes {shapes}")
     if not (q.min() >= 0.0 and abs(q.sum() - 1.0) < 1e-9):
         raise ValueError(f"dual: expected q ≥ 0 with sum 1, got {q.min():g} and {q.sum():.9g}")
     angles = np.arctan2(x[:, 1], x[:, 0])

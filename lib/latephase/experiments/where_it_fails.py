@@ -15,7 +15,7 @@ the power is 4; as a counterexample for homogeneous models it is due to Lyu and 
 The phase θ(X) = X may be capped, θ = cap · tanh(X/cap): then f is definable in the o-minimal
 structure of exp and restricted analytic functions, and the direction converges.
 
-A turn multiplies ln ρ by several hundred, so everything is a function of σ = ln ln ρ.
+A revolution multiplies ln ρ by several hundred, so everything is a function of σ = ln ln ρ.
 """
 
 from __future__ import annotations
@@ -68,12 +68,10 @@ class Hat:
         return np.log(rest + 2 * contrast * np.sin(offset / 2) ** 2) - x
 
     def velocity(self, x, offset):
-        """Return (dX/dτ, dφ/dτ), with the clock ds = L (1 - f) e^X dτ, s = ln ρ.
+        """Return (dX/dτ, dφ/dτ) = (-4r²X³ e^X ∂f/∂X, -e^X ∂f/∂φ / r²), ds = L (1 - f) e^X dτ.
 
-        dX/dτ = -4r²X³ e^X ∂f/∂X,   dφ/dτ = -e^X ∂f/∂φ / r².
-
-        η = ψ - π/2 stands in the place of ψ, and 1 - sin ψ - cos ψ = 2√2 sin(η/2) sin(η/2 + π/4) is
-        formed without cancellation: it vanishes in the valley as well as on the ridge.
+        s = ln ρ. η = ψ - π/2 stands in the place of ψ, and 1 - sin ψ - cos ψ, which vanishes in the
+        valley as well as on the ridge, is formed as 2√2 sin(η/2) sin(η/2 + π/4).
         """
         contrast, rest, slope = self.contrast(x)
         sine, cosine = np.cos(offset), -np.sin(offset)  # of ψ
@@ -99,7 +97,7 @@ class Hat:
 
 @dataclass(frozen=True)
 class Path:
-    """States of a flow at even or uneven values of σ = ln ln ρ; arrays of shape [records].
+    """A flow at even or uneven values of σ = ln ln ρ; arrays of shape [records].
 
     x: X = 1/(1 - r²); offset: η = ψ - π/2; path_length: of the direction since the start, radians.
     """
@@ -112,7 +110,7 @@ class Path:
 
     @property
     def longitude(self) -> np.ndarray:
-        """φ, counted on through the turns."""
+        """φ, counted on through the revolutions."""
         return self.offset + np.pi / 2 + self.hat.phase(self.x)[0]
 
     @property
@@ -123,8 +121,7 @@ class Path:
     @property
     def log_smoothed_margin(self) -> np.ndarray:
         """ln α for one example, α = h: ln α = L ln ρ + ln(1 - f), about e^σ."""
-        gap = np.log1p(-np.exp(self.log_gap))
-        return self.hat.degree * np.exp(self.log_log_norm) + gap
+        return self.hat.degree * np.exp(self.log_log_norm) + np.log1p(-np.exp(self.log_gap))
 
     @property
     def direction(self) -> np.ndarray:
@@ -141,7 +138,7 @@ def on_sphere(x: np.ndarray, longitude: np.ndarray) -> np.ndarray:
 def follow(hat: Hat, x: float, psi: float, log_log_norm: np.ndarray) -> Path:
     """Return the flow from X = x and ψ = psi at the first σ, recorded at each σ = ln ln ρ.
 
-    σ [records] increases. The equations are stiff, with rates up to 16X⁶, and solved by implicit
+    σ [records] increases. The equations are stiff, by up to 16X⁶, and solved by implicit
     multistep formulas (scipy's LSODA, relative tolerance 1e-9); nothing in them over- or underflows
     for σ up to some hundred. Raises ValueError unless x > 1, ArithmeticError if the solver fails.
     """
@@ -150,21 +147,21 @@ def follow(hat: Hat, x: float, psi: float, log_log_norm: np.ndarray) -> Path:
     # Between two crests, ψ in [0, 2π), there is one groove; its bottom is η = 0.
     offset = psi % (2 * np.pi) - np.pi / 2
 
-    def rates(sigma, state):
-        x, offset, _ = state
+    def slopes(sigma, point):
+        x, offset, _ = point
         radial, around = hat.velocity(x, offset)
         clock = np.exp(sigma - x) / (hat.degree * -np.expm1(hat.log_gap(x, offset)))
         length = np.sqrt(radial**2 / (4 * x**2 * (x - 1)) + (1 - 1 / x) * around**2)
         return clock * np.array([radial, around - hat.phase(x)[1] * radial, length])
 
-    def jacobian(sigma, state):
-        # By the complex step: the rates are analytic, and nothing is subtracted.
-        steps = np.asarray(state) + 1e-30j * np.eye(3)[:2]
-        columns = [rates(sigma, step).imag / 1e-30 for step in steps]
+    def jacobian(sigma, point):
+        # By the complex step: the slopes are analytic, and nothing is subtracted.
+        steps = np.asarray(point) + 1e-30j * np.eye(3)[:2]
+        columns = [slopes(sigma, step).imag / 1e-30 for step in steps]
         return np.column_stack([*columns, np.zeros(3)])
 
     solution = solve_ivp(
-        rates,
+        slopes,
         (log_log_norm[0], log_log_norm[-1]),
         (x, offset, 0.0),
         method="LSODA",
@@ -178,38 +175,33 @@ def follow(hat: Hat, x: float, psi: float, log_log_norm: np.ndarray) -> Path:
     return Path(hat, np.asarray(log_log_norm, dtype=float), *solution.y)
 
 
-def whole_turns(path: Path, start: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (σ, X, length) at the ends of whole turns after σ = start, the last one at the end.
+def revolutions(path: Path, start: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (σ, X, length) at the ends of whole revolutions after σ = start, the last at the end.
 
-    [turns + 1] each, interpolated between records; the longitude must grow from `start` on.
+    [revolutions + 1] each, interpolated between records; the longitude must grow from `start` on.
     """
     late = path.log_log_norm >= start
     longitude = path.longitude[late]
-    turns = int((longitude[-1] - longitude[0]) / (2 * np.pi))
-    ends = longitude[-1] - 2 * np.pi * np.arange(turns, -1, -1)
+    count = int((longitude[-1] - longitude[0]) / (2 * np.pi))
+    ends = longitude[-1] - 2 * np.pi * np.arange(count, -1, -1)
     columns = (path.log_log_norm[late], path.x[late], path.path_length[late])
     return tuple(np.interp(ends, longitude, column) for column in columns)
 
 
-def growth(hat: Hat, velocity: Callable, first: float, last: float, log_log_norm: float) -> float:
-    """Return σ at X = last, if X = first at σ = log_log_norm and dX/dτ = velocity(X) between them.
-
-    By quadrature of ds = L e^X dX/velocity(X); f is neglected against 1.
-    """
-    # Relative to e^last nothing overflows.
-    added, _ = quad(lambda x: np.exp(x - last) / velocity(x), first, last, epsrel=1e-10)
-    return float(np.logaddexp(log_log_norm, last + np.log(hat.degree * added)))
-
-
-def turn_factors(
+def revolution_factors(
     hat: Hat, velocity: Callable, log_log_norm: np.ndarray, x: np.ndarray
 ) -> np.ndarray:
     """Return the factors by which ln ρ grows from one X to the next, if dX/dτ = velocity(X).
 
-    log_log_norm, x: σ and X at the ends of turns, [turns + 1], as `whole_turns` returns them.
+    log_log_norm, x: σ and X at the ends of revolutions, [revolutions + 1], as `revolutions` returns
+    them. By quadrature of ds = L e^X dX/velocity(X); f is neglected against 1.
     """
-    spans = zip(x[:-1], x[1:], log_log_norm[:-1], strict=True)
-    return np.exp([growth(hat, velocity, *span) - span[2] for span in spans])
+    grown = []
+    for first, last, sigma in zip(x[:-1], x[1:], log_log_norm[:-1], strict=True):
+        # Relative to e^last nothing overflows.
+        added, _ = quad(lambda at, e=last: np.exp(at - e) / velocity(at), first, last, epsrel=1e-10)
+        grown.append(np.logaddexp(sigma, last + np.log(hat.degree * added)) - sigma)
+    return np.exp(grown)
 
 
 class HatNetwork(nn.Module):
@@ -231,14 +223,9 @@ class HatNetwork(nn.Module):
         x = 1 / w.square().clamp_min(1 / _LARGEST_X)
         # C sin φ = 4 r³ v X^k/(1 + 4r⁴X^k) needs no angle.
         g = 4 * x**self.hat.power
-        phase = self._phase(x)
+        cap = self.hat.cap
+        phase = x if np.isinf(cap) else cap * torch.tanh(x / cap) if cap else torch.zeros_like(x)
         wave = g * r2**1.5 * (v * phase.cos() - u * phase.sin()) / (1 + g * r2.square())
         height = 1 - torch.exp(-x) * (1 - wave)
         # A number without dimensions would not raise float32 inputs to float64; a vector does.
         return inputs * (square ** (self.degree / 2) * height)[None]
-
-    def _phase(self, x: Tensor) -> Tensor:
-        cap = self.hat.cap
-        if np.isinf(cap):
-            return x
-        return cap * torch.tanh(x / cap) if cap else torch.zeros_like(x)
