@@ -1,5 +1,6 @@
-"""Flows of any module and of the squared loss by scipy, and bounds on the rank of layers.
+"""Rows of what runs show; flows of any module and of the squared loss by scipy; ranks of layers.
 
+A run is a row of a frame with columns model, seed, net, task, problem and flow.
 The bounds are those that a deep linear network's start puts on what its layers have beside their
 first singular values.
 """
@@ -11,11 +12,124 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy.integrate import solve_ivp
 
+from latephase.flow.errors import StepCollapse
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import Trajectory
+from latephase.measures import settling
+from latephase.measures.alignment import saliency
 from latephase.measures.layers import balancedness, neighbor_defect, rank_defect
 from latephase.problem.margins import Problem
-from latephase.problem.vectors import misalignment, unit
+from latephase.problem.vectors import angle, misalignment, unit
+
+ALPHA, MISALIGNMENT = "smoothed margin α", "misalignment 1 − cos(W, −∇R)"
+
+
+def follow(net: torch.nn.Module, task, levels: Sequence[float], **settings) -> Trajectory:
+    """Return the flow to each level of α in turn, as far as the solver comes."""
+    try:
+        flow = gradient_flow(net, task, until=levels[0], tol=1e-3, **settings)
+        for level in levels[1:]:
+            flow = flow.extend(level)
+    except StepCollapse as error:
+        return error.trajectory
+    return flow
+
+
+def records(run) -> pd.DataFrame:
+    """Return a row for each record of the flow, from the `Gradients` in run.seen."""
+    seen = run.seen
+    columns = {
+        "model": run.model,
+        "seed": run.seed,
+        ALPHA: seen.smoothed_margin,
+        "log₁₀ α": np.log10(np.maximum(seen.smoothed_margin, 1e-9)),
+        MISALIGNMENT: seen.misalignment,
+        "path of the gradient ahead (rad)": seen.gradient_length[-1] - seen.gradient_length,
+        "dual potential J": seen.potential,
+        "normalized smoothed margin γ̃": seen.margin,
+        "certificate (J − γ̃)/γ̃": seen.gap(),
+        "defect of Euler's identity": seen.euler_defect(),
+    }
+    return pd.DataFrame(columns)
+
+
+def directions(run) -> pd.DataFrame:
+    """Return the directions of weights and gradient in the plane that holds most of both."""
+    both = np.concatenate([run.flow.direction, run.seen.gradient])
+    plane = pd.DataFrame(settling.leading_plane(both)[0])
+    plane = plane.set_axis(["first principal component", "second principal component"], axis=1)
+    names = np.repeat(["W/‖W‖", "−∇R/‖∇R‖"], len(run.flow))
+    return plane.assign(direction=names, **{ALPHA: np.tile(run.flow.smoothed_margin, 2)})
+
+
+def saliency_maps(run) -> tuple[np.ndarray, np.ndarray]:
+    """Return (α [k], ∇_x Φ/‖W‖^L [k, images, pixels]) at the start and in each decade of α."""
+    alpha = run.flow.smoothed_margin
+    at = np.unique([0, *settling.milestones(alpha, 10.0, 10.0)])
+    maps = [saliency(run.flow.write_to(run.net, k, normalized=True), run.task.x) for k in at]
+    return alpha[at], np.array(maps).reshape(len(at), len(run.task), -1)
+
+
+def map_turns(run) -> pd.DataFrame:
+    """Return the angle by which each image's map of `saliency_maps` turns per decade of α."""
+    alpha, maps = run.maps
+    parts = [
+        pd.DataFrame({
+            "seed": run.seed,
+            ALPHA: np.sqrt(alpha[k] * alpha[k + 1]),
+            "image": range(len(maps[k])),
+            "turn per decade of α (rad)": [
+                angle(*pair) / np.log10(alpha[k + 1] / alpha[k])
+                for pair in zip(maps[k], maps[k + 1], strict=True)
+            ],
+        })
+        for k in range(len(alpha) - 1)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def layers(run, until: float) -> tuple[list, np.ndarray, list]:
+    """Return (weights at the start, α [k], weights [k]) of a flow by decades of α to `until`.
+
+    Over many decades at once the solver's own rule would damp what is left of each rank.
+    """
+    flow, shapes = gradient_flow(run.net, run.task, until=3.0, records=2), run.problem.shapes
+    alpha, weights = [], []
+    while flow.smoothed_margin[-1] < until:
+        flow = flow.extend(flow.smoothed_margin[-1] * 10)
+        alpha.append(flow.smoothed_margin[-1])
+        w = flow.direction[-1] * np.exp(flow.log_norm[-1])
+        weights.append(split_weights(w, shapes))
+    return split_weights(run.problem.w0, shapes), np.array(alpha), weights
+
+
+def layer_rows(alpha: np.ndarray, ranks: LowRank) -> pd.DataFrame:
+    """Return the numbers of the first two layers, and their bounds, at each α [k]."""
+    kinds = {"1 − ‖W‖₂²/‖W‖_F²": (ranks.rank, ranks.rank_bound, "layer {}".format),
+             "1 − ⟨v, u⟩²": (ranks.neighbor, ranks.neighbor_bound,
+                             lambda k: f"layers {k}, {k + 1}")}  # fmt: skip
+    parts = [
+        pd.DataFrame({ALPHA: alpha, "layer": name(k + 1), "number": which, "value": table[:, k]})
+        .assign(measure=measure)
+        for measure, (value, bound, name) in kinds.items()
+        for which, table in (("measured", value), ("bound", bound))
+        for k in (0, 1)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def moved(start: list, weights: list, rng: np.random.Generator) -> tuple[float, float]:
+    """Return `LowRank.used` of the last weights moved by a millionth, and of random ones."""
+    last = weights[-1]
+    steps = [
+        np.linalg.norm(a) * unit(rng.normal(size=b.shape)) for a, b in zip(last, start, strict=True)
+    ]
+    shifted = [a + 1e-6 * b for a, b in zip(last, steps, strict=True)]
+    return low_rank(start, [shifted]).used(), low_rank(start, [steps]).used()
 
 
 def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,13 @@ would converge to if its features stayed those of its start.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import torch
 
+from latephase.experiments.frames import by_seed
 from latephase.flow.errors import NotSeparated
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
@@ -79,16 +79,6 @@ def function_distance(f: np.ndarray, g: np.ndarray) -> float:
     0 for the same function up to a positive factor, √2 for orthogonal ones, 2 for opposite ones.
     """
     return float(np.linalg.norm(unit(np.ravel(f)) - unit(np.ravel(g))))
-
-
-def gather(rows: Callable[..., pd.DataFrame], runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of every run of a frame, one run below the other."""
-    return pd.concat(map(rows, runs.itertuples()), ignore_index=True)
-
-
-def by_seed(frame: pd.DataFrame, rows: str | list[str], values: str) -> pd.DataFrame:
-    """Return a table with a column for each seed, in the order in which the frame has them."""
-    return frame.pivot(index=rows, columns="seed", values=values)[[*frame.seed.unique()]]
 
 
 def outputs(run, level: float, points: torch.Tensor) -> np.ndarray:
