@@ -7,6 +7,7 @@ first singular values.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,12 +17,13 @@ import pandas as pd
 import torch
 from scipy.integrate import solve_ivp
 
-from latephase.flow.errors import StepCollapse
+from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.measures import settling
-from latephase.measures.alignment import saliency
+from latephase.measures.alignment import Gradients, along, saliency, with_duals_from_margins
 from latephase.measures.layers import balancedness, neighbor_defect, rank_defect
+from latephase.measures.max_margin import hard_margin
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle, misalignment, unit
 
@@ -37,6 +39,48 @@ def follow(net: torch.nn.Module, task, levels: Sequence[float], **settings) -> T
     except StepCollapse as error:
         return error.trajectory
     return flow
+
+
+def seen(run) -> Gradients:
+    """Return the gradients along the run's flow."""
+    return along(run.problem, run.flow)
+
+
+def settle(gradients: Gradients) -> float:
+    """Return the path of the gradient over α = 1e24 to 1e30, relative to that over 1e6 to 1e12."""
+    length, alpha = gradients.gradient_length, gradients.smoothed_margin
+    return settling.last_to_first(settling.stretches(length, alpha, 1e6, 1e6))
+
+
+def wrong_degree(run) -> float:
+    """Return the largest defect of Euler's identity with a degree that is off by one."""
+    return along(run.problem, run.flow, run.flow.degree + 1).euler_defect().max()
+
+
+def recomputed(run) -> float:
+    """Return the last misalignment with duals computed from the margins."""
+    return with_duals_from_margins(run.problem, run.flow)
+
+
+def off_svm(runs: pd.DataFrame, level: float) -> list[float]:
+    """Return the angles of the gradients to the SVM's directions at α = level, for linear runs."""
+    return [
+        angle(
+            run.seen.gradient[run.flow.at(level).index],
+            hard_margin(run.task.x, run.task.y)[0],
+        )
+        for run in runs.itertuples()
+    ]
+
+
+def refusal(net: torch.nn.Module, task) -> str:
+    """Return the words with which the flow refuses examples that cannot be separated."""
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gradient_flow(net, task, until=1e3)
+    except NotSeparated as error:
+        return str(error)
+    raise ValueError("refusal: these examples were separated")
 
 
 def records(run) -> pd.DataFrame:
@@ -70,8 +114,19 @@ def saliency_maps(run) -> tuple[np.ndarray, np.ndarray]:
     """Return (α [k], ∇_x Φ/‖W‖^L [k, images, pixels]) at the start and in each decade of α."""
     alpha = run.flow.smoothed_margin
     at = np.unique([0, *settling.milestones(alpha, 10.0, 10.0)])
-    maps = [saliency(run.flow.write_to(run.net, k, normalized=True), run.task.x) for k in at]
+    net = copy.deepcopy(run.net)
+    maps = [saliency(run.flow.write_to(net, k, normalized=True), run.task.x) for k in at]
     return alpha[at], np.array(maps).reshape(len(at), len(run.task), -1)
+
+
+def map_change(alpha: np.ndarray, maps: np.ndarray, start: float, end: float) -> float:
+    """Return 1 - cos between the maps at the first records with α ≥ start and α ≥ end.
+
+    For the image whose map turns most; +inf where α does not reach `end`.
+    """
+    if alpha[-1] < end:
+        return np.inf
+    return max(map(misalignment, maps[np.argmax(alpha >= start)], maps[np.argmax(alpha >= end)]))
 
 
 def map_turns(run) -> pd.DataFrame:
@@ -122,14 +177,15 @@ def layer_rows(alpha: np.ndarray, ranks: LowRank) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def moved(start: list, weights: list, rng: np.random.Generator) -> tuple[float, float]:
-    """Return `LowRank.used` of the last weights moved by a millionth, and of random ones."""
-    last = weights[-1]
-    steps = [
-        np.linalg.norm(a) * unit(rng.normal(size=b.shape)) for a, b in zip(last, start, strict=True)
-    ]
-    shifted = [a + 1e-6 * b for a, b in zip(last, steps, strict=True)]
-    return low_rank(start, [shifted]).used(), low_rank(start, [steps]).used()
+def moved(runs: pd.DataFrame) -> list[tuple[float, float]]:
+    """Return `LowRank.used` of each run's last weights moved by a millionth, and of random ones."""
+    rng, found = np.random.default_rng(0), []
+    for run in runs.itertuples():
+        last = run.weights[-1]
+        steps = [np.linalg.norm(a) * unit(rng.normal(size=a.shape)) for a in last]
+        shifted = [a + 1e-6 * b for a, b in zip(last, steps, strict=True)]
+        found.append(tuple(low_rank(run.start, [w]).used() for w in (shifted, steps)))
+    return found
 
 
 def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
