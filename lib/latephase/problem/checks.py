@@ -45,6 +45,25 @@ def call_with(
     return torch.func.functional_call(module, replaced, (x,), tie_weights=False)
 
 
+def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
+    """Return the module's outputs of the first two examples, in evaluation mode.
+
+    Raises ValueError where it does not take them, and for outputs of another shape than [n],
+    [n, 1] or [n, k].
+    """
+    with in_mode(module, training=False), torch.no_grad():
+        try:
+            outputs = module(x[:2])
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"x: the module does not take examples of shape {list(x.shape[1:])}: {error}"
+            ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"module: expected outputs [n], [n, 1] or [n, k], got {shape}")
+    return outputs
+
+
 def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
     """Return x as a tensor, float64 unless of integer type; ValueError if empty or not finite."""
     x = finite_inputs(x)

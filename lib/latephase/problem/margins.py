@@ -19,6 +19,7 @@ from latephase.problem.checks import (
     call_with,
     checked_inputs,
     checked_labels,
+    first_outputs,
     frozen_copy,
     parameter_slots,
     raise_on_contradiction,
@@ -60,7 +61,9 @@ class Problem:
         if not np.isfinite(self.w0).all():
             raise ValueError("module: its parameters contain NaN or infinite values")
         self.x = checked_inputs(x).to(self.device)
-        output = self._one_output()
+        output = first_outputs(self.module, self.x)
+        if not bool(torch.isfinite(output).all()):
+            raise ValueError("module: its outputs contain NaN or infinite values")
         self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
         self.y, self.classes = checked_labels(y, output, len(self.x), self.loss.name)
         self.y = self.y.to(self.device)
@@ -264,23 +267,6 @@ class Problem:
                 [differentiate(w, *one) for one in zip(*arguments, strict=True)]
             )
         return to_numpy(jacobians.reshape(-1, w.numel()))
-
-    def _one_output(self) -> Tensor:
-        with torch.no_grad():
-            try:
-                output = self.module(self.x[: min(2, len(self.x))])
-            except RuntimeError as error:
-                raise ValueError(
-                    f"x: the module does not accept inputs of shape {list(self.x.shape)}: {error}"
-                ) from error
-        if not isinstance(output, Tensor) or output.ndim not in (1, 2):
-            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}"
-            )
-        if not bool(torch.isfinite(output).all()):
-            raise ValueError("module: its outputs contain NaN or infinite values")
-        return output
 
     def _check_examples_are_independent(self) -> bool:
         """Return whether per-example derivatives can be vectorized over examples."""
