@@ -183,12 +183,6 @@ def broken_reference(book):
     book.write_notebook("first", notebook)
 
 
-def unknown_macro(book):
-    notebook = chapter("first")
-    notebook.cells.insert(1, new_markdown_cell("Here is $\\fracc{1}{2}$ and $\\norm{x}$."))
-    book.write_notebook("first", notebook)
-
-
 def claim_that_fails(book):
     book.write_notebook("first", chapter("first", "number = 1.5"))
 
@@ -238,11 +232,6 @@ def picture_without_description(book):
             misspelt_sphinx_key, "unknown config value 'mathjaxs_path'", marks=pytest.mark.slow
         ),
         (broken_reference, "\n".join(REFERENCES.values())),
-        pytest.param(
-            unknown_macro,
-            "first.html: mathematics with the unknown \\fracc",
-            marks=pytest.mark.slow,
-        ),
         pytest.param(
             claim_that_fails, "first/small: expected 'holds', got 'fails'", marks=pytest.mark.slow
         ),

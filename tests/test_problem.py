@@ -209,7 +209,7 @@ X, Y = data()
         ),
         (nn.Linear(3, 1, bias=False).double(), X.bool(), Y, "exponential", "dtype"),
         (nn.Unflatten(1, (3, 1)), X, Y, "exponential", "trainable"),
-        (nn.Conv1d(3, 2, 1), X[:, :, None], Y, "exponential", r"expected outputs \[n\]"),
+        (nn.Conv1d(3, 2, 1), X[:, :, None], Y, "exponential", r"expected outputs of shape \[n\]"),
     ],
 )
 def test_bad_input(module, x, y, loss, message):

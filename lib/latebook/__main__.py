@@ -267,12 +267,6 @@ def _site(book: Book, options) -> None:
         site.build(book)
 
 
-def _links(book: Book, options) -> int:
-    from latebook import links
-
-    return links.check(book.root)
-
-
 _STEPS = {
     "build": _build,
     "record": _record,
@@ -281,7 +275,6 @@ _STEPS = {
     "verdict": _verdict,
     "library": _library,
     "site": _site,
-    "links": _links,
 }
 
 if __name__ == "__main__":

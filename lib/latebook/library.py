@@ -160,7 +160,7 @@ def _as_rst(lines: list[str], explained: set[str] | None, homes: dict[str, str])
 
     A line "name: meaning" or "name [shape]  meaning" of an explained name (None: any, in the second
     form), with the indented lines that follow, becomes an item of a definition list; other indented
-    lines, equations mostly, keep their form; a name of the library in backquotes becomes a link;
+    lines, equations mostly, keep their form; a name of the library in backticks becomes a link;
     the rest is plain text.
     """
     result: list[str] = []
@@ -191,7 +191,7 @@ def _as_rst(lines: list[str], explained: set[str] | None, homes: dict[str, str])
 
 
 def _marked(text: str, homes: dict[str, str]) -> str:
-    """Text whose backquoted names are links or code, and nothing else is markup."""
+    """Text whose marked names are links or code, and nothing else is markup."""
     parts = re.split(r"`([^`]+)`", text)
     for k, part in enumerate(parts):
         if k % 2 == 0:

@@ -40,7 +40,7 @@ def build(book: Book) -> None:
         if (offered := made / "_sources" / "book" / notebook.name).is_file():
             shutil.copy(notebook, offered)
     pages.finish(made)
-    if wrong := gate.check_site(made, mathjax.names() | _macros(stage / "_config.yml")):
+    if wrong := gate.check_site(made):
         raise BookError("\n".join(wrong))
     _put_in_place(made, book.html)
     shutil.rmtree(out)
@@ -100,12 +100,6 @@ def _address() -> str:
     if address and not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
         raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
     return address
-
-
-def _macros(config: Path) -> set[str]:
-    """The macros of TeX that the book defines itself."""
-    sphinx = (read_yaml(config).get("sphinx") or {}).get("config") or {}
-    return set(sphinx.get("mathjax3_config", {}).get("tex", {}).get("macros", {}))
 
 
 def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from latephase.measures.max_margin import hard_margin
+from latephase.problem.vectors import arc
 from latephase.training.together import Family, descend, shares
 
 
@@ -102,7 +103,7 @@ def departures(
 def apart(ends: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the root mean square, over draws, of angles [r, fractions] to others [r, P]."""
     ends, others = _units(ends), _units(others)[:, None]
-    angles = 2.0 * np.arcsin(np.minimum(0.5 * np.linalg.norm(ends - others, axis=-1), 1.0))
+    angles = arc(np.linalg.norm(ends - others, axis=-1))
     return np.sqrt((angles**2).mean(axis=0))
 
 

@@ -20,7 +20,7 @@ from latephase.flow.clock import LogClock
 from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.explicit import EarlyState, early_phase, is_stationary
 from latephase.flow.implicit import LateStepper
-from latephase.flow.state import Entry, State, exp_times, offered, thinned
+from latephase.flow.state import Entry, State, exp_times, thinned
 from latephase.flow.trajectory import Trajectory, trajectory_of
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
@@ -277,17 +277,21 @@ class Flow:
         self.state = dataclasses.replace(state, **measured)
         alpha = self.state.smoothed_margin
         if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
-            records, until = self.settings["records"], self.settings["until"]
-            self.entries = offered(self.entries, alpha, self.state, records, until)
+            self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
+        # Dropped on the final grid now and then, which drops nothing that the end would keep: the
+        # last entry stays, and stands for every grid point beyond it.
+        if len(self.entries) >= 4 * self.settings["records"] + 64:
+            self.entries = self._kept()
+
+    def _kept(self) -> list[Entry]:
+        return thinned(self.entries, self.settings["records"], self.settings["until"])
 
     def trajectory(self) -> Trajectory | None:
         """Return what has been recorded, or None before the first state with α > 0."""
         if not self.entries:
             return None
-        kept = thinned(self.entries, self.settings["records"], self.settings["until"])
-        states = [state for _, state in kept]
         return trajectory_of(
-            states,
+            [state for _, state in self._kept()],
             self.degree,
             raw_margins=None if self.problem.kink_smoothing is None else self._raw_margins,
             evaluations=dict(self.problem.evaluations),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from latephase.flow.trajectory import Trajectory, largest_drop
-from latephase.problem.vectors import angle
+from latephase.problem.vectors import angle, arc
 
 
 def deepest_fall(series: np.ndarray) -> float:
@@ -158,7 +158,7 @@ def widest_angle(vectors: np.ndarray) -> float:
     vectors = np.asarray(vectors, dtype=float)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     chords = [np.linalg.norm(units[k + 1 :] - one, axis=1) for k, one in enumerate(units)]
-    return 2.0 * float(np.arcsin(min(1.0, 0.5 * np.max(np.concatenate(chords), initial=0.0))))
+    return float(arc(np.max(np.concatenate(chords), initial=0.0)))
 
 
 def successive_distances(margins: np.ndarray) -> np.ndarray:

@@ -46,10 +46,9 @@ def call_with(
 
 
 def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
-    """Return the module's outputs of the first two examples, in evaluation mode.
+    """Return the module's outputs of the first two examples, in evaluation mode, finite or not.
 
-    Raises ValueError where it does not take them, and for outputs of another shape than [n],
-    [n, 1] or [n, k].
+    Raises ValueError where it does not take them, and for outputs that are no logits.
     """
     with in_mode(module, training=False), torch.no_grad():
         try:
@@ -58,10 +57,7 @@ def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
             raise ValueError(
                 f"x: the module does not take examples of shape {list(x.shape[1:])}: {error}"
             ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
-        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"module: expected outputs [n], [n, 1] or [n, k], got {shape}")
-    return outputs
+    return checked_outputs(outputs, finite=False)
 
 
 def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
@@ -82,6 +78,16 @@ def finite_inputs(x: Tensor | np.ndarray) -> Tensor:
         if bad:
             raise ValueError(f"x: NaN or infinite values in {bad} of {len(x)} examples")
     return x
+
+
+def checked_outputs(output: Tensor, finite: bool = True) -> Tensor:
+    """Return a module's output; ValueError unless it is [n], [n, 1] or [n, k], and finite."""
+    if not isinstance(output, Tensor) or output.ndim not in (1, 2):
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}")
+    if finite and not bool(torch.isfinite(output).all()):
+        raise ValueError("module: its outputs contain NaN or infinite values")
+    return output
 
 
 def checked_labels(

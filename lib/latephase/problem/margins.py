@@ -19,6 +19,7 @@ from latephase.problem.checks import (
     call_with,
     checked_inputs,
     checked_labels,
+    checked_outputs,
     first_outputs,
     frozen_copy,
     parameter_slots,
@@ -61,9 +62,7 @@ class Problem:
         if not np.isfinite(self.w0).all():
             raise ValueError("module: its parameters contain NaN or infinite values")
         self.x = checked_inputs(x).to(self.device)
-        output = first_outputs(self.module, self.x)
-        if not bool(torch.isfinite(output).all()):
-            raise ValueError("module: its outputs contain NaN or infinite values")
+        output = checked_outputs(first_outputs(self.module, self.x))
         self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
         self.y, self.classes = checked_labels(y, output, len(self.x), self.loss.name)
         self.y = self.y.to(self.device)

@@ -39,6 +39,7 @@ from latephase.problem.checks import checked_inputs, checked_labels, first_outpu
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss, default_loss, pairwise_margins
 from latephase.problem.task import Task, inputs_and_labels
+from latephase.problem.vectors import arc, to_numpy
 from latephase.training.rules import FIRST_ORDER, Rule, checked_rule
 
 # Turn of the direction, in radians, after which the Gram matrix is measured again. It changes by
@@ -218,7 +219,7 @@ class _Kept:
 
     def observe(self, step: int, iterate: _Iterate, last: bool) -> None:
         chord = 0.0 if self.previous is None else _distance(iterate.direction, self.previous)
-        self.turns.append(2.0 * math.asin(min(1.0, 0.5 * chord)))
+        self.turns.append(float(arc(chord)))
         self.previous = iterate.direction
         self.alphas.append(iterate.alpha)
         self.norms.append(iterate.norm)
@@ -253,11 +254,11 @@ class _Kept:
         log_time = np.concatenate([[-np.inf], log_time])
         states = [
             State(
-                direction=_numpy(one.direction),
+                direction=to_numpy(one.direction),
                 log_norm=log_norms[step],
-                p=_numpy(one.margins / one.norm**degree),
-                log_dual=_log_dual(one.margins, loss),
-                gradient=_numpy(one.gradient / one.norm ** (degree - 1)),
+                p=to_numpy(one.margins / one.norm**degree),
+                log_dual=loss.log_dual_variables(one.margins.double().cpu()).numpy(),
+                gradient=to_numpy(one.gradient / one.norm ** (degree - 1)),
                 normalized_smoothed_margin=normalized[step],
                 smoothed_margin=alphas[step],
                 log_time=log_time[step],
@@ -269,14 +270,6 @@ class _Kept:
         return trajectory_of(
             states, degree, evaluations=evaluations, steps=len(self.sizes), settings=settings
         )
-
-
-def _log_dual(margins: Tensor, loss: Loss) -> np.ndarray:
-    return _numpy(loss.smoothed_margin_and_log_duals(margins.double())[1])
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.double().cpu().numpy()
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
