@@ -166,7 +166,7 @@ def headline(name: str, settings: Settings, folder: Path) -> tuple[Run, dict]:
         "schedule": name,
         "images": len(task.x),
         "data_sha256": task.sha256,
-        "settings": dict(vars(settings)),
+        "settings": dict(vars(run.settings)),
         "reached": bool(below.size),
         "epochs": float(run.steps[end] / per_epoch),
         "epochs_before": float(run.steps[end - 1] / per_epoch),

@@ -196,7 +196,7 @@ X, Y = data()
         (two_layer(), X, Y, "cross_entropy", "called logistic"),
         (two_layer(outputs=2), X, (Y + 1) // 2, "logistic", "called cross_entropy"),
         (two_layer(), X, Y, "hinge", "expected one of"),
-        (two_layer(), X[:, :2], Y, "exponential", "does not accept inputs of shape"),
+        (two_layer(), X[:, :2], Y, "exponential", "does not take examples of shape"),
         (nn.ReLU(), X, Y, "exponential", "at least one trainable parameter"),
         ("net", X, Y, "exponential", "expected a torch.nn.Module, got str"),
         (two_layer(), X, Y * float("nan"), "exponential", "NaN or infinite labels"),

@@ -45,6 +45,21 @@ def call_with(
     return torch.func.functional_call(module, replaced, (x,), tie_weights=False)
 
 
+def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
+    """Return the module's outputs of the first two examples, in evaluation mode, finite or not.
+
+    Raises ValueError where it does not take them, and for outputs that are no logits.
+    """
+    with in_mode(module, training=False), torch.no_grad():
+        try:
+            outputs = module(x[:2])
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"x: the module does not take examples of shape {list(x.shape[1:])}: {error}"
+            ) from error
+    return checked_outputs(outputs, finite=False)
+
+
 def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
     """Return x as a tensor, float64 unless of integer type; ValueError if empty or not finite."""
     x = finite_inputs(x)
@@ -65,12 +80,12 @@ def finite_inputs(x: Tensor | np.ndarray) -> Tensor:
     return x
 
 
-def checked_outputs(output: Tensor) -> Tensor:
+def checked_outputs(output: Tensor, finite: bool = True) -> Tensor:
     """Return a module's output; ValueError unless it is [n], [n, 1] or [n, k], and finite."""
     if not isinstance(output, Tensor) or output.ndim not in (1, 2):
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}")
-    if not bool(torch.isfinite(output).all()):
+    if finite and not bool(torch.isfinite(output).all()):
         raise ValueError("module: its outputs contain NaN or infinite values")
     return output
 

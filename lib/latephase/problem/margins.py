@@ -20,6 +20,7 @@ from latephase.problem.checks import (
     checked_inputs,
     checked_labels,
     checked_outputs,
+    first_outputs,
     frozen_copy,
     parameter_slots,
     raise_on_contradiction,
@@ -61,7 +62,7 @@ class Problem:
         if not np.isfinite(self.w0).all():
             raise ValueError("module: its parameters contain NaN or infinite values")
         self.x = checked_inputs(x).to(self.device)
-        output = self._one_output()
+        output = checked_outputs(first_outputs(self.module, self.x))
         self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
         self.y, self.classes = checked_labels(y, output, len(self.x), self.loss.name)
         self.y = self.y.to(self.device)
@@ -265,16 +266,6 @@ class Problem:
                 [differentiate(w, *one) for one in zip(*arguments, strict=True)]
             )
         return to_numpy(jacobians.reshape(-1, w.numel()))
-
-    def _one_output(self) -> Tensor:
-        with torch.no_grad():
-            try:
-                output = self.module(self.x[: min(2, len(self.x))])
-            except RuntimeError as error:
-                raise ValueError(
-                    f"x: the module does not accept inputs of shape {list(self.x.shape)}: {error}"
-                ) from error
-        return checked_outputs(output)
 
     def _check_examples_are_independent(self) -> bool:
         """Return whether per-example derivatives can be vectorized over examples."""

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from latephase.flow.state import State
 from latephase.flow.trajectory import Trajectory, largest_drop, trajectory_of
-from latephase.problem.checks import checked_inputs, checked_labels
+from latephase.problem.checks import checked_inputs, checked_labels, first_outputs
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss, default_loss, pairwise_margins
 from latephase.problem.task import Task, inputs_and_labels
@@ -146,8 +146,7 @@ class _Descent:
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.data = part.view(parameter.shape)
         self.x = checked_inputs(x).to(device, dtype)
-        with torch.no_grad():
-            output = self.network(self.x[:2])
+        output = first_outputs(self.network, self.x)
         self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
         self.y = checked_labels(y, output, len(self.x), self.loss.name)[0].to(device)
         self.degree, self.measurements = degree, 0
@@ -211,7 +210,7 @@ class _Kept:
     per_efold: int
     alphas: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
-    lengths: list[float] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
     iterates: dict[int, _Iterate] = field(default_factory=dict)
     previous: Tensor | None = None
@@ -219,13 +218,11 @@ class _Kept:
     next_early: int = 0
 
     def observe(self, step: int, iterate: _Iterate, last: bool) -> None:
-        turn = 0.0
-        if self.previous is not None:
-            turn = float(arc(_distance(iterate.direction, self.previous)))
+        chord = 0.0 if self.previous is None else _distance(iterate.direction, self.previous)
+        self.turns.append(float(arc(chord)))
         self.previous = iterate.direction
         self.alphas.append(iterate.alpha)
         self.norms.append(iterate.norm)
-        self.lengths.append((self.lengths[-1] if self.lengths else 0.0) + turn)
         if self._due(step, iterate.alpha) or last:
             self.iterates[step] = iterate
 
@@ -245,7 +242,11 @@ class _Kept:
     def trajectory(
         self, degree: float, loss: Loss, evaluations: dict[str, int], settings: dict
     ) -> Trajectory:
-        alphas, log_norms = np.array(self.alphas), np.log(self.norms)
+        alphas, log_norms, lengths = (
+            np.array(self.alphas),
+            np.log(self.norms),
+            np.cumsum(self.turns),
+        )
         normalized = alphas * np.exp(-degree * log_norms)
         # Σ η/|ℓ'(α)| over the steps before each state, nothing at the start.
         slopes = loss.log_slope(torch.from_numpy(alphas[:-1])).numpy()
@@ -261,7 +262,7 @@ class _Kept:
                 normalized_smoothed_margin=normalized[step],
                 smoothed_margin=alphas[step],
                 log_time=log_time[step],
-                path_length=self.lengths[step],
+                path_length=lengths[step],
             )
             for step, one in self.iterates.items()
         ]

@@ -87,17 +87,17 @@ class Trainer:
         self.folder, self.identity = folder, identity
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if settings.momentum else []
-        self.step = 0
-        self.seconds = 0.0
-        self.labels = y
-        self.batches: list[Tensor | None] = []
+        self.step, self.seconds = 0, 0.0
+        self.epoch, self.batches, self.labels = -1, [], y
         self.per_epoch = math.ceil(len(x) / min(settings.batch or len(x), len(x)))
 
     # The order of the examples, and the labels.
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw the epoch's batches, and its labels if they are renewed, from seed and epoch."""
-        n, seed = len(self.x), self.settings.seed
+        if epoch == self.epoch:
+            return
+        n, seed, self.epoch = len(self.x), self.settings.seed, epoch
         if self.per_epoch == 1:
             # The full batch in its own order: no order to draw.
             self.batches = [None]
@@ -221,30 +221,26 @@ class Trainer:
 
     def run(self, save_every: float, progress: bool) -> None:
         """Train to the last due step; write a checkpoint at each, a latest state in between."""
-        due = {s for s in self.settings.due_steps(self.per_epoch) if s >= self.step}
+        due = self.settings.due_steps(self.per_epoch)
         gpus = [torch.cuda.current_device()] if self.x.is_cuda else []
         with (
             in_mode(self.module, training=True),
-            tqdm(total=max(due), initial=self.step, disable=not progress, unit="step") as bar,
+            tqdm(total=due[-1], initial=self.step, disable=not progress, unit="step") as bar,
             torch.random.fork_rng(gpus),
         ):
             saved = time.perf_counter()
+            self.begin_epoch(self.step // self.per_epoch)
             if self.step == 0 and not checkpoints.listed(self.folder, checkpoints.DUE):
-                self.begin_epoch(0)
                 self._checkpoint(*self.evaluate())
-            while self.step < max(due):
-                epoch, position = divmod(self.step, self.per_epoch)
-                self.begin_epoch(epoch)
-                end = min(self.step - position + self.per_epoch, max(due))
+            while self.step < due[-1]:
+                self.begin_epoch(self.step // self.per_epoch)
                 if self.rule.judges_epochs:
-                    self._judged_epoch(end, due, bar)
-                    saved = self._latest(saved, save_every, due)
-                    continue
-                while self.step < end:
+                    self._judged_epoch(due, bar)
+                else:
                     self._timed_step(bar)
                     if self.step in due:
                         self._checkpoint(*self.evaluate())
-                    saved = self._latest(saved, save_every, due)
+                saved = self._latest(saved, save_every, due)
         for old in checkpoints.listed(self.folder, checkpoints.LATEST):
             checkpoints.delete(old)
 
@@ -260,8 +256,9 @@ class Trainer:
                 f"ln R {log_risk:.4g}, accuracy {float(right.double().mean()):.1%}", refresh=False
             )
 
-    def _judged_epoch(self, end: int, due: set[int], bar: tqdm) -> None:
-        """Do the epoch that ends at step `end`; leave the state before it if R rose."""
+    def _judged_epoch(self, due: list[int], bar: tqdm) -> None:
+        """Do the epoch that begins here; leave the state before it if R rose."""
+        end = min(self.step - self.step % self.per_epoch + self.per_epoch, due[-1])
         begin, taken = time.perf_counter(), self.seconds
         start, kept = self.step, [t.detach().clone() for t in self.tensors().values()]
         rule = self.rule
@@ -296,7 +293,7 @@ class Trainer:
             raise self._failure(f"ln R = {log_risk:g}")
         self.save(checkpoints.DUE, log_risk, accuracy)
 
-    def _latest(self, saved: float, save_every: float, due: set[int]) -> float:
+    def _latest(self, saved: float, save_every: float, due: list[int]) -> float:
         """Write the latest state if it is time to; return when a state was last written."""
         now = time.perf_counter()
         if self.step in due:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latephase.problem.checks import checked_labels, finite_inputs, in_mode
+from latephase.problem.checks import checked_labels, finite_inputs, first_outputs
 from latephase.problem.losses import default_loss
 from latephase.problem.task import Task, inputs_and_labels
 from latephase.training import checkpoints
@@ -69,7 +69,7 @@ def train(
     folder, x = Path(folder), finite_inputs(x).to(settings.device)
     x = x.to(like.dtype) if x.is_floating_point() else x
     module.to(settings.device)
-    first = _first_outputs(module, x)
+    first = first_outputs(module, x)
     loss = default_loss(settings.loss, 1 if first.ndim == 1 else first.shape[1])
     settings = replace(settings, loss=loss.name)
     y, outputs = checked_labels(y, first, len(x), loss.name)
@@ -96,21 +96,6 @@ def train(
             trainer.restore(newest)
         trainer.run(save_every, progress)
     return read_run(folder)
-
-
-def _first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
-    """Return the outputs of two examples; ValueError if the module does not take them."""
-    with in_mode(module, training=False), torch.no_grad():
-        try:
-            outputs = module(x[:2])
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"x: the module does not take examples of shape {list(x.shape[1:])}: {error}"
-            ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
-        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"module: expected outputs [n], [n, 1] or [n, k], got {shape}")
-    return outputs
 
 
 def _digest(x: Tensor, y: Tensor) -> str:
