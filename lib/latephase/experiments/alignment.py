@@ -1,21 +1,191 @@
-"""Flows of any module and of the squared loss by scipy, and bounds on the rank of layers.
+"""Rows of what runs show; flows of any module and of the squared loss by scipy; ranks of layers.
 
+A run is a row of a frame with columns model, seed, net, task, problem and flow.
 The bounds are those that a deep linear network's start puts on what its layers have beside their
 first singular values.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy.integrate import solve_ivp
 
+from latephase.flow.errors import NotSeparated, StepCollapse
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import Trajectory
+from latephase.measures import settling
+from latephase.measures.alignment import Gradients, along, saliency, with_duals_from_margins
 from latephase.measures.layers import balancedness, neighbor_defect, rank_defect
+from latephase.measures.max_margin import hard_margin
 from latephase.problem.margins import Problem
-from latephase.problem.vectors import misalignment, unit
+from latephase.problem.vectors import angle, misalignment, unit
+
+ALPHA, MISALIGNMENT = "smoothed margin α", "misalignment 1 − cos(W, −∇R)"
+
+
+def follow(net: torch.nn.Module, task, levels: Sequence[float], **settings) -> Trajectory:
+    """Return the flow to each level of α in turn, as far as the solver comes."""
+    try:
+        flow = gradient_flow(net, task, until=levels[0], tol=1e-3, **settings)
+        for level in levels[1:]:
+            flow = flow.extend(level)
+    except StepCollapse as error:
+        return error.trajectory
+    return flow
+
+
+def seen(run) -> Gradients:
+    """Return the gradients along the run's flow."""
+    return along(run.problem, run.flow)
+
+
+def settle(gradients: Gradients) -> float:
+    """Return the path of the gradient over α = 1e24 to 1e30, relative to that over 1e6 to 1e12."""
+    length, alpha = gradients.gradient_length, gradients.smoothed_margin
+    return settling.last_to_first(settling.stretches(length, alpha, 1e6, 1e6))
+
+
+def wrong_degree(run) -> float:
+    """Return the largest defect of Euler's identity with a degree that is off by one."""
+    return along(run.problem, run.flow, run.flow.degree + 1).euler_defect().max()
+
+
+def recomputed(run) -> float:
+    """Return the last misalignment with duals computed from the margins."""
+    return with_duals_from_margins(run.problem, run.flow)
+
+
+def off_svm(runs: pd.DataFrame, level: float) -> list[float]:
+    """Return the angles of the gradients to the SVM's directions at α = level, for linear runs."""
+    return [
+        angle(
+            run.seen.gradient[run.flow.at(level).index],
+            hard_margin(run.task.x, run.task.y)[0],
+        )
+        for run in runs.itertuples()
+    ]
+
+
+def refusal(net: torch.nn.Module, task) -> str:
+    """Return the words with which the flow refuses examples that cannot be separated."""
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gradient_flow(net, task, until=1e3)
+    except NotSeparated as error:
+        return str(error)
+    raise ValueError("refusal: these examples were separated")
+
+
+def records(run) -> pd.DataFrame:
+    """Return a row for each record of the flow, from the `Gradients` in run.seen."""
+    seen = run.seen
+    columns = {
+        "model": run.model,
+        "seed": run.seed,
+        ALPHA: seen.smoothed_margin,
+        "log₁₀ α": np.log10(np.maximum(seen.smoothed_margin, 1e-9)),
+        MISALIGNMENT: seen.misalignment,
+        "path of the gradient ahead (rad)": seen.gradient_length[-1] - seen.gradient_length,
+        "dual potential J": seen.potential,
+        "normalized smoothed margin γ̃": seen.margin,
+        "certificate (J − γ̃)/γ̃": seen.gap(),
+        "defect of Euler's identity": seen.euler_defect(),
+    }
+    return pd.DataFrame(columns)
+
+
+def directions(run) -> pd.DataFrame:
+    """Return the directions of weights and gradient in the plane that holds most of both."""
+    both = np.concatenate([run.flow.direction, run.seen.gradient])
+    plane = pd.DataFrame(settling.leading_plane(both)[0])
+    plane = plane.set_axis(["first principal component", "second principal component"], axis=1)
+    names = np.repeat(["W/‖W‖", "−∇R/‖∇R‖"], len(run.flow))
+    return plane.assign(direction=names, **{ALPHA: np.tile(run.flow.smoothed_margin, 2)})
+
+
+def saliency_maps(run) -> tuple[np.ndarray, np.ndarray]:
+    """Return (α [k], ∇_x Φ/‖W‖^L [k, images, pixels]) at the start and in each decade of α."""
+    alpha = run.flow.smoothed_margin
+    at = np.unique([0, *settling.milestones(alpha, 10.0, 10.0)])
+    net = copy.deepcopy(run.net)
+    maps = [saliency(run.flow.write_to(net, k, normalized=True), run.task.x) for k in at]
+    return alpha[at], np.array(maps).reshape(len(at), len(run.task), -1)
+
+
+def map_change(alpha: np.ndarray, maps: np.ndarray, start: float, end: float) -> float:
+    """Return 1 - cos between the maps at the first records with α ≥ start and α ≥ end.
+
+    For the image whose map turns most; +inf where α does not reach `end`.
+    """
+    if alpha[-1] < end:
+        return np.inf
+    return max(map(misalignment, maps[np.argmax(alpha >= start)], maps[np.argmax(alpha >= end)]))
+
+
+def map_turns(run) -> pd.DataFrame:
+    """Return the angle by which each image's map of `saliency_maps` turns per decade of α."""
+    alpha, maps = run.maps
+    parts = [
+        pd.DataFrame({
+            "seed": run.seed,
+            ALPHA: np.sqrt(alpha[k] * alpha[k + 1]),
+            "image": range(len(maps[k])),
+            "turn per decade of α (rad)": [
+                angle(*pair) / np.log10(alpha[k + 1] / alpha[k])
+                for pair in zip(maps[k], maps[k + 1], strict=True)
+            ],
+        })
+        for k in range(len(alpha) - 1)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def layers(run, until: float) -> tuple[list, np.ndarray, list]:
+    """Return (weights at the start, α [k], weights [k]) of a flow by decades of α to `until`.
+
+    Over many decades at once the solver's own rule would damp what is left of each rank.
+    """
+    flow, shapes = gradient_flow(run.net, run.task, until=3.0, records=2), run.problem.shapes
+    alpha, weights = [], []
+    while flow.smoothed_margin[-1] < until:
+        flow = flow.extend(flow.smoothed_margin[-1] * 10)
+        alpha.append(flow.smoothed_margin[-1])
+        w = flow.direction[-1] * np.exp(flow.log_norm[-1])
+        weights.append(split_weights(w, shapes))
+    return split_weights(run.problem.w0, shapes), np.array(alpha), weights
+
+
+def layer_rows(alpha: np.ndarray, ranks: LowRank) -> pd.DataFrame:
+    """Return the numbers of the first two layers, and their bounds, at each α [k]."""
+    kinds = {"1 − ‖W‖₂²/‖W‖_F²": (ranks.rank, ranks.rank_bound, "layer {}".format),
+             "1 − ⟨v, u⟩²": (ranks.neighbor, ranks.neighbor_bound,
+                             lambda k: f"layers {k}, {k + 1}")}  # fmt: skip
+    parts = [
+        pd.DataFrame({ALPHA: alpha, "layer": name(k + 1), "number": which, "value": table[:, k]})
+        .assign(measure=measure)
+        for measure, (value, bound, name) in kinds.items()
+        for which, table in (("measured", value), ("bound", bound))
+        for k in (0, 1)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def moved(runs: pd.DataFrame) -> list[tuple[float, float]]:
+    """Return `LowRank.used` of each run's last weights moved by a millionth, and of random ones."""
+    rng, found = np.random.default_rng(0), []
+    for run in runs.itertuples():
+        last = run.weights[-1]
+        steps = [np.linalg.norm(a) * unit(rng.normal(size=a.shape)) for a in last]
+        shifted = [a + 1e-6 * b for a, b in zip(last, steps, strict=True)]
+        found.append(tuple(low_rank(run.start, [w]).used() for w in (shifted, steps)))
+    return found
 
 
 def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:

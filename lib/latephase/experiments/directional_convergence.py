@@ -1,25 +1,27 @@
-"""Rows of the chapter on directional convergence: what one run shows, as a tidy frame.
+"""Rows of what a run shows, as tidy frames, and neural-tangent predictors to compare limits with.
 
 A run is a row of a frame with columns model, seed, net, task and flow, as `itertuples` gives it.
+The tangent predictor has the largest margin in the features ∂Φ/∂W at a fixed W: what a network
+would converge to if its features stayed those of its start.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import torch
 
-from latephase.experiments import tangent
+from latephase.experiments.frames import by_seed, gather  # noqa: F401  (for the chapter)
 from latephase.flow.errors import NotSeparated
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.measures import settling
 from latephase.measures.max_margin import hard_margin
-from latephase.problem.vectors import angle
+from latephase.problem.margins import Problem
+from latephase.problem.vectors import angle, unit
 from latephase.training.descent import gradient_descent
 from latephase.zoo import networks
 from latephase.zoo.tasks import with_contradictions
@@ -27,14 +29,56 @@ from latephase.zoo.tasks import with_contradictions
 ALPHA = "smoothed margin α"
 
 
-def gather(rows: Callable[..., pd.DataFrame], runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of every run of a frame, one run below the other."""
-    return pd.concat(map(rows, runs.itertuples()), ignore_index=True)
+def tangent_features(module: torch.nn.Module, x: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Return ∂Φ(x_i; W)/∂W at the module's parameters, [n, P]; one output, x [n, ...]."""
+    problem = Problem(module, x, np.ones(len(x)))
+    if problem.pairs != 1:
+        raise ValueError(f"module: expected one output, got {problem.classes}")
+    return problem.jacobian(problem.w0)
 
 
-def by_seed(frame: pd.DataFrame, rows: str | list[str], values: str) -> pd.DataFrame:
-    """Return a table with a column for each seed, in the order in which the frame has them."""
-    return frame.pivot(index=rows, columns="seed", values=values)[[*frame.seed.unique()]]
+def tangent_predictor(module: torch.nn.Module, x, y, points) -> np.ndarray:
+    """Return ⟨v, ∂Φ(·; W)/∂W⟩ at `points` [m], v of norm one with the largest margin on x, y.
+
+    The limit of the flow of the network linearized at its parameters, up to a positive factor.
+    """
+    weights, _ = hard_margin(tangent_features(module, x), y)
+    return tangent_features(module, points) @ weights
+
+
+def kernel_predictor(gram: np.ndarray, y: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """Return the values [m] of the maximum-margin function of a kernel, of norm one.
+
+    gram: k(x_i, x_j) [n, n]; cross: k(point, x_j) [m, n]. Directions in which the Gram matrix is
+    below 1e-12 of its largest eigenvalue are left out.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > 1e-12 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    weights, _ = hard_margin(vectors * np.sqrt(values), y)
+    return cross @ (vectors @ (weights / np.sqrt(values)))
+
+
+def squared_relu_tangent_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the tangent kernel of infinitely many squared ReLUs with fixed outer weights.
+
+    ⟨a, b⟩ · E[relu⟨w, a⟩ relu⟨w, b⟩] over standard Gaussian w, up to a factor: a [m, d], b [n, d].
+    The expectation is the arc-cosine kernel of order one,
+    ‖a‖‖b‖ (sin t + (π - t) cos t)/(2π) with t the angle between a and b.
+    """
+    inner = a @ b.T
+    lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    cosine = np.clip(inner / lengths, -1.0, 1.0)
+    t = np.arccos(cosine)
+    return inner * lengths * (np.sin(t) + (np.pi - t) * cosine) / (2.0 * np.pi)
+
+
+def function_distance(f: np.ndarray, g: np.ndarray) -> float:
+    """Return ‖f/‖f‖ - g/‖g‖‖ of two functions given by their values at the same points.
+
+    0 for the same function up to a positive factor, √2 for orthogonal ones, 2 for opposite ones.
+    """
+    return float(np.linalg.norm(unit(np.ravel(f)) - unit(np.ravel(g))))
 
 
 def outputs(run, level: float, points: torch.Tensor) -> np.ndarray:
@@ -125,10 +169,10 @@ def distances(run, points: np.ndarray) -> pd.DataFrame:
 
     Those of the run's network in training, and of the kernel machine of infinite width.
     """
-    x, y, kernel = run.task.x.numpy(), run.task.y.numpy(), tangent.squared_relu_tangent_kernel
+    x, y, kernel = run.task.x.numpy(), run.task.y.numpy(), squared_relu_tangent_kernel
     alpha = run.flow.smoothed_margin
     seen = [outputs(run, level, torch.from_numpy(points)) for level in alpha]
-    infinite = tangent.kernel_predictor(kernel(x, x), y, kernel(points, x))
+    infinite = kernel_predictor(kernel(x, x), y, kernel(points, x))
     return _from_tangent(run, points, [*alpha, np.nan], [*seen, infinite]).assign(
         network=["in training"] * len(seen) + ["of infinite width"]
     )
@@ -136,17 +180,17 @@ def distances(run, points: np.ndarray) -> pd.DataFrame:
 
 def linearized(run, points: np.ndarray) -> pd.DataFrame:
     """Return the same for run.net linearized, by a flow to the run's levels; run.rng draws it."""
-    features, levels = tangent.tangent_features(run.net, run.task.x), run.flow.smoothed_margin
+    features, levels = tangent_features(run.net, run.task.x), run.flow.smoothed_margin
     start = networks.linear(features.shape[1], generator=run.rng)
     settings = {"at": [float(f"{level:.3g}") for level in levels], "tol": run.flow.settings["tol"]}
     flow = gradient_flow(start, features / np.abs(features).max(), run.task.y, **settings)
-    seen = flow.direction @ tangent.tangent_features(run.net, points).T
+    seen = flow.direction @ tangent_features(run.net, points).T
     return _from_tangent(run, points, flow.smoothed_margin, seen).assign(network="linearized")
 
 
 def _from_tangent(run, points: np.ndarray, alpha, seen) -> pd.DataFrame:
-    lazy = tangent.tangent_predictor(run.net, run.task.x, run.task.y, points)
-    away = [tangent.function_distance(f, lazy) for f in seen]
+    lazy = tangent_predictor(run.net, run.task.x, run.task.y, points)
+    away = [function_distance(f, lazy) for f in seen]
     return pd.DataFrame({"width": run.width, "seed": run.seed, ALPHA: alpha, "distance": away})
 
 
