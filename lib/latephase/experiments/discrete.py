@@ -139,19 +139,19 @@ def polynomial_limit(z: np.ndarray, power: float) -> np.ndarray:
     """
     direction, margin = hard_margin(z, np.ones(len(z)))
     w = direction / margin
+
+    def value(w: np.ndarray) -> float:
+        p = z @ w
+        return np.sum(p**-power) + 0.5 * w @ w if p.min() > 0.0 else np.inf
+
     for _ in range(200):
         p = z @ w
         gradient = w - power * z.T @ p ** (-power - 1.0)
         hessian = np.eye(len(w)) + power * (power + 1.0) * (z.T * p ** (-power - 2.0)) @ z
-        step, value = -np.linalg.solve(hessian, gradient), np.sum(p**-power) + 0.5 * w @ w
-        share = 1.0
-        while share > 1e-12:
-            tried = w + share * step
-            inside = np.all(z @ tried > 0.0)
-            if inside and np.sum((z @ tried) ** -power) + 0.5 * tried @ tried <= value:
-                break
-            share *= 0.5
-        w = w + share * step
+        step = -np.linalg.solve(hessian, gradient)
+        while value(w + step) > value(w) and np.linalg.norm(step) > 1e-13 * np.linalg.norm(w):
+            step = 0.5 * step
+        w = w + step
         if np.linalg.norm(step) <= 1e-13 * np.linalg.norm(w):
             break
     return w / np.linalg.norm(w)

@@ -30,7 +30,6 @@ from latephase.training.settings import Settings
 FORMAT = 1
 # Checkpoints, and the newest state for resuming; the step follows in ten digits.
 DUE, LATEST = "step-", "latest-"
-_ANOTHER = "give train another folder, or the settings, data and architecture of this one"
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,19 @@ class Checkpoint:
         """Raise ValueError unless the state is one of the run with that identity."""
         self.check_architecture(identity["architecture"])
         stored, asked = self.content["settings"], identity["settings"]
-        names = [field.name for field in fields(Settings)]
+        names, fault = [field.name for field in fields(Settings)], ""
         if set(stored) != set(names):
+            fault = f"settings {sorted(stored)}, expected {names}"
+        elif other := [name for name in names if stored[name] != asked[name]]:
+            had, asks = (f"{other[0]}={side[other[0]]!r}" for side in (stored, asked))
+            fault = f"a checkpoint of a run with {had}, asked for {asks}"
+        elif self.content["data_sha256"] != identity["data_sha256"]:
+            fault = "a checkpoint of a run on other data"
+        if fault:
             raise ValueError(
-                f"{self.path}: settings {sorted(stored)}, expected {names}; {_ANOTHER}"
+                f"{self.path}: {fault}; give train another folder, or the settings, data and "
+                "architecture of this one"
             )
-        for name in names:
-            if stored[name] != asked[name]:
-                raise ValueError(
-                    f"{self.path}: a checkpoint of a run with {name}={stored[name]!r}, asked for "
-                    f"{name}={asked[name]!r}; {_ANOTHER}"
-                )
-        if self.content["data_sha256"] != identity["data_sha256"]:
-            raise ValueError(f"{self.path}: a checkpoint of a run on other data; {_ANOTHER}")
 
     def check_architecture(self, architecture: dict) -> None:
         """Raise ValueError unless the shapes are the state's.
@@ -157,7 +156,7 @@ def listed(folder: Path, prefix: str) -> list[Checkpoint]:
             content = json.loads(path.read_text(encoding="utf8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: truncated or no JSON: {error}; {remedy}") from error
-        needed = {"format", "step", "bytes", "sha256", "architecture", "settings", "schedule"}
+        needed = {"format", "step", "bytes", "sha256", "architecture", "settings"}
         if not isinstance(content, dict) or not needed <= content.keys():
             raise ValueError(f"{path}: not a checkpoint of latephase; {remedy}")
         if content["format"] != FORMAT:
@@ -165,8 +164,9 @@ def listed(folder: Path, prefix: str) -> list[Checkpoint]:
                 f"{path}: a checkpoint of format {content['format']}, expected {FORMAT}; {remedy}"
             )
         # As it was called until commit 98d4629.
-        if "relative" in content["schedule"]:
-            content["schedule"]["coefficient"] = content["schedule"].pop("relative")
+        rule = content.get("schedule", {})
+        if "relative" in rule:
+            rule["coefficient"] = rule.pop("relative")
         found.append(Checkpoint(path, content))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
@@ -264,20 +264,21 @@ def read_run(folder: str | os.PathLike) -> Run:
     states = listed(folder, DUE)
     if not states:
         raise ValueError(f"{folder}: no checkpoints of a training run there")
-    contents = [state.content for state in states]
-    first = contents[0]
+    first = states[0].content
     for state in states:
         state.check_identity(first)
+    columns = {
+        name: np.array([state.content[name] for state in states], dtype=float)
+        for name in ("log_risk", "accuracy", "seconds")
+    }
     known = ("architecture", "data_sha256", "versions", "threads", "machine")
     return Run(
         settings=Settings(**first["settings"]),
         folder=folder,
-        steps=np.array([c["step"] for c in contents]),
-        log_risk=np.array([c["log_risk"] for c in contents], dtype=float),
-        accuracy=np.array([c["accuracy"] for c in contents], dtype=float),
-        seconds=np.array([c["seconds"] for c in contents], dtype=float),
-        schedule=tuple(c["schedule"] for c in contents),
+        steps=np.array([state.step for state in states]),
+        schedule=tuple(state.content["schedule"] for state in states),
         provenance={name: first[name] for name in known},
+        **columns,
     )
 
 

@@ -158,15 +158,8 @@ class _Descent:
         dual, *gradients = torch.autograd.grad(alpha, [margins, *self.parameters])
         gradient = torch.cat([g.reshape(-1) for g in gradients])
         norm = vector_norm(self.w)
-        return _Iterate(
-            alpha=alpha.item(),
-            norm=norm.item(),
-            gradient_norm=vector_norm(gradient).item(),
-            direction=self.w / norm,
-            gradient=gradient,
-            margins=margins.detach(),
-            dual=dual,
-        )
+        sizes = alpha.item(), norm.item(), vector_norm(gradient).item()
+        return _Iterate(*sizes, self.w / norm, gradient, margins.detach(), dual)
 
     def size(self, rule: Rule, iterate: _Iterate) -> float:
         """Return η of the step W ← W + η ∇α."""

@@ -129,15 +129,14 @@ class Descents:
 
     end [r, P]: the point of the last step's segment with α = level, NaN where α never got there;
     without levels the last iterate. taken [r]: steps taken, that one included.
-    steps [k]; w [k, r, P]; dual [k, r, n]: q = softmax(-p), or the force on each example; passed
-    [k, r]: Σ s over the steps before, under a force the time. NaN behind a run's end.
+    steps [k]; w [k, r, P]; passed [k, r]: Σ s over the steps before, under a force the time. NaN
+    behind a run's end.
     """
 
     end: np.ndarray
     taken: np.ndarray
     steps: np.ndarray
     w: np.ndarray
-    dual: np.ndarray
     passed: np.ndarray
 
     def path(self, run: int) -> np.ndarray:
@@ -219,7 +218,7 @@ def descend(
                 p, pull_back = family.margins_and_pull_back(point)
                 dual, log_risk = dual[left], log_risk[left]
             if step in keep:
-                kept.append((step, of_all(point), of_all(dual), of_all(passed)))
+                kept.append((step, of_all(point), of_all(passed)))
             if step == steps:
                 break
             if batch is not None:
@@ -240,7 +239,7 @@ def descend(
     if levels is None:
         end[active] = point
     columns = (
-        [np.array(column) for column in zip(*kept, strict=True)] if kept else [np.empty(0)] * 4
+        [np.array(column) for column in zip(*kept, strict=True)] if kept else [np.empty(0)] * 3
     )
     return Descents(end, taken, *columns)
 
@@ -248,21 +247,11 @@ def descend(
 def _crossing(family: Family, start: np.ndarray, end: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Return points [k, P] with α = level between start and end, α(start) < level ≤ α(end).
 
-    By the Illinois variant of false position, twelve times.
+    By bisection, to the last bit of the share of the way.
     """
-    low, high, before = np.zeros(len(start)), np.ones(len(start)), np.zeros(len(start))
-    below = family.smoothed_margins(start) - levels
-    above = np.maximum(family.smoothed_margins(end) - levels, 0.0)
-    for _ in range(12):
-        share = high - (high - low) * above / np.maximum(above - below, 1e-300)
-        value = family.smoothed_margins(start + share[:, None] * (end - start)) - levels
-        # An end that stays for the second time counts half.
-        side = np.sign(value)
-        stays = np.where(side == before, 0.5, 1.0)
-        low, high = np.where(side < 0, share, low), np.where(side < 0, high, share)
-        below, above = (
-            np.where(side < 0, value, stays * below),
-            np.where(side < 0, stays * above, value),
-        )
-        before = side
-    return start + share[:, None] * (end - start)
+    low, high = np.zeros(len(start)), np.ones(len(start))
+    for _ in range(53):
+        middle = 0.5 * (low + high)
+        reached = family.smoothed_margins(start + middle[:, None] * (end - start)) >= levels
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return start + high[:, None] * (end - start)
