@@ -10,8 +10,6 @@ where one asks for the pace while α is squared. A direction that turns for ever
 definability rules out, shortens its stretches per decade of α and keeps those per squaring.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-
 import numpy as np
 
 from latephase.flow.trajectory import Trajectory, largest_drop
@@ -86,11 +84,6 @@ def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[st
         "turn": angle(*run.direction[last]),
         "distribution": float(successive_distances(run.margins[last])[0]),
     }
-
-
-def worst_of(table: Mapping[str, Sequence[dict]], names: Iterable[str], key: str) -> list[float]:
-    """Return, for each run of `measures` in table[name], the largest measure over the names."""
-    return [max(run[key] for run in runs) for runs in zip(*(table[n] for n in names), strict=True)]
 
 
 def tails(path_length: np.ndarray) -> np.ndarray:
