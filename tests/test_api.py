@@ -61,7 +61,9 @@ def test_the_front_page_has_the_names_with_their_signatures_and_methods(pages):
     assert "until: float = 1000000.0" in signature[1]
     assert signature[2].endswith("Trajectory")
     assert "py:method:: Trajectory.extend(until: float)" in pages["front"]
-    assert "<latephase.gradient_flow>" in pages["flow"]
+    # Where the name lives, after what stands there besides.
+    assert "\n\n:py:obj:`gradient_flow <latephase.gradient_flow>`\n" in pages["flow"]
+    assert "\n\n:py:obj:`NotSeparated <latephase.NotSeparated>`\n" in pages["flow"]
 
 
 @pytest.mark.parametrize(

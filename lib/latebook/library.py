@@ -70,7 +70,7 @@ def pages(package: str) -> dict[str, str]:
                 block = ["", f".. py:module:: {module.__name__}", "", *text, ""]
                 for where, name, thing in found:
                     if id(thing) in at_front:
-                        block += [f":py:obj:`{name} <{at_front[id(thing)]}>`", ""]
+                        block += ["", f":py:obj:`{name} <{at_front[id(thing)]}>`", ""]
                     else:
                         block += documented(f"{where}::{name}", thing)
                 lines += [f"## {module.__name__}\n", _block(block)]
