@@ -121,8 +121,6 @@ def test_measures_of_a_run_and_of_none():
     )
     assert set(settling.measures(None, 1e16).values()) == {INF}
     assert set(settling.measures(run, 1e32).values()) == {INF}
-    table = {"a": [found, found], "b": [{"turn": 0.05}, {"turn": 0.2}]}
-    assert settling.worst_of(table, ("a", "b"), "turn") == pytest.approx([0.1, 0.2])
 
 
 @pytest.mark.parametrize(

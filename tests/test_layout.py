@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.house import DOORS, LIBRARY, PIPELINE, door, imported
 
-LIBRARY, PIPELINE = ROOT / "lib" / "latephase", ROOT / "lib" / "latebook"
 # A door imports from itself and from what stands behind its name, nothing else of the library.
 BELOW = {
     "problem": {"files"},
@@ -31,28 +31,24 @@ EXCEPTIONS = {("flow/trajectory.py", "figures"), ("measures/diagnosis.py", "figu
 MODULES = sorted(path.relative_to(LIBRARY) for path in LIBRARY.rglob("*.py"))
 
 
-def imported(path: Path, package: str) -> set[str]:
-    """The doors or modules of a package that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {(name + ".").split(".")[1] for name in found if name.split(".")[0] == package}
-
-
-def door(module: Path) -> str:
-    return module.parts[0] if len(module.parts) > 1 else module.stem
-
-
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_run_strictly_downward(module):
     here = door(module)
     assert here in BELOW, f"{here}: a door that the house does not have"
     allowed = BELOW[here] | {here} | {to for name, to in EXCEPTIONS if name == module.as_posix()}
     assert imported(LIBRARY / module, "latephase") <= allowed, module
+
+
+def test_make_house_prints_every_door_with_what_it_imports():
+    command = [sys.executable, str(ROOT / "tests" / "house.py")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = {line.split()[0]: line for line in said.splitlines()}
+    assert {name for name in BELOW if name[0] != "_"} <= rows.keys()
+    assert [name for name in rows if name in DOORS] == [*DOORS]
+    total = int(rows["in"].split()[2])
+    assert total == sum(int(row.split()[1]) for name, row in rows.items() if name in BELOW)
+    assert " problem " in rows["flow"]
+    assert " flow " not in rows["problem"]
 
 
 def test_there_are_at_most_seven_doors():

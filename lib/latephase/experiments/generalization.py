@@ -31,7 +31,7 @@ from latephase.measures.alignment import along
 from latephase.problem.margins import Problem
 from latephase.problem.task import Task
 from latephase.problem.vectors import angle
-from latephase.training.scale_free import state
+from latephase.training.scale_free import snapshot
 from latephase.training.settings import Settings
 from latephase.training.train import train as train_network
 
@@ -110,7 +110,7 @@ def fitted(module: nn.Module, train: Task, test: Task, settings: Settings) -> Fi
         run = train_network(module, train.x, train.y, settings, folder)
         for k in range(len(run)):
             run.load(k, module)
-            now, unseen = (state(module, t.x, t.y, settings.loss) for t in (train, test))
+            now, unseen = (snapshot(module, t.x, t.y, settings.loss) for t in (train, test))
             unit = margin_complexity(dense_weights(module), train.x, 1.0)
             rows.append((now.smoothed_margin, now.margins / unit, unseen.margins / unit))
     alphas, margins, unseen = map(np.array, zip(*rows, strict=True))

@@ -16,7 +16,7 @@ class SolverError(RuntimeError):
         super().__init__(message)
         self.best_smoothed_margin, self.trajectory = best, trajectory
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[str, float, Trajectory | None]]:
         return type(self), (str(self), self.best_smoothed_margin, self.trajectory)
 
 

@@ -47,22 +47,18 @@ class EarlyState:
         """Return r‖∇α‖, that is ‖W‖‖∇α‖ away from zero."""
         return self.radius * float(np.linalg.norm(self.gradient))
 
-    def largest(self) -> float:
-        """Return max|p|."""
-        return float(np.abs(self.p).max())
-
     def unit(self) -> float:
-        """Return min(1, max|p|), beside which the slope is large or small."""
-        return min(1.0, self.largest())
+        """Return m = min(1, max|p|), beside which the slope is large or small."""
+        return min(1.0, float(np.abs(self.p).max()))
 
     def stationary(self) -> bool:
         """Return whether W is a stationary point that does not separate the examples."""
-        return is_stationary(self.alpha, self.slope(), self.largest())
+        return is_stationary(self.alpha, self.slope(), self.unit())
 
 
-def is_stationary(alpha: float, slope: float, largest: float) -> bool:
-    """Return whether α, ‖W‖‖∇α‖ and max|p| are those of a stationary point with α ≤ 0."""
-    return alpha <= 0.0 and slope <= TUNING.stationary * min(1.0, largest)
+def is_stationary(alpha: float, slope: float, unit: float) -> bool:
+    """Return whether α, ‖W‖‖∇α‖ and m are those of a stationary point with α ≤ 0."""
+    return alpha <= 0.0 and slope <= TUNING.stationary * unit
 
 
 def early_phase(

@@ -60,12 +60,6 @@ def solve_stage(
     """
     theta, u = guess
     inverse_scale = np.exp(-log_scale)
-
-    def newton(linearization: Linearization, arguments: tuple) -> _Step:
-        # A step that overflows is not finite, and ends the stage below.
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return _newton_step(linearization, *arguments, kappa, degree, inverse_scale)
-
     nu, size, fresh = None, np.inf, False
     for iteration in range(1, TUNING.iterations + 1):
         p, pulled = problem.weighted_gradient(theta, problem.shaped(np.exp(u)))
@@ -75,15 +69,16 @@ def solve_stage(
             u = _followed(u, (nu - p) / inverse_scale + correction[0], linearization)
         if not linearization.covers(u):
             linearization, fresh = linearize(theta, u), True
-        arguments = (p, u, center + pulled - (1.0 + kappa) * theta, correction)
-        step = newton(linearization, arguments)
+        residual = center + pulled - (1.0 + kappa) * theta
+        arguments = (p, u, residual, correction, kappa, degree, inverse_scale)
+        step = _newton_step(linearization, *arguments)
         previous, size = size, float(np.linalg.norm(step.theta))
         # With an old curvature the multipliers may creep where θ stands within tol.
         creeps = linearization.curvature is not None and not step.settled(dual_tol)
         slow = size > linearization.slow() * previous
         if not fresh and slow and (size > tol or creeps):
             linearization, fresh = linearize(theta, u), True
-            step = newton(linearization, arguments)
+            step = _newton_step(linearization, *arguments)
             size = float(np.linalg.norm(step.theta))
             previous = np.inf
         # A linear sequence that contracts by c a step ends c/(1 - c) of the last step away.
@@ -145,6 +140,8 @@ def _followed(u: np.ndarray, from_margin: np.ndarray, linearization: Linearizati
     return np.where(idle, np.clip(from_margin, -1e300, largest - TUNING.live + 1.0), u)
 
 
+# A step that overflows is not finite, and ends its stage.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _newton_step(
     linearization: Linearization,
     p: np.ndarray,

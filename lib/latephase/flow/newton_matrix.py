@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from scipy import linalg
 
@@ -27,7 +29,7 @@ class Linearization:
         self.contains = np.repeat(active, problem.pairs)
         self.rows = np.flatnonzero(self.contains)
         self.example_of = np.repeat(np.arange(len(self.examples)), problem.pairs)
-        self.jacobian = self._gram = self._rotated = self._squares = None
+        self.jacobian = None
         if 8 * len(self.rows) * theta.size <= problem.jacobian_bytes:
             self.jacobian = problem.jacobian(theta, self.examples)
         # What an iteration left of the error when it was fresh: curvature left out, not age.
@@ -77,9 +79,7 @@ class Linearization:
         """Return the dual system d J M⁻¹ Jᵀ d + I/S of the live rows."""
         count, size = int(live.sum()), self.theta.size
         # In units of the dual matrix: margins may be of any size.
-        part = (
-            inverse_scale * (1.0 + kappa) / max(float((d**2 * self.squares()[live]).max()), 1e-300)
-        )
+        part = inverse_scale * (1.0 + kappa) / max(float((d**2 * self.squares[live]).max()), 1e-300)
         thin = count > max(300, size) or (count > size and part > TUNING.resolved_thin)
         if self.jacobian is not None and thin:
             root = self.jacobian[live]
@@ -87,36 +87,33 @@ class Linearization:
                 root = root / np.sqrt(1.0 + kappa)
             else:
                 eigenvalues = _primal_eigenvalues(self.curvature[0], kappa, degree)
-                root = self.rotated()[live] / np.sqrt(eigenvalues)
+                root = self.rotated[live] / np.sqrt(eigenvalues)
             return ThinSystem(root, d, inverse_scale)
         if self.curvature is None:
-            matrix = self.gram()[np.ix_(live, live)] / (1.0 + kappa)
+            matrix = self.gram[np.ix_(live, live)] / (1.0 + kappa)
         else:
-            root = self.rotated()[live]
+            root = self.rotated[live]
             matrix = (root / _primal_eigenvalues(self.curvature[0], kappa, degree)) @ root.T
         return DualSystem(matrix, d, inverse_scale)
 
+    @cached_property
     def squares(self) -> np.ndarray:
-        """Return ‖J_i‖² of the rows."""
-        if self._squares is None and self.jacobian is not None:
-            self._squares = np.einsum("ij,ij->i", self.jacobian, self.jacobian)
-        elif self._squares is None:
-            self._squares = self.gram().diagonal()
-        return self._squares
+        """‖J_i‖² of the rows."""
+        if self.jacobian is None:
+            return self.gram.diagonal()
+        return np.einsum("ij,ij->i", self.jacobian, self.jacobian)
 
+    @cached_property
     def rotated(self) -> np.ndarray:
-        """Return J in the basis of the curvature's eigenvectors."""
-        if self._rotated is None:
-            self._rotated = self.jacobian @ self.curvature[1]
-        return self._rotated
+        """J in the basis of the curvature's eigenvectors."""
+        return self.jacobian @ self.curvature[1]
 
+    @cached_property
     def gram(self) -> np.ndarray:
-        """Return J Jᵀ of the rows; where J exceeds the bound, by pairs of blocks of it."""
-        if self._gram is None and self.jacobian is not None:
-            self._gram = self.jacobian @ self.jacobian.T
-        elif self._gram is None:
-            self._gram = self._gram_by_blocks()
-        return self._gram
+        """J Jᵀ of the rows; where J exceeds the bound, by pairs of blocks of it."""
+        if self.jacobian is None:
+            return self._gram_by_blocks()
+        return self.jacobian @ self.jacobian.T
 
     def _gram_by_blocks(self) -> np.ndarray:
         gram, start = np.empty((len(self.rows),) * 2), 0

@@ -20,10 +20,10 @@ from latephase.flow.clock import LogClock
 from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.explicit import EarlyState, early_phase, is_stationary
 from latephase.flow.implicit import LateStepper
-from latephase.flow.state import Entry, State, exp_times, offered, thinned
-from latephase.flow.trajectory import Trajectory
+from latephase.flow.state import Entry, State, exp_times, thinned
+from latephase.flow.trajectory import Trajectory, trajectory_of
 from latephase.flow.tuning import TUNING
-from latephase.problem import kkt, vectors
+from latephase.problem import vectors
 from latephase.problem.losses import EXPONENTIAL
 from latephase.problem.margins import Problem
 
@@ -145,7 +145,8 @@ class Flow:
 
     def _enter_late(self) -> None:
         self.started = self.steps
-        self.standing = _Standing(self.state, self.degree, self.steps, self._gradients())
+        # Where the flow was last seen to get on, and after how many steps and gradients.
+        self.standing = self.state, self.steps, self.problem.evaluations["gradient"]
         # Of attempts that on average hardly turn: short steps and rejections along kinks.
         self.turns: deque[float] = deque(maxlen=TUNING.crawl_attempts)
         self.longest = TUNING.longest_step
@@ -157,14 +158,32 @@ class Flow:
         """Raise NotSeparated at a stationary point, without progress, or past the budget."""
         state, taken = self.state, self.steps - self.started
         slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
-        largest = math.exp(min(0.0, _log_largest(state, self.degree)))
-        if is_stationary(state.smoothed_margin, slope, largest):
+        unit = math.exp(min(0.0, _log_largest(state, self.degree)))
+        if is_stationary(state.smoothed_margin, slope, unit):
             raise self._not_separated("the risk is stationary", slope, state.p)
         if taken > TUNING.late_steps:
             raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
-        self.standing = self.standing.at(state, self.steps, self._gradients())
-        if still := self.standing.still(self.steps, self._gradients()):
+        if still := self._still():
             raise self._not_separated(still, slope, state.p)
+
+    def _still(self) -> str:
+        """Return what says that a margin below zero stands still, or nothing.
+
+        The flow gets on where a hundredth is taken off -α; and, while all margins are below one in
+        size, so that α hardly depends on them, where they double.
+        """
+        before, steps, gradients = self.standing
+        largest = _log_largest(self.state, self.degree)
+        gained = self.state.smoothed_margin > 0.99 * before.smoothed_margin
+        doubled = largest < 0.0 and largest > _log_largest(before, self.degree) + math.log(2.0)
+        if gained or doubled:
+            self.standing = self.state, self.steps, self.problem.evaluations["gradient"]
+            return ""
+        steps, gradients = self.steps - steps, self.problem.evaluations["gradient"] - gradients
+        enough = steps > TUNING.stagnant_steps or gradients > TUNING.stagnant_gradients
+        if before.smoothed_margin > 0.0 or not enough:
+            return ""
+        return f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
 
     def _attempt(self, step: float, turn: float, until: float) -> None:
         """Try one step in ρ: accept it, or say how long and how exact the next try is to be."""
@@ -218,9 +237,6 @@ class Flow:
         self.steps += 1
         self._move(arrived)
 
-    def _gradients(self) -> int:
-        return self.problem.evaluations["gradient"]
-
     def _resolving(self, state: State, step: float) -> float:
         """Return the error of a stage that leaves the growth of α/‖W‖^L over the step visible.
 
@@ -257,30 +273,35 @@ class Flow:
     def _move(self, state: State) -> None:
         if self.state is not None:
             self.path_length += vectors.angle(self.state.direction, state.direction)
-        self.state = dataclasses.replace(
-            state, log_time=self.clock.log_time, path_length=self.path_length
-        )
+        measured = {"log_time": self.clock.log_time, "path_length": self.path_length}
+        self.state = dataclasses.replace(state, **measured)
         alpha = self.state.smoothed_margin
         if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
-            records, until = self.settings["records"], self.settings["until"]
-            self.entries = offered(self.entries, alpha, self.state, records, until)
+            self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
+        # Dropped on the final grid now and then, which drops nothing that the end would keep: the
+        # last entry stays, and stands for every grid point beyond it.
+        if len(self.entries) >= 4 * self.settings["records"] + 64:
+            self.entries = self._kept()
+
+    def _kept(self) -> list[Entry]:
+        return thinned(self.entries, self.settings["records"], self.settings["until"])
 
     def trajectory(self) -> Trajectory | None:
         """Return what has been recorded, or None before the first state with α > 0."""
         if not self.entries:
             return None
-        kept = thinned(self.entries, self.settings["records"], self.settings["until"])
-        states = [state for _, state in kept]
-        columns = [_measured(self.problem, self.degree, state) for state in states]
-        return Trajectory(
-            **{name: np.array([column[name] for column in columns]) for name in columns[0]},
-            log_dual=states[-1].log_dual,
-            degree=self.degree,
+        return trajectory_of(
+            [state for _, state in self._kept()],
+            self.degree,
+            raw_margins=None if self.problem.kink_smoothing is None else self._raw_margins,
             evaluations=dict(self.problem.evaluations),
             steps=self.steps,
             settings=dict(self.settings),
             continuation=self._extended,
         )
+
+    def _raw_margins(self, direction: np.ndarray) -> np.ndarray:
+        return self.problem.true_margins(self.problem.smoothed(None).margins(direction))
 
     def _extended(self, trajectory: Trajectory, until: float) -> Trajectory:
         reached = float(trajectory.smoothed_margin[-1])
@@ -327,36 +348,6 @@ class Flow:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Standing:
-    """The state at which a flow was last seen to get on, and when that was.
-
-    It gets on where a hundredth is taken off -α; and, while all margins are below one in size, so
-    that α hardly depends on them, where they double.
-    """
-
-    state: State
-    degree: float
-    steps: int
-    gradients: int
-
-    def at(self, state: State, steps: int, gradients: int) -> _Standing:
-        """Return where the flow stands at a new state."""
-        gained = state.smoothed_margin > 0.99 * self.state.smoothed_margin
-        largest = _log_largest(state, self.degree)
-        before = _log_largest(self.state, self.degree)
-        doubled = largest < 0.0 and largest > before + math.log(2.0)
-        return _Standing(state, self.degree, steps, gradients) if gained or doubled else self
-
-    def still(self, steps: int, gradients: int) -> str:
-        """Return what says that a margin below zero stands still, or nothing."""
-        steps, gradients = steps - self.steps, gradients - self.gradients
-        enough = steps > TUNING.stagnant_steps or gradients > TUNING.stagnant_gradients
-        if self.state.smoothed_margin > 0.0 or not enough:
-            return ""
-        return f"in {steps} steps, {gradients} gradients the smoothed margin stood still"
-
-
 def _left(state: State, degree: float, until: float) -> float:
     """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
     if state.smoothed_margin <= 0.0:
@@ -379,34 +370,6 @@ def _fall(state: State, arrived: State) -> float:
     """Return by which part α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
     before = state.normalized_smoothed_margin
     return 1.0 - arrived.normalized_smoothed_margin / before if before > 0.0 else 0.0
-
-
-def _measured(problem: Problem, degree: float, state: State) -> dict[str, Any]:
-    """Return one record of a trajectory, field by field."""
-    q = np.exp(state.log_dual)
-    margins = problem.true_margins(state.p)
-    stationarity, complementarity = kkt.kkt_residual(
-        state.direction, state.gradient, state.p, q, degree
-    )
-    raw = margins
-    if problem.kink_smoothing is not None:
-        raw = problem.true_margins(problem.smoothed(None).margins(state.direction))
-    return {
-        "smoothed_margin": state.smoothed_margin,
-        "log_norm": state.log_norm,
-        "log_time": state.log_time,
-        "normalized_margin": float(margins.min()),
-        "normalized_smoothed_margin": state.normalized_smoothed_margin,
-        "raw_normalized_margin": float(raw.min()),
-        "alignment": vectors.alignment(state.direction, state.gradient),
-        "kkt_stationarity": stationarity,
-        "kkt_complementarity": complementarity,
-        "path_length": state.path_length,
-        "dual_gap": state.dual_gap,
-        "direction": state.direction,
-        "margins": margins,
-        "dual": q,
-    }
 
 
 def _log_largest(state: State, degree: float) -> float:

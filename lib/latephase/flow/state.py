@@ -51,18 +51,6 @@ def exp_times(log_scale: float, value: float) -> float:
 Entry = tuple[float, State]
 
 
-def offered(
-    entries: list[Entry], alpha: float, state: State, records: int, until: float
-) -> list[Entry]:
-    """Return entries (ln α, state) with a state added, thinned now and then.
-
-    Thinning on the final grid drops nothing that the end would keep: the last entry stays, and
-    stands for every grid point beyond it.
-    """
-    entries = [*entries, (float(np.log(alpha)), state)]
-    return entries if len(entries) < 4 * records + 64 else thinned(entries, records, until)
-
-
 def thinned(entries: list[Entry], records: int, until: float) -> list[Entry]:
     """Return at most `records` entries, the nearest to an even grid from the first to ln until.
 

@@ -15,7 +15,9 @@ import pandas as pd
 import torch
 
 from latephase.files import plain_arrays, write_whole
+from latephase.flow.state import State
 from latephase.flow.tuning import TUNING
+from latephase.problem import kkt, vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,6 +225,45 @@ class Trajectory:
     def replace(self, **changes: Any) -> Trajectory:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def trajectory_of(
+    states: list[State],
+    degree: float,
+    raw_margins: Callable[[np.ndarray], np.ndarray] | None = None,
+    **rest: Any,
+) -> Trajectory:
+    """Return the trajectory through states, of a flow or of descent, for a module of a degree L.
+
+    raw_margins: the margins of the module as given at a unit direction, where its kinks were
+    smoothed. rest: evaluations, steps, settings and continuation.
+    """
+    rows = []
+    for state in states:
+        q = np.exp(state.log_dual)
+        margins = state.p if state.p.ndim == 1 else state.p.min(1)
+        raw = margins if raw_margins is None else raw_margins(state.direction)
+        residuals = kkt.kkt_residual(state.direction, state.gradient, state.p, q, degree)
+        rows.append(
+            {
+                "smoothed_margin": state.smoothed_margin,
+                "log_norm": state.log_norm,
+                "log_time": state.log_time,
+                "normalized_margin": float(margins.min()),
+                "normalized_smoothed_margin": state.normalized_smoothed_margin,
+                "raw_normalized_margin": float(raw.min()),
+                "alignment": vectors.alignment(state.direction, state.gradient),
+                "kkt_stationarity": residuals[0],
+                "kkt_complementarity": residuals[1],
+                "path_length": state.path_length,
+                "dual_gap": state.dual_gap,
+                "direction": state.direction,
+                "margins": margins,
+                "dual": q,
+            }
+        )
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return Trajectory(**columns, log_dual=states[-1].log_dual, degree=degree, **rest)
 
 
 def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:

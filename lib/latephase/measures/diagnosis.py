@@ -71,7 +71,7 @@ class Diagnosis:
         return json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False)
 
     def plot(self) -> Figure:
-        """Return a Matplotlib figure of the sorted margins and the ratios of the layers' norms.
+        """Return a figure of the sorted margins and the ratios of the layers' norms.
 
         Needs the extra `plot`.
         """

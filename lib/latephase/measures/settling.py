@@ -10,12 +10,10 @@ where one asks for the pace while α is squared. A direction that turns for ever
 definability rules out, shortens its stretches per decade of α and keeps those per squaring.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-
 import numpy as np
 
 from latephase.flow.trajectory import Trajectory, largest_drop
-from latephase.problem.vectors import angle
+from latephase.problem.vectors import angle, arc
 
 
 def deepest_fall(series: np.ndarray) -> float:
@@ -88,11 +86,6 @@ def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[st
     }
 
 
-def worst_of(table: Mapping[str, Sequence[dict]], names: Iterable[str], key: str) -> list[float]:
-    """Return, for each run of `measures` in table[name], the largest measure over the names."""
-    return [max(run[key] for run in runs) for runs in zip(*(table[n] for n in names), strict=True)]
-
-
 def tails(path_length: np.ndarray) -> np.ndarray:
     """Return the length still to come at each record, up to the last: 0 there.
 
@@ -158,7 +151,7 @@ def widest_angle(vectors: np.ndarray) -> float:
     vectors = np.asarray(vectors, dtype=float)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     chords = [np.linalg.norm(units[k + 1 :] - one, axis=1) for k, one in enumerate(units)]
-    return 2.0 * float(np.arcsin(min(1.0, 0.5 * np.max(np.concatenate(chords), initial=0.0))))
+    return float(arc(np.max(np.concatenate(chords), initial=0.0)))
 
 
 def successive_distances(margins: np.ndarray) -> np.ndarray:

@@ -65,6 +65,16 @@ def finite_inputs(x: Tensor | np.ndarray) -> Tensor:
     return x
 
 
+def checked_outputs(output: Tensor) -> Tensor:
+    """Return a module's output; ValueError unless it is [n], [n, 1] or [n, k], and finite."""
+    if not isinstance(output, Tensor) or output.ndim not in (1, 2):
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}")
+    if not bool(torch.isfinite(output).all()):
+        raise ValueError("module: its outputs contain NaN or infinite values")
+    return output
+
+
 def checked_labels(
     y: Tensor | np.ndarray, output: Tensor, n: int, loss_name: str
 ) -> tuple[Tensor, int]:

@@ -98,7 +98,7 @@ def _degree(
         if not np.any(one):
             continue
         for c in (0.5, 2.0):
-            other = _outputs(module, [c * p for p in parameters], x)
+            other = _outputs(module, [c * w for w in parameters], x)
             ratio = np.vdot(other, one) / np.vdot(one, one)
             if ratio <= 0.0:
                 return None, float("inf")

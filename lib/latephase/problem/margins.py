@@ -19,6 +19,7 @@ from latephase.problem.checks import (
     call_with,
     checked_inputs,
     checked_labels,
+    checked_outputs,
     frozen_copy,
     parameter_slots,
     raise_on_contradiction,
@@ -273,14 +274,7 @@ class Problem:
                 raise ValueError(
                     f"x: the module does not accept inputs of shape {list(self.x.shape)}: {error}"
                 ) from error
-        if not isinstance(output, Tensor) or output.ndim not in (1, 2):
-            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}"
-            )
-        if not bool(torch.isfinite(output).all()):
-            raise ValueError("module: its outputs contain NaN or infinite values")
-        return output
+        return checked_outputs(output)
 
     def _check_examples_are_independent(self) -> bool:
         """Return whether per-example derivatives can be vectorized over examples."""

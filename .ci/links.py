@@ -1,4 +1,7 @@
-"""External addresses: found in everything that a reader may read, asked for by Sphinx."""
+"""External addresses, found in all that a reader may read, asked for by Sphinx: `make links`.
+
+Ends with 1 if one does not answer as it should, and with 0 where there is no network.
+"""
 
 import json
 import re
@@ -10,6 +13,7 @@ from pathlib import Path
 from latebook import BookError
 
 _FILES = (
+    "_config.yml",
     "*.md",
     "*.cff",
     "book/*.md",
@@ -90,3 +94,7 @@ def check(root: Path) -> int:
         print(f"{link}\n    {row['info']}\n    in {', '.join(places[link])}")
     print(f"{len(said) - len(broken)} of {len(said)} addresses answer.")
     return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(check(Path.cwd()))
