@@ -63,14 +63,12 @@ def recomputed(run) -> float:
 
 
 def off_svm(runs: pd.DataFrame, level: float) -> list[float]:
-    """Return the angles of the gradients to the SVM's directions at α = level, for linear runs."""
-    return [
-        angle(
-            run.seen.gradient[run.flow.at(level).index],
-            hard_margin(run.task.x, run.task.y)[0],
-        )
-        for run in runs.itertuples()
-    ]
+    """Return the gradient's angle to the SVM of each linear run, at its first α ≥ level."""
+    found = []
+    for run in runs.itertuples():
+        first = settling.milestones(run.flow.smoothed_margin, level)[0]
+        found.append(angle(run.seen.gradient[first], hard_margin(run.task.x, run.task.y)[0]))
+    return found
 
 
 def refusal(net: torch.nn.Module, task) -> str:

@@ -1,6 +1,6 @@
 """The numbers behind a figure, as comma-separated values.
 
-A figure's table is the tidy frame that it was drawn from, where the chapter attaches it. For a
+A figure's table is the tidy frame that it was drawn from, where the chapter gives it. For a
 figure without one the numbers are read off what was drawn:
 
 panel    number of the axes, from 0, and its title
