@@ -1,8 +1,9 @@
-"""The script that makes the arrays of the recorded runs, on a small archive of CIFAR-10's layout."""
+"""The script that makes the recorded runs' arrays, on a small archive of CIFAR-10's layout."""
 
 import io
 import pickle
 import tarfile
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -21,14 +22,12 @@ FEW = {name: 5 if name.endswith("_1") else 3 for name in cifar10.TAKEN}
 class Python2(pickle._Pickler):
     """Pickles as Python 2 did, which wrote the batches: text and bytes are the same."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
-
     def string(self, value):
         data = value.encode("latin1") if isinstance(value, str) else value
         self.write(pickle.BINSTRING + len(data).to_bytes(4, "little") + data)
         self.memoize(value)
 
-    dispatch[str] = dispatch[bytes] = string
+    dispatch = pickle._Pickler.dispatch | {str: string, bytes: string}
 
 
 def as_python2(content) -> bytes:
@@ -72,7 +71,7 @@ def test_the_first_images_of_each_batch_come_in_order(tmp_path, dump):
         assert {found[f"{a}_{split}"].dtype.name for a in "xy"} == {"uint8"}
     names = [name for name in FEW if name != "test_batch"]
     labels = [made[name]["labels"][: FEW[name]] for name in names]
-    assert found["y_train"].tolist() == sum(labels, [])
+    assert found["y_train"].tolist() == [*chain(*labels)]
     # Pixel (row 2, column 7) of the second image of the third batch: red, green, blue.
     planes = made["data_batch_3"]["data"][1].reshape(3, 32, 32)
     assert found["x_train"][5 + 3 + 1, 2, 7].tolist() == planes[:, 2, 7].tolist()
@@ -120,7 +119,7 @@ def test_a_batch_that_is_none_is_refused_and_runs_nothing(tmp_path):
         with pytest.raises(BookError, match=message):
             cifar10.arrays(root, FEW)
     path.unlink()
-    with pytest.raises(BookError, match="data_batch_2: .*No such file"):
+    with pytest.raises(BookError, match=r"data_batch_2: .*No such file"):
         cifar10.arrays(root, FEW)
     with pytest.raises(BookError, match="no-such"):
         cifar10.arrays(tmp_path / "no-such", FEW)

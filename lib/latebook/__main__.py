@@ -30,7 +30,7 @@ def main(words: list[str] | None = None) -> int:
     """Run one command; 0 when green, 1 with what is wrong on the standard error otherwise."""
     parser = argparse.ArgumentParser(prog="python -m latebook", description=__doc__)
     parser.add_argument("step", choices=[*_STEPS])
-    parser.add_argument("--chapter", help="which one, for the step `chapter`")
+    parser.add_argument("--chapter", help="which one, for `chapter`; a new one for `skeleton`")
     parser.add_argument("--profile", default=PROFILES[0], help=", ".join(PROFILES))
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
@@ -267,6 +267,14 @@ def _site(book: Book, options) -> None:
         site.build(book)
 
 
+def _skeleton(book: Book, options) -> None:
+    from latebook import skeleton
+
+    for path in skeleton.lay(book, options.chapter):
+        print(f"book: wrote {path.relative_to(book.root)}")
+    print("book: next its claim, as CONTRIBUTING.md says; then make test and make book")
+
+
 def _links(book: Book, options) -> int:
     from latebook import links
 
@@ -282,6 +290,7 @@ _STEPS = {
     "names": _names,
     "site": _site,
     "links": _links,
+    "skeleton": _skeleton,
 }
 
 if __name__ == "__main__":
