@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book record test test-site test-slow links lab environment lint audit lock clean profile
+.PHONY: help book record test test-site test-slow house links lab environment lint audit lock clean profile
 .PHONY: cores chapter wheel
 
 PROFILE ?= quick
@@ -50,8 +50,11 @@ test-site: ## run the tests of the built site in a browser, after make book
 test-slow: cores ## run the kills, the sabotage and the whole builds
 	@$(PYTEST) -m slow
 
+house: ## print the library's folders: lines, modules, and which imports from which
+	$(IN_ENVIRONMENT) tests/house.py
+
 links: ## ask for every external address that the book names; needs a network
-	$(IN_ENVIRONMENT) -m latebook links
+	$(IN_ENVIRONMENT) .ci/links.py
 
 lab: ## open JupyterLab on the chapters
 	$(IN_ENVIRONMENT) -m jupyterlab book
@@ -67,7 +70,7 @@ wheel: ## build the library's wheel, check it, run the README's example with it 
 	$(IN_ENVIRONMENT) .ci/wheel.py
 
 chapter: ## lay the skeleton of a new chapter, NAME=some_name
-	$(IN_ENVIRONMENT) -m latebook skeleton --chapter '$(NAME)'
+	$(IN_ENVIRONMENT) .ci/chapter.py '$(NAME)'
 
 audit: ## compare the pinned packages with the published advisories
 	$(IN_ENVIRONMENT) .ci/audit.py

@@ -24,15 +24,16 @@ GATE = [f for f in PIPELINE if f.stem in ("claims", "execute", "gate")]
 PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
          and ".ipynb_checkpoints" not in f.parts]
 EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
-LEDGER, VERDICT, NAMES, SITE = (str(f.relative_to(BOOK.root)) for f in (
-    BOOK.ledger, BOOK.product("verdict", ".ok"), BOOK.names, BOOK.html / "index.html"))
+LEDGER, VERDICT, LIBRARY, SITE = (str(f.relative_to(BOOK.root)) for f in (
+    BOOK.ledger, BOOK.product("verdict", ".ok"), BOOK.library, BOOK.html / "index.html"))
+SHOWN = [LIBRARY] if BOOK.shows_library else []
 PYTHON = sys.executable
 STEP = "{PYTHON:q} -m latebook {rule} --profile {BOOK.profile}"
 # What `make record` asks for. Without it no rule makes a record: a book never starts a long run.
 RUNS, RECORDS = config.get("runs"), config.get("records", [])
 
 
-localrules: book, site, names, verdict, ledger, records
+localrules: book, site, library, verdict, ledger, records
 
 
 def claims_of(wildcards):
@@ -48,19 +49,19 @@ def records_of(wildcards):
 
 # All of it: of what the site is made from, Snakemake would not miss what has vanished.
 rule book:
-    input: SITE, NAMES, VERDICT, LEDGER, expand(EXECUTED, chapter=CHAPTERS)
+    input: SITE, SHOWN, VERDICT, LEDGER, expand(EXECUTED, chapter=CHAPTERS)
 
 rule site:
-    input: VERDICT, NAMES, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
+    input: VERDICT, SHOWN, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
            PIPELINE
     output: update(SITE)
     params: profile=BOOK.profile
     shell: STEP
 
 # By itself, as it loads all of the library: a changed chapter does not make it again.
-rule names:
+rule library:
     input: SCIENCE, PIPELINE
-    output: update(NAMES)
+    output: update(LIBRARY)
     params: profile=BOOK.profile
     shell: STEP
 

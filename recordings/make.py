@@ -126,8 +126,8 @@ def make(
     per_epoch = -(-len(train_set) // training["batch"])
     training["device"] = os.environ.get("LATEPHASE_DEVICE", "cpu")
     settings = Settings(steps=steps or run["epochs"] * per_epoch, seed=run["seed"], **training)
-    done = train(network, train_set.x, train_set.y, settings, folder, progress=progress)
-    measured = scale_free.series(done, network, train_set, test_set)
+    done = train(network, train_set, settings, folder, progress=progress)
+    measured = scale_free.history(done, network, train_set, test_set)
     arrays = vars(measured) | {
         "log_risk": done.log_risk,
         "accuracy": done.accuracy,
@@ -137,7 +137,7 @@ def make(
     record = {
         "about": run["about"],
         "run": run,
-        "settings": asdict(settings),
+        "settings": asdict(done.settings),
         "steps_per_epoch": per_epoch,
         "parameters": sum(p.numel() for p in network.parameters()),
         "first_perfect": measured.first_perfect if measured.first_perfect < 1e18 else None,

@@ -52,7 +52,8 @@ class FixtureBook:
         (root / "profiles").mkdir()
         for name in ("Snakefile", "_config.yml"):
             shutil.copy(ROOT / name, root / name)
-        shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
+        for name in ("_static", "_inventories"):
+            shutil.copytree(ROOT / "book" / name, root / "book" / name)
         (root / "book" / "references.bib").write_text("")
         index = "# A small book\n\n```{include} _generated/verdicts.md\n```\n"
         (root / "book" / "index.md").write_text(index)
@@ -72,6 +73,16 @@ class FixtureBook:
             self.write_yaml(f"profiles/{profile}.yml", {n: {"number": 0.5} for n in names})
         for name in names:
             self.write_notebook(name, chapter(name))
+
+    def show_library(self) -> None:
+        """Add the library's pages; those that refer to each other, hence all."""
+        shutil.copytree(ROOT / "book" / "library", self.root / "book" / "library")
+        front = "# Names\n\n```{include} _generated/library/front.md\n```\n"
+        (self.root / "book" / "api.md").write_text(front)
+        toc = self.read_yaml("_toc.yml")
+        doors = sorted(path.stem for path in (self.root / "book" / "library").glob("*.md"))
+        toc["chapters"] += [{"file": "book/api"}, *({"file": f"book/library/{d}"} for d in doors)]
+        self.write_yaml("_toc.yml", toc)
 
     def write_yaml(self, name: str, content) -> None:
         (self.root / name).write_text(yaml.safe_dump(content, sort_keys=False))

@@ -68,21 +68,21 @@ def test_the_primal_flow_is_the_flow(squared_relu):
     assert misaligned[-1] == pytest.approx(expected, rel=0.05)
 
 
-def test_layers_bounds_hold_along_a_flow_and_not_for_other_layers():
+def test_bounds_on_rank_hold_along_a_flow_and_not_for_other_weights():
     task = tasks.separable_points(15, 4, margin=0.2, seed=0)
     net = networks.deep_linear([4, 3, 3, 1], generator=generator(), scale=0.8)
     flow = latephase.gradient_flow(net, task.x, task.y, until=100.0, tol=1e-5)
     problem = Problem(net, task.x, task.y)
-    start = apparatus.split_layers(problem.w0, problem.shapes)
+    start = apparatus.split_weights(problem.w0, problem.shapes)
     w = np.exp(flow.log_norm)[:, None] * flow.direction
-    layers = apparatus.layers_along(start, [apparatus.split_layers(v, problem.shapes) for v in w])
+    layers = apparatus.low_rank(start, [apparatus.split_weights(v, problem.shapes) for v in w])
     assert layers.rank.shape == (len(flow), 3)
     assert layers.neighbor.shape == (len(flow), 2)
     assert 0.0 < layers.used() <= 1.0
     rng = np.random.default_rng(0)
     other = [np.linalg.norm(a) * vectors.unit(rng.normal(size=a.shape)) for a in start]
     grown = [[10 * a for a in other]]
-    assert apparatus.layers_along(start, grown).used() > 1.0
+    assert apparatus.low_rank(start, grown).used() > 1.0
 
 
 def test_imbalance_by_hand():
@@ -91,7 +91,7 @@ def test_imbalance_by_hand():
     assert apparatus.imbalance([lower, upper]) == pytest.approx((9 - 4) + 5)
 
 
-def test_split_layers_restores_the_shapes():
-    first, second = apparatus.split_layers(np.arange(8.0), [(2, 3), (1, 2)])
+def test_split_weights_restores_the_shapes():
+    first, second = apparatus.split_weights(np.arange(8.0), [(2, 3), (1, 2)])
     np.testing.assert_array_equal(first, [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(second, [[6, 7]])

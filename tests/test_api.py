@@ -1,13 +1,18 @@
 """The public names: their page says all of them, and their examples run."""
 
+import ast
 import doctest
 import importlib
 import inspect
+import re
 
 import pytest
 
 import latephase
-from latebook import api
+from latebook import library
+from latebook.layout import Book
+from latebook.notebooks import read
+from tests.conftest import ROOT
 
 NAMES = [name for name in latephase.__all__ if name != "__version__"]
 HOMES = sorted({getattr(latephase, name).__module__ for name in NAMES})
@@ -24,10 +29,56 @@ def test_every_function_has_an_example(name):
     assert ">>> " in inspect.getdoc(getattr(latephase, name))
 
 
-def test_the_page_has_every_name_and_every_method():
-    page = api.page("latephase")
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    return library.pages("latephase")
+
+
+def test_there_is_a_page_for_every_door_and_the_book_shows_it(pages):
+    doors = {path.name for path in (ROOT / "lib" / "latephase").iterdir() if path.is_dir()}
+    assert pages.keys() == {"front", *doors - {"__pycache__"}}
+    shown = [ROOT / "book" / "api.md", *(ROOT / "book" / "library").glob("*.md")]
+    text = "".join(path.read_text(encoding="utf8") for path in shown)
+    assert all(f"_generated/library/{name}.md" in text for name in pages)
+
+
+def test_the_pages_have_every_name_that_a_chapter_imports(pages):
+    text = "\n".join(pages.values())
+    said = {name.rpartition(".")[2] for name in re.findall(r"py:\w+:: ([\w.]+)", text)}
+    for chapter in Book(ROOT, "quick").chapters():
+        for cell in read(ROOT / "book" / f"{chapter}.ipynb").cells:
+            for node in ast.walk(ast.parse(cell.source if cell.is_code else "")):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("latephase."):
+                    names = {alias.name for alias in node.names if not alias.name.isupper()}
+                    assert names <= said, f"{chapter}: {names - said}"
+
+
+def test_the_front_page_has_the_names_with_their_signatures_and_methods(pages):
     for name in NAMES:
-        assert f"## {name}\n" in page
-    assert "Trajectory.extend(self, until: float)" in page
-    assert "Trajectory.load(" in page
-    assert page.count("```") % 2 == 0
+        assert f"## {name}\n" in pages["front"]
+    signature = re.search(r"function:: gradient_flow\((.*)\) -> (.*)", pages["front"])
+    assert "module: ~torch.nn.Module" in signature[1]
+    assert "until: float = 1000000.0" in signature[1]
+    assert signature[2].endswith("Trajectory")
+    assert "py:method:: Trajectory.extend(until: float)" in pages["front"]
+    assert "<latephase.gradient_flow>" in pages["flow"]
+
+
+@pytest.mark.parametrize(
+    ("docstring", "rst"),
+    [
+        ("See `max|p|` of W_k*.", ["See ``max|p|`` of W\\_k\\*."]),
+        ("Two `Loss`es.", [r"Two :py:obj:`Loss <latephase.Loss>`\ es."]),
+        (
+            "Text:\nx: data\n    [n]\nRaises.",
+            ["Text:", "", "**x**", "    data", "    [n]", "", "Raises."],
+        ),
+        ("x [n, d]   data", ["", "**x [n, d]**", "    data"]),
+        ("z: no parameter", ["z: no parameter"]),
+        ("An equation\n    a_1 = 2", ["An equation", "", "::", "", "    a_1 = 2"]),
+        (">>> f(x_)\n[1]", [">>> f(x_)", "[1]"]),
+    ],
+)
+def test_docstrings_of_the_house_become_restructured_text(docstring, rst):
+    homes = {"Loss": "latephase.Loss"}
+    assert library._as_rst(docstring.splitlines(), {"x"}, homes) == rst

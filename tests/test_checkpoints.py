@@ -3,10 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from latephase.training import checkpoints
+from latephase.training.loop import Trainer
 from latephase.training.train import Settings, read_run, train
-from latephase.training.trainer import Trainer
+from latephase.zoo import networks
 from tests.conftest import ROOT
 
 
@@ -99,6 +103,31 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, monkeypatch, schedul
         assert_same_bits(tensors(a), tensors(b))
 
 
+@pytest.mark.parametrize("schedule", ["loss_based", "normalized"])
+def test_a_folder_written_by_the_first_version_is_continued(tmp_path, schedule):
+    # Written by commit 98d4629, to its end; its last state is taken away.
+    shutil.copytree(ROOT / "tests" / "data" / "runs_98d4629" / schedule, tmp_path / "run")
+    rng, y = np.random.default_rng(0), np.arange(12) % 3
+    centres = np.array([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]])
+    x = (centres[y] + 0.3 * rng.normal(size=(12, 2))).astype(np.float32)
+    module = networks.mlp([2, 4, 3], generator=torch.Generator(), dtype=torch.float32)
+    before = read_run(tmp_path / "run")
+    assert before.settings.loss == "cross_entropy"
+    last = tensors(before.load(-1, module))
+    for ending in ("json", "safetensors"):
+        (tmp_path / "run" / f"step-0000000012.{ending}").unlink()
+    asked = replace(before.settings, loss=None)
+    with warnings.catch_warnings():  # another machine, other versions
+        warnings.simplefilter("ignore", UserWarning)
+        run = train(module, x, y, asked, tmp_path / "run")
+    # To rounding in float32: this may be another machine.
+    np.testing.assert_allclose(run.log_risk, before.log_risk, rtol=1e-4)
+    for name, tensor in tensors(module).items():
+        torch.testing.assert_close(tensor, last[name], rtol=1e-4, atol=1e-5)
+    for held, had in zip(run.schedule, before.schedule, strict=True):
+        assert {name: held[name] for name in had} == pytest.approx(had)
+
+
 def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
     x, y = data()
     run = train(network(), x, y, settings(), tmp_path)
@@ -142,7 +171,7 @@ TRAINING = """
 import sys
 sys.path.insert(0, {root!r})
 from tests.test_checkpoints import data, network, settings
-from latephase.training import train
+from latephase.training.train import train
 x, y = data(400)
 asked = settings({schedule!r}, steps={steps}, batch=20, checkpoints=30)
 module = network(width=16, normalized={schedule!r} != "loss_based")
@@ -284,7 +313,7 @@ def test_an_empty_folder_and_a_vanished_checkpoint_are_named(finished, tmp_path)
     with pytest.raises(ValueError, match="no checkpoints of a training run there"):
         read_run(tmp_path / "nothing")
     run = read_run(finished)
-    checkpoints.delete(checkpoints.listed(finished, checkpoints.RECORD)[-1])
+    checkpoints.delete(checkpoints.listed(finished, checkpoints.DUE)[-1])
     with pytest.raises(ValueError, match="the checkpoint of step 30 is gone"):
         run.load(-1, network())
 

@@ -89,7 +89,35 @@ def test_contradictory_labels_are_never_separated(task):
     run = gradient_descent(network, twins.x, twins.y, steps=300)
     assert np.all(run.smoothed_margin < 0)
     assert run.settings["margin_drop"] == float("inf")
-    assert len(settling.checkpoints(run.smoothed_margin, 10.0)) == 0
+    assert len(settling.milestones(run.smoothed_margin, 10.0)) == 0
+
+
+@pytest.mark.parametrize("rule", ["constant", "logarithmic", "normalized"])
+@pytest.mark.parametrize("loss", ["exponential", "logistic"])
+def test_every_rule_is_a_factor_of_the_gradient_of_ln_r(task, rule, loss):
+    network = networks.two_layer(4, 6, "squared_relu", generator=generator())
+    run = gradient_descent(network, task, loss=loss, steps=1, rule=rule, rate=0.01)
+    parameters = list(network.parameters())
+    p = task.y * network(task.x)[:, 0]
+    losses = torch.exp(-p) if loss == "exponential" else torch.log1p(torch.exp(-p))
+    gradient = torch.autograd.grad(losses.sum().log(), parameters)
+    w, g = (torch.cat([t.detach().reshape(-1) for t in ts]) for ts in (parameters, gradient))
+    factor = {
+        "constant": losses.sum().item(),
+        "logarithmic": 1.0,
+        "normalized": 1.0 / max(1.0, (g @ g).item()),
+    }[rule]
+    moved = w - 0.01 * factor * g
+    reached = np.exp(run.log_norm[-1]) * run.direction[-1]
+    np.testing.assert_allclose(reached, moved.numpy(), rtol=1e-11, atol=1e-13)
+
+
+def test_a_task_is_descended_on_as_its_points_are(task):
+    network = networks.linear(4, generator=generator())
+    run = gradient_descent(network, task, until=5.0)
+    same = gradient_descent(network, task.x, task.y, "exponential", until=5.0)
+    np.testing.assert_array_equal(run.direction, same.direction)
+    assert run.settings["loss"] == "exponential"
 
 
 def test_large_steps_make_the_normalized_margin_fall(task):
@@ -125,7 +153,7 @@ def test_float32_follows_float64(task):
         ({"until": 0.0}, "until: expected a positive number, got 0.0"),
         ({"steps": -1}, "steps: expected a positive number"),
         ({"rate": float("nan")}, "rate: expected a positive number"),
-        ({"rule": "armijo"}, "rule: expected 'curvature' or 'relative', got 'armijo'"),
+        ({"rule": "armijo"}, "rule: expected one of curvature, constant, .*, got 'armijo'"),
         ({"loss": "hinge"}, "loss"),
     ],
 )
@@ -212,7 +240,8 @@ def test_the_kkt_residuals_are_those_of_the_risk(task, squared):
 def test_log_duals_of_several_classes_are_those_of_pairs():
     x = torch.eye(3, dtype=torch.float64) + 0.01
     network = networks.mlp([3, 8, 3], generator=generator())
-    run = gradient_descent(network, x, torch.arange(3), "cross_entropy", until=20.0)
+    run = gradient_descent(network, x, torch.arange(3), until=20.0)
+    assert run.settings["loss"] == "cross_entropy"
     assert run.dual.shape == (len(run), 3, 2)
     np.testing.assert_allclose(np.exp(run.log_dual), run.dual[-1], rtol=1e-12)
     run.write_to(network, normalized=True)

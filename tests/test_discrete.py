@@ -1,4 +1,4 @@
-"""Descent of many runs at once: gradients, rules, where it stops, and the flow beside it."""
+"""Descent beside the flow, edges of stability, and losses without an exponential tail."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,9 @@ import latephase as lp
 from latephase.experiments import discrete
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
+from latephase.training import together
 from latephase.zoo import tasks
-from latephase.zoo.networks import deep_linear, linear, mlp, two_layer
+from latephase.zoo.networks import deep_linear, linear, two_layer
 
 SEEDS = (0, 1, 2)
 TASKS = [tasks.separable_points(10, 3, margin=0.4, seed=seed) for seed in SEEDS]
@@ -27,93 +28,28 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_margins_and_gradients_are_those_of_the_modules(name):
-    modules = networks(MAKERS[name])
-    family, w = discrete.together(modules, TASKS)
-    weights = np.random.default_rng(0).uniform(size=(3, 10))
-    p, push = family.push(w, lambda p: weights)
-    for k, (module, task) in enumerate(zip(modules, TASKS, strict=True)):
-        problem = Problem(module, task.x, task.y)
-        exact = problem.weighted_gradient(problem.w0, weights[k])
-        np.testing.assert_allclose(p[k], exact[0], rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(push[k], exact[1], rtol=1e-12, atol=1e-12)
-        alpha = problem.smoothed_margin(problem.w0)[0]
-        assert family.smoothed_margins(w)[k] == pytest.approx(alpha, rel=1e-12, abs=1e-13)
-
-
 def test_the_curvature_is_the_hessians():
     modules = networks(MAKERS["deep linear"])
-    family, w = discrete.together(modules, TASKS)
+    family, w = together.family(modules, TASKS)
     problem = Problem(modules[1], TASKS[1].x, TASKS[1].y)
     p, jacobian = problem.margins(problem.w0), problem.jacobian(problem.w0)
     losses = np.exp(-p)
     hessian = jacobian.T @ (losses[:, None] * jacobian) - problem.hessian(problem.w0, losses)
     exact = np.linalg.eigvalsh(hessian)[-1]
-    assert family.curvatures(w)[1] == pytest.approx(exact, rel=1e-6)
+    assert discrete.curvatures(family, w)[1] == pytest.approx(exact, rel=1e-6)
     # ∇² ln R = ∇²R/R - ∇ln R ∇ln Rᵀ.
     push = jacobian.T @ losses / losses.sum()
     exact = np.linalg.eigvalsh(hessian / losses.sum() - np.outer(push, push))[-1]
-    assert family.curvatures(w, "normalized")[1] == pytest.approx(exact, rel=1e-6)
+    assert discrete.curvatures(family, w, "logarithmic")[1] == pytest.approx(exact, rel=1e-6)
     length = np.linalg.norm(push)
     step = 0.1 * np.linalg.norm(w[1]) / length
-    edge = family.rows([1]).edges(w[[1]], 0.1)[0]
+    edge = discrete.edges(family.rows([1]), w[[1]], 0.1)[0]
     assert edge == pytest.approx(0.5 * step * exact, rel=1e-6)
-
-
-def test_steps_of_each_rule():
-    family, w = discrete.together(networks(MAKERS["linear"]), TASKS)
-    p = family.margins(w)
-    gradient = np.einsum("rn,rnd->rd", np.exp(-p) * family.y, family.x)
-    risk = np.exp(-p).sum(1, keepdims=True)
-    lengths = [np.linalg.norm(a, axis=1, keepdims=True) for a in (w, gradient)]
-    expected = {
-        "constant": 0.01 * gradient,
-        "normalized": 0.01 * gradient / risk,
-        "relative": 0.01 * gradient * lengths[0] / lengths[1],
-    }
-    for rule, step in expected.items():
-        runs = discrete.descend(
-            family, w, np.full(3, 0.01), np.full(3, 3.0), rule=rule, steps=2, keep=True
-        )
-        moved = np.array([path[1] - path[0] for path in runs.paths])
-        np.testing.assert_allclose(moved, step, rtol=1e-10, atol=1e-14)
-
-
-def test_runs_stop_on_their_levels_and_the_lost_are_nan():
-    family, w = discrete.together(networks(MAKERS["squared ReLU"]), TASKS)
-    levels = np.array([0.5, 1.0, 2.0])
-    runs = discrete.descend(family, w, np.full(3, 0.01), levels, rule="relative", steps=5000)
-    np.testing.assert_allclose(family.smoothed_margins(runs.w), levels, rtol=1e-9)
-    assert (runs.steps < 5000).all()
-    lost = discrete.descend(family, w, np.full(3, 1e6), levels, steps=50)
-    assert np.isnan(lost.w).all()
-
-
-def test_momentum_is_a_memory_of_steps():
-    family, w = discrete.together(networks(MAKERS["linear"]), TASKS)
-    settings = {"rule": "normalized", "steps": 3, "keep": True}
-    runs = discrete.descend(family, w, np.full(3, 0.01), np.full(3, 9.0), momentum=0.5, **settings)
-    for k, path in enumerate(runs.paths):
-        one = family.rows([k])
-        free = discrete.descend(one, path[[1]], [0.01], [9.0], **settings).paths[0]
-        np.testing.assert_allclose(path[2], free[1] + 0.5 * (path[1] - path[0]), rtol=1e-12)
-
-
-def test_an_epoch_of_reshuffled_batches_sees_every_example_once():
-    family, w = discrete.together(networks(MAKERS["linear"]), TASKS)
-    # Steps so small that the gradient does not change within the epoch.
-    settings = {"batch": 5, "steps": 3, "keep": True}
-    batches = discrete.descend(family, w, np.full(3, 1e-9), np.full(3, 9.0), **settings)
-    whole = discrete.descend(family, w, np.full(3, 1e-9), np.full(3, 9.0), steps=3, keep=True)
-    for one, other in zip(batches.paths, whole.paths, strict=True):
-        np.testing.assert_allclose(one[2] - one[0], other[2] - other[0], rtol=1e-6)
-        assert not np.allclose(one[1] - one[0], other[1] - other[0], rtol=1e-3, atol=0.0)
 
 
 def test_the_flow_is_that_of_the_solver():
     modules = networks(MAKERS["squared ReLU"])
-    family, w = discrete.together(modules, TASKS)
+    family, w = together.family(modules, TASKS)
     module, task = modules[1], TASKS[1]
     solved = lp.gradient_flow(module, task.x, task.y, until=1.0, tol=1e-6)
     level = solved.smoothed_margin[-1]
@@ -123,7 +59,7 @@ def test_the_flow_is_that_of_the_solver():
 
 
 def test_departures_fall_with_the_step():
-    family, w = discrete.together(networks(MAKERS["linear"]), TASKS)
+    family, w = together.family(networks(MAKERS["linear"]), TASKS)
     flow = discrete.flow_to(family, w, 1.0)
     ends = discrete.departures(family, flow, np.array([0.1, 0.05]))
     angles = discrete.apart(ends, flow[-1])
@@ -133,17 +69,77 @@ def test_departures_fall_with_the_step():
     assert (np.abs(angles[:, 0] / angles[:, 1] - 2.0) < 0.4).all()
 
 
+# Losses without an exponential tail, against closed forms.
+
+POINTS = [tasks.separable_points(12, 3, margin=0.2, seed=seed) for seed in range(3)]
+Z = np.stack([task.y.numpy()[:, None] * task.x.numpy() for task in POINTS])
+START = Z.mean(axis=1)
+
+
+def follow(start, force, steps, size, relative=False):
+    rule = "relative" if relative else "constant"
+    rates = size if relative else size / np.linalg.norm(Z, 2, axis=(1, 2)) ** 2
+    return together.descend(
+        together.linear_family(Z), start, rates, rule=rule, force=force, steps=steps,
+        keep=range(1, steps + 1),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"rule": "other"}, "rule"), ({"order": "other"}, "order"), ({"batch": 3}, "divisor of 10")],
+    ("force", "loss"),
+    [
+        (discrete.polynomial(2), lambda p: (1 + p) ** -2.0),
+        (discrete.squared, lambda p: 0.5 * (1 - p) ** 2),
+        (discrete.hinge, lambda p: np.maximum(0, 1 - p)),
+    ],
 )
-def test_what_descend_refuses(settings, message):
-    family, w = discrete.together(networks(MAKERS["linear"]), TASKS)
-    with pytest.raises(ValueError, match=message):
-        discrete.descend(family, w, np.full(3, 0.1), np.full(3, 1.0), **settings)
+def test_forces_are_slopes(force, loss):
+    p = np.array([0.05, 0.5, 0.9, 1.5, 4.0])
+    slopes = (loss(p - 1e-6) - loss(p + 1e-6)) / 2e-6
+    np.testing.assert_allclose(force(p), slopes, rtol=1e-7, atol=1e-9)
 
 
-def test_an_activation_it_does_not_know_is_named():
-    modules = networks(lambda g: mlp([3, 4, 1], "relu", generator=g))
-    with pytest.raises(ValueError, match="ReLU"):
-        discrete.together(modules, TASKS)
+def test_a_polynomial_goes_on_by_its_tangent():
+    assert discrete.polynomial(3)(np.array([-5.0, 0.0])).tolist() == [3.0, 3.0]
+
+
+def test_the_squared_loss_ends_at_least_squares():
+    run = follow(START, discrete.squared, 3000, 0.5)
+    for rows, w in zip(Z, run.end, strict=True):
+        exact = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]
+        np.testing.assert_allclose(w, exact, rtol=1e-9)
+    passed = 3000 * 0.5 / np.linalg.norm(Z, 2, axis=(1, 2)) ** 2
+    np.testing.assert_allclose(run.passed[-1], passed, rtol=1e-9)
+
+
+def test_the_hinge_rests_where_all_margins_are_one():
+    run = follow(START, discrete.hinge, 20_000, 0.01)
+    assert (Z @ run.end[..., None]).min() > 0.95
+    far = 100.0 * run.end
+    assert np.array_equal(follow(far, discrete.hinge, 5, 0.1).end, far)
+
+
+@pytest.mark.parametrize("power", [1, 4])
+def test_polynomial_tails_end_where_newtons_method_says(power):
+    force = discrete.polynomial(power)
+    run = follow(START, force, 3000, 0.005, relative=True)
+    assert (np.diff(run.passed, axis=0) > 0).all()
+    for rows, w in zip(Z, run.end, strict=True):
+        own = discrete.polynomial_limit(rows, power)
+        assert np.linalg.norm(own) == pytest.approx(1.0, rel=1e-12)
+        assert angle(w, own) < 1e-5
+        # Stationary on the sphere: the force along u is u's multiple.
+        push = rows.T @ (rows @ own) ** (-power - 1.0)
+        assert angle(push, own) < 1e-9
+
+
+def test_two_points_have_a_closed_form():
+    # By symmetry (1, 1)/√2 for equal lengths; of (a, 0), (0, 1): a^-k u^-k + v^-k on the circle.
+    limit = discrete.polynomial_limit(np.array([[2.0, 0.0], [0.0, 1.0]]), 2.0)
+    # Lagrange: 2^-2 u^-3 / u = v^-3 / v, so (u/v)^4 = 1/4.
+    assert limit[0] / limit[1] == pytest.approx(0.25**0.25, rel=1e-9)
+
+
+def test_points_without_a_common_half_space():
+    with pytest.raises(ValueError, match="not separable"):
+        discrete.polynomial_limit(np.array([[1.0, 0.0], [-1.0, 0.0]]), 1.0)

@@ -116,7 +116,7 @@ def test_the_cell_for_colab_fetches_the_book_on_colab_and_does_nothing_elsewhere
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    source = dressing.COLAB.replace("{address}", address)
+    source = dressing.COLAB.replace(dressing.ADDRESS, f'repository = "{address}"')
     exec(source, {})
     assert (commands, questions, os.getcwd()) == ([], [], str(tmp_path))
 

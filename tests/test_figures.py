@@ -1,6 +1,7 @@
 """Figures draw what they are given, label their axes and leave both kinds of page readable."""
 
 import io
+from itertools import combinations
 
 import matplotlib
 
@@ -8,13 +9,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+import seaborn as sns
 from matplotlib.collections import LineCollection
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from latephase.figures import plots
-
-ALPHA = np.array([0.5, 2.0, 30.0, 80.0])
+from latephase.figures import plots, style
 
 
 @pytest.fixture
@@ -45,27 +46,67 @@ def test_text_and_lines_stand_out_on_both_pages(ink, page):
     assert contrast(ink, page) > 3
 
 
+@pytest.mark.parametrize("page", ["#ffffff", "#14181e"])
+@pytest.mark.parametrize("model", style.MODELS)
+def test_a_model_stands_out_on_both_pages(model, page):
+    assert contrast(style.MODELS[model][0], page) > 3
+
+
+def test_without_colours_dashes_and_markers_tell_models_apart():
+    for one, other in combinations(style.MODELS.values(), 2):
+        assert one[1] != other[1]
+        assert one[2] != other[2]
+
+
+# Viénot, Brettel and Mollon 1999: what is left of linear red, green and blue without the cones
+# for green, that is in deuteranopia.
+DEUTERANOPIA = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
+
+
+def test_deuteranopia_leaves_the_ends_of_the_colours_of_alpha_apart():
+    ends = np.array([matplotlib.colors.to_rgb(style.LATE(t)) for t in (0.0, 1.0)]) ** 2.2
+    seen = np.clip(ends @ DEUTERANOPIA.T, 0, 1) ** (1 / 2.2)
+    # Half of the way from black to white, in the numbers that a screen is given.
+    assert np.abs(seen[0] - seen[1]).max() > 0.5
+
+
+def test_a_line_by_model_has_its_look(axes):
+    names = list(style.MODELS)
+    frame = pd.DataFrame({"model": names * 2, "seed": 0, "x": [0] * len(names) + [1] * len(names)})
+    frame["y"] = np.arange(len(frame))
+    sns.lineplot(frame, x="x", y="y", units="seed", **style.BY_MODEL, ax=axes)
+    handles = axes.get_legend().legend_handles
+    for handle, (colour, _, marker) in zip(handles, style.MODELS.values(), strict=True):
+        assert matplotlib.colors.to_hex(handle.get_color()) == matplotlib.colors.to_hex(colour)
+        assert handle.get_marker() == marker
+    assert (
+        len(
+            {
+                line.get_dash_pattern()
+                if hasattr(line, "get_dash_pattern")
+                else str(line._unscaled_dash_pattern)
+                for line in axes.get_lines()[: len(names)]
+            }
+        )
+        > 8
+    )
+
+
+def test_a_way_in_comes_to_the_middle_in_decades_of_its_distance():
+    axes = plt.subplot(projection="polar")
+    distance = np.array([1.0, 1e-3, 1e-6, 1e-15])
+    plots.approach(axes, np.array([0.0, 3.0, -3.0, 0.0]), distance, np.array([1.0, 10, 100, 1e3]))
+    (path,) = (c for c in axes.collections if isinstance(c, LineCollection))
+    ends = [(one[0], one[-1]) for one in path.get_segments()]
+    # Angles go on where they pass π; what lies below the floor is left out.
+    np.testing.assert_allclose(ends, [[[0, 12], [3, 9]], [[3, 9], [2 * np.pi - 3, 6]]])
+    np.testing.assert_array_equal(path.get_array(), [10, 100])
+    plt.close("all")
+
+
 def test_the_background_is_clear(axes):
     assert axes.get_facecolor()[3] == 0.0
     assert axes.figure.get_facecolor()[3] == 0.0
-
-
-def test_a_path_is_grey_before_its_late_phase_and_passes_through_its_points(axes):
-    plane = np.array([[0.0, 0.0], [1.0, 2.0], [1.5, 2.5], [1.6, 2.6]])
-    plots.direction_path(axes, plane, np.array([0.1, 0.5, 1.5, 80.0]))
-    early, late = (c for c in axes.collections if isinstance(c, LineCollection))
-    np.testing.assert_array_equal(early.get_segments(), [plane[:2]])
-    np.testing.assert_array_equal(late.get_segments(), [plane[1:3], plane[2:4]])
-    np.testing.assert_array_equal(late.get_array(), [1.5, 80.0])
-    assert "W/‖W‖" in axes.get_xlabel()
-
-
-def test_margin_distributions_are_shares_of_examples(axes):
-    plots.margin_distributions(axes, np.array([[0.3, 0.1], [0.25, 0.2]]), ALPHA[2:])
-    lines = axes.get_lines()
-    np.testing.assert_array_equal(lines[0].get_xdata(), [0.1, 0.3])
-    np.testing.assert_array_equal(lines[0].get_ydata(), [0.5, 1.0])
-    assert [line.get_label() for line in lines] == ["α = 30", "α = 80"]
 
 
 def test_a_surface_shows_its_outputs_points_and_boundary(axes):
@@ -77,23 +118,6 @@ def test_a_surface_shows_its_outputs_points_and_boundary(axes):
     assert image.origin == "lower"  # row 0 is the smallest b
     scattered = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 1]
     assert any(np.array_equal(offsets, [[0.5, 0.25]]) for offsets in scattered)
-
-
-def test_the_normalized_margin_is_drawn_where_alpha_is_positive(axes):
-    alpha = np.array([-1.0, 2.0, 30.0])
-    plots.normalized_smoothed_margin(axes, alpha, np.array([-0.1, 0.2, 0.3]), label="seed 0")
-    (line,) = axes.get_lines()
-    np.testing.assert_array_equal(line.get_xdata(), [2.0, 30.0])
-    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "smoothed margin α")
-
-
-def test_stretches_stand_at_the_middles_of_their_e_folds(axes):
-    plots.stretch_lengths(
-        axes, np.array([1.0, 4.0, 16.0]), np.array([[0.2, 0.1], [0.3, 0.1]]), "one seed"
-    )
-    np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), [2.0, 8.0])
-    assert "radians" in axes.get_ylabel()
-    assert axes.get_legend_handles_labels()[1] == ["one seed"]  # one entry for all its lines
 
 
 def test_a_rate_line_has_its_slope(axes):

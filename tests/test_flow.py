@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import latephase
-from latephase.experiments.alignment import split_layers
+from latephase.experiments.alignment import split_weights
 from latephase.flow.implicit import LateStepper
 from latephase.flow.state import State
 from latephase.problem.losses import LOGISTIC, Loss
@@ -135,7 +135,7 @@ def test_case_4_deep_linear(depth):
 
 def layers_of(module, w):
     """Split a flat w into the weights of a deep linear network."""
-    return split_layers(w, [p.shape for p in module.parameters()])
+    return split_weights(w, [p.shape for p in module.parameters()])
 
 
 def imbalances(weights):

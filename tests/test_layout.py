@@ -3,13 +3,14 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.house import DOORS, LIBRARY, PIPELINE, door, imported
 
-LIBRARY, PIPELINE = ROOT / "lib" / "latephase", ROOT / "lib" / "latebook"
 # A door imports from itself and from what stands behind its name, nothing else of the library.
 BELOW = {
     "problem": {"files"},
@@ -30,22 +31,6 @@ EXCEPTIONS = {("flow/trajectory.py", "figures"), ("measures/diagnosis.py", "figu
 MODULES = sorted(path.relative_to(LIBRARY) for path in LIBRARY.rglob("*.py"))
 
 
-def imported(path: Path, package: str) -> set[str]:
-    """The doors or modules of a package that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {(name + ".").split(".")[1] for name in found if name.split(".")[0] == package}
-
-
-def door(module: Path) -> str:
-    return module.parts[0] if len(module.parts) > 1 else module.stem
-
-
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_run_strictly_downward(module):
     here = door(module)
@@ -54,16 +39,46 @@ def test_imports_run_strictly_downward(module):
     assert imported(LIBRARY / module, "latephase") <= allowed, module
 
 
-def test_there_are_at_most_seven_doors_and_no_module_imports_another_in_a_circle():
+def test_make_house_prints_every_door_with_what_it_imports():
+    command = [sys.executable, str(ROOT / "tests" / "house.py")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = {line.split()[0]: line for line in said.splitlines()}
+    assert {name for name in BELOW if name[0] != "_"} <= rows.keys()
+    assert [name for name in rows if name in DOORS] == [*DOORS]
+    total = int(rows["in"].split()[2])
+    assert total == sum(int(row.split()[1]) for name, row in rows.items() if name in BELOW)
+    assert " problem " in rows["flow"]
+    assert " flow " not in rows["problem"]
+
+
+def test_there_are_at_most_seven_doors():
     assert len({m.parts[0] for m in MODULES if len(m.parts) > 1}) <= 7
-    code = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]"
-    # `__main__` runs the command line.
-    names = [
-        ".".join(["latephase", *m.with_suffix("").parts]) for m in MODULES if m.stem[:2] != "__"
-    ]
-    for order in (names, names[::-1]):
-        done = subprocess.run([sys.executable, "-c", code, *order], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+
+
+def needed(path: Path) -> set[str]:
+    """The modules of the library that a file imports when it is itself imported."""
+    body = ast.parse(path.read_text(encoding="utf8")).body
+    # Not what stands under `if TYPE_CHECKING`, nor inside functions.
+    imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    found = set()
+    for node in imports:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        else:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", [LIBRARY, PIPELINE], ids=lambda folder: folder.name)
+def test_no_module_imports_another_in_a_circle(package):
+    paths = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+    }
+    graph = {name: needed(path) & paths.keys() for name, path in paths.items()}
+    assert sum(map(len, graph.values())) > len(graph), "the imports were not found"
+    # Raises CycleError, which names the circle.
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)

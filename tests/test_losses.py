@@ -15,7 +15,6 @@ from latephase.problem.losses import (
     default_loss,
     named_loss,
     pairwise_margins,
-    smoothed_margin,
     true_margins,
 )
 
@@ -104,8 +103,8 @@ def test_log_dual_variables_survive_where_q_underflows():
 def test_cross_entropy_of_two_classes_is_logistic():
     outputs = torch.randn(9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1])
-    two = smoothed_margin(outputs, labels, "cross_entropy")
-    one = smoothed_margin(outputs[:, 1] - outputs[:, 0], 2 * labels - 1, "logistic")
+    two = CROSS_ENTROPY.smoothed_margin(pairwise_margins(outputs, labels))
+    one = LOGISTIC.smoothed_margin((2 * labels - 1) * (outputs[:, 1] - outputs[:, 0]))
     assert two.item() == pytest.approx(one.item(), rel=1e-14)
 
 

@@ -1,6 +1,7 @@
 """The stored chapters: clean, parameterized, described, and at one with the quick profile."""
 
 import ast
+import statistics
 
 import pytest
 from papermill import inspect_notebook
@@ -67,9 +68,56 @@ def test_a_chapter_keeps_its_cells_short(chapter):
             assert imports or len(cell.source.splitlines()) <= 20, cell.source
 
 
+# The chapters whose figures are drawn from tidy frames; others follow when they are rewritten.
+TIDY = ["alignment", "directional_convergence"]
+
+
+def names_bound(tree: ast.Module) -> set[str]:
+    """The names that a cell leaves behind: not those inside of functions and comprehensions."""
+    scopes = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp)
+    bound, rest = set(), list(ast.iter_child_nodes(tree))
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.FunctionDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        if not isinstance(node, (*scopes, ast.GeneratorExp)):
+            rest += ast.iter_child_nodes(node)
+    return bound
+
+
+def test_names_inside_of_functions_and_comprehensions_are_not_left_behind():
+    source = "import a.b as c, d.e\nf = [g for g in c]\nfor h, i in f:\n    j = h\n"
+    source += "def k(l):\n    m = lambda n: n\n"
+    assert names_bound(ast.parse(source)) == {*"cdfhijk"}
+
+
+@pytest.mark.parametrize("chapter", TIDY)
+def test_a_tidy_chapter_has_short_cells_and_few_names(chapter):
+    cells = [cell for cell in read(BOOK.source(chapter)).cells if cell.is_code]
+    trees = [ast.parse(cell.source) for cell in cells if "colab" not in cell.tags]
+    assert statistics.median(len(cell.source.splitlines()) for cell in cells) <= 10
+    assert len(set().union(*map(names_bound, trees))) <= 60
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        assert not isinstance(node, ast.NamedExpr), "an assignment inside of an expression"
+        statement = isinstance(node, ast.Expr) and isinstance(node.value, ast.BoolOp)
+        assert not statement, "`and` in place of a statement of its own"
+
+
+@pytest.mark.parametrize("chapter", TIDY)
+def test_every_figure_of_a_tidy_chapter_has_its_frame(chapter):
+    for cell in read(BOOK.source(chapter)).cells:
+        if "figure" in cell.content["metadata"].get("mystnb", {}):
+            assert "tables.attach(" in cell.source or "slider.frames(" in cell.source, cell.source
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_figure_has_a_name_a_caption_and_a_description(chapter):
-    shown = [cell for cell in read(BOOK.source(chapter)).cells if "subplots(" in cell.source]
+    cells = read(BOOK.source(chapter)).cells
+    shown = [c for c in cells if "subplots(" in c.source or c.source.endswith(".plot();")]
     assert shown, f"{chapter}.ipynb: expected a figure, made by plt.subplots"
     for cell in shown:
         mystnb = cell.content["metadata"].get("mystnb", {})

@@ -89,7 +89,7 @@ def test_the_records_in_the_repository_are_of_the_runs_as_they_are_written():
 def test_a_trial_gives_a_record_that_can_be_drawn(trial, tmp_path, name):
     assert trial("runs", name, "--steps", "7") == 0
     record = recorded(name, tmp_path / "build" / "trials")
-    series = scale_free.Series.of(record["arrays"])
+    series = scale_free.History.of(record["arrays"])
     assert series.steps[0] == 0
     assert series.steps[-1] == 7
     assert series.margins.shape == (len(series.steps), 40)

@@ -21,7 +21,7 @@ def drawn(build, seed=0, **settings):
 def test_a_state_is_what_diagnose_says():
     task = bundled_fashion_mnist(per_class=3)
     network = drawn(alexnet, width=1 / 16, image=(1, 28, 28))
-    now = scale_free.state(network, task.x, task.y, batch_size=7)
+    now = scale_free.snapshot(network, task.x, task.y, batch_size=7)
     seen = diagnose(network, task.x, task.y, loss="cross_entropy", degree=8)
     assert np.allclose(now.margins, seen.margins, rtol=1e-4, atol=1e-5)
     assert now.smoothed_margin == pytest.approx(seen.smoothed_margin, rel=1e-4)
@@ -53,7 +53,7 @@ class Growing:
 def test_a_network_that_only_grows_does_not_move_in_any_unit():
     task = bundled_fashion_mnist(per_class=2)
     network = drawn(alexnet, width=1 / 16, image=(1, 28, 28))
-    series = scale_free.series(Growing(network), network, task, task)
+    series = scale_free.history(Growing(network), network, task, task)
     assert series.units == ("mean", "logits", "frobenius", "spectral", "norm")
     for unit in series.units:
         assert np.all(series.distances(unit) < 1e-5)
@@ -73,20 +73,20 @@ def test_a_network_that_only_grows_does_not_move_in_any_unit():
 def test_products_of_norms_are_not_offered_with_batch_normalization():
     task = bundled_fashion_mnist(per_class=2)
     network = drawn(resnet, width=2, image=(1, 28, 28))
-    series = scale_free.series(Growing(network), network, task, task)
+    series = scale_free.history(Growing(network), network, task, task)
     assert series.units == ("mean", "logits")
 
 
 def test_a_series_comes_back_from_its_arrays():
     task = bundled_fashion_mnist(per_class=1)
     network = drawn(networks.convolutional, image=(1, 28, 28), outputs=10, dtype=torch.float32)
-    series = scale_free.series(Growing(network), network, task, task)
-    again = scale_free.Series.of(vars(series))
+    series = scale_free.history(Growing(network), network, task, task)
+    again = scale_free.History.of(vars(series))
     assert np.array_equal(again.normalized_margins("norm"), series.normalized_margins("norm"))
     arrays = dict(vars(series))
     del arrays["turns"]
     with pytest.raises(ValueError, match="missing turns"):
-        scale_free.Series.of(arrays)
+        scale_free.History.of(arrays)
 
 
 def test_following_a_run_needs_no_folder():

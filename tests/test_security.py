@@ -156,12 +156,12 @@ def test_a_pickle_in_a_checkpoint_is_refused_and_never_run(tmp_path, sprung):
         digest = hashlib.sha256(evil).hexdigest()
         changed = state.content | {"bytes": len(evil), "sha256": digest}
         state.path.write_text(json.dumps(changed))
-        (found,) = checkpoints.listed(tmp_path, checkpoints.RECORD)
+        (found,) = checkpoints.listed(tmp_path, checkpoints.DUE)
         with pytest.raises(ValueError, match="no safetensors file"):
             found.tensors()
     state.path.write_bytes(pickle.dumps(Trap(sprung)))
     with pytest.raises(ValueError, match="truncated or no JSON"):
-        checkpoints.listed(tmp_path, checkpoints.RECORD)
+        checkpoints.listed(tmp_path, checkpoints.DUE)
     assert not sprung.exists()
 
 

@@ -128,8 +128,8 @@ def test_a_gram_matrix_by_blocks_of_the_jacobian_is_the_stored_one():
     np.testing.assert_array_equal(stored.rows, blocks.rows)
     np.testing.assert_array_equal(stored.examples, rows)
     np.testing.assert_array_equal(stored.example_of, np.repeat(np.arange(6), 2))
-    np.testing.assert_allclose(stored.gram(), jacobian @ jacobian.T, rtol=1e-13)
-    np.testing.assert_allclose(blocks.gram(), jacobian @ jacobian.T, rtol=1e-12)
+    np.testing.assert_allclose(stored.gram, jacobian @ jacobian.T, rtol=1e-13)
+    np.testing.assert_allclose(blocks.gram, jacobian @ jacobian.T, rtol=1e-12)
     v, live = np.random.default_rng(0).normal(size=whole.w0.size), np.arange(12) % 5 > 0
     for one in (stored, blocks):
         np.testing.assert_allclose(one.times(v), jacobian @ v, rtol=1e-11)

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy, softplus
 
 from latephase.problem.losses import named_loss
-from latephase.training.schedules import LossBased, Normalized
-from latephase.training.stepping import log_risk_and_gradient
-from latephase.training.train import Settings, due_steps, read_run, train
+from latephase.problem.task import Task
+from latephase.training.loop import log_risk_and_gradient
+from latephase.training.rules import LossBased, Rule
+from latephase.training.train import Settings, read_run, train
 from latephase.zoo import networks
 
 CENTRES = np.array([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]])
@@ -28,6 +29,10 @@ def two_classes(n=20):
 
 def mlp(seed=0, widths=(2, 12, 3), dtype=torch.float32):
     return networks.mlp(list(widths), generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def tensors(x, y):
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def flat(module) -> np.ndarray:
@@ -123,6 +128,50 @@ def test_a_constant_step_is_that_of_torch(tmp_path):
     np.testing.assert_allclose(flat(module), flat(other), rtol=1e-12, atol=1e-14)
 
 
+def test_a_task_is_trained_on_as_its_points_are(tmp_path):
+    x, y = three_classes()
+    task, asked = Task(*tensors(x, y), "three heaps", 64 * "0"), Settings(steps=9)
+    expected = train(mlp(), x, y, asked, tmp_path / "points").log_risk
+    for place, call in enumerate(
+        [
+            lambda folder: train(mlp(), task, asked, folder),
+            lambda folder: train(mlp(), task, asked, folder=folder),
+            lambda folder: train(mlp(), task, settings=asked, folder=folder),
+        ]
+    ):
+        np.testing.assert_array_equal(call(tmp_path / str(place)).log_risk, expected)
+
+
+@pytest.mark.parametrize(("outputs", "loss"), [(1, "exponential"), (3, "cross_entropy")])
+def test_who_names_no_loss_gets_the_one_of_the_outputs_and_is_told(tmp_path, outputs, loss):
+    x, y = three_classes() if outputs == 3 else two_classes()
+    network = (2, 6, outputs)
+    run = train(mlp(widths=network), x, y, Settings(steps=4), tmp_path)
+    assert run.settings.loss == loss
+    # The folder is that of a run with the loss by its name.
+    named = train(mlp(widths=network), x, y, Settings(steps=4, loss=loss), tmp_path)
+    np.testing.assert_array_equal(run.log_risk, named.log_risk)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor"),
+    [
+        ("logarithmic", lambda w, g: 0.05),
+        ("relative", lambda w, g: 0.05 * np.linalg.norm(w) / np.linalg.norm(g)),
+    ],
+)
+def test_steps_that_know_the_logarithm_of_the_risk(tmp_path, schedule, factor):
+    x, y = two_classes()
+    module = mlp(widths=(2, 1), dtype=torch.float64)
+    w = flat(module)
+    train(module, x, y, Settings(steps=3, schedule=schedule, rate=0.05), tmp_path)
+    for _ in range(3):
+        q = np.exp(-y * (x @ w))
+        ascent = ((q / q.sum() * y)[:, None] * x).sum(0)
+        w = w + factor(w, ascent) * ascent
+    np.testing.assert_allclose(flat(module), w, rtol=1e-12)
+
+
 def by_hand(x, y, rate, steps):
     """Full-batch logistic regression under Lyu and Li's schedule, in plain NumPy."""
     w, alpha, redone = np.zeros(2), rate, []
@@ -154,23 +203,23 @@ def test_the_loss_based_schedule_is_the_one_made_by_hand(tmp_path):
     assert len(redone) > 3
     np.testing.assert_allclose(flat(module), w, rtol=1e-9)
     assert run.schedule[-1]["redone"] == len(redone)
-    assert run.schedule[-1]["relative"] == pytest.approx(alpha, rel=1e-12)
+    assert run.schedule[-1]["coefficient"] == pytest.approx(alpha, rel=1e-12)
     assert (np.diff(run.log_risk) <= 0).all()
 
 
 def test_the_loss_based_schedule_moves_as_published():
-    schedule = LossBased(0.1, reference=-3.0)
-    assert schedule.factor(-3.0, 0.0) == pytest.approx(0.1)
-    assert schedule.factor(-4.0, 0.0) == pytest.approx(0.1 * np.exp(-1.0))
-    assert schedule.accepts(-3.0)  # not risen
-    assert schedule.relative == pytest.approx(0.1 * 2**0.2)
-    assert not schedule.accepts(-2.9)
-    assert not schedule.accepts(float("inf"))
-    assert not schedule.accepts(float("nan"))
-    assert schedule.relative == pytest.approx(0.1 * 2**0.2 / 2**0.3)
-    assert (schedule.reference, schedule.redone, schedule.redone_in_a_row) == (-3.0, 3, 3)
-    assert schedule.accepts(-1e6)
-    assert (schedule.reference, schedule.redone_in_a_row) == (-1e6, 0)
+    rule = LossBased(0.1, reference=-3.0)
+    assert rule.factor(-3.0, 0.0, 0.0) == pytest.approx(0.1)
+    assert rule.factor(-4.0, 0.0, 0.0) == pytest.approx(0.1 * np.exp(-1.0))
+    assert rule.accepts(-3.0)  # not risen
+    assert rule.coefficient == pytest.approx(0.1 * 2**0.2)
+    assert not rule.accepts(-2.9)
+    assert not rule.accepts(float("inf"))
+    assert not rule.accepts(float("nan"))
+    assert rule.coefficient == pytest.approx(0.1 * 2**0.2 / 2**0.3)
+    assert (rule.reference, rule.redone, rule.redone_in_a_row) == (-3.0, 3, 3)
+    assert rule.accepts(-1e6)
+    assert (rule.reference, rule.redone_in_a_row) == (-1e6, 0)
 
 
 def test_an_epoch_that_leaves_the_numbers_is_done_again(tmp_path):
@@ -183,10 +232,10 @@ def test_an_epoch_that_leaves_the_numbers_is_done_again(tmp_path):
 
 
 def test_a_normalized_step_lowers_the_log_risk_by_its_rate_at_most(tmp_path):
-    assert Normalized(0.5).factor(-1e5, 0.1) == 0.5
-    assert Normalized(0.5).factor(-1e5, 10.0) == pytest.approx(0.005)
-    assert Normalized(0.5, 0.5).factor(-1e4, 10.0) == pytest.approx(0.5)
-    assert Normalized(0.5, 0.5).factor(2.0, 10.0) == pytest.approx(0.005)
+    assert Rule("normalized", 0.5).factor(-1e5, 0.1, 1.0) == 0.5
+    assert Rule("normalized", 0.5).factor(-1e5, 10.0, 1.0) == pytest.approx(0.005)
+    assert Rule("normalized", 0.5, 0.5).factor(-1e4, 10.0, 1.0) == pytest.approx(0.5)
+    assert Rule("normalized", 0.5, 0.5).factor(2.0, 10.0, 1.0) == pytest.approx(0.005)
     x, y = two_classes()
     module = nn.Linear(2, 1, bias=False).double()
     nn.init.zeros_(module.weight)
@@ -231,14 +280,14 @@ def test_renewed_labels_are_drawn_anew_each_epoch_and_cannot_be_learned(tmp_path
 
 
 def test_checkpoints_lie_evenly_in_ln_steps():
-    steps = due_steps(Settings(steps=10_000, checkpoints=30), 7)
+    steps = Settings(steps=10_000, checkpoints=30).due_steps(7)
     assert steps[:2] == [0, 1]
     assert steps[-1] == 10_000
     assert len(steps) <= 30
     ratios = np.diff(np.log(steps[10:]))
     assert ratios.max() < 1.2 * ratios.min()
-    assert set(np.array(due_steps(Settings(steps=70, schedule="loss_based"), 7)) % 7) == {0}
-    assert due_steps(Settings(steps=1), 1) == [0, 1]
+    assert set(np.array(Settings(steps=70, schedule="loss_based").due_steps(7)) % 7) == {0}
+    assert Settings(steps=1).due_steps(1) == [0, 1]
 
 
 def test_autocast_and_channels_last_train_the_same_network(tmp_path):
@@ -390,11 +439,16 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
         (mlp(), np.where(x > 2.5, np.nan, x), y, "x: NaN or infinite values in"),
         (mlp(), x[:0], y[:0], "x: expected at least one example"),
         (mlp(widths=(2, 4, 1)), x, y, r"y: expected labels -1 and \+1 for a single output"),
-        (mlp(widths=(2, 4, 1)), x, np.sign(y - 0.5), "is called logistic"),
         ("mlp", x, y, "module: expected a torch.nn.Module, got str"),
         (nn.ReLU(), x, y, "module: expected at least one trainable parameter"),
     ]
     for module, inputs, labels, message in cases:
         with pytest.raises(ValueError, match=message):
             train(module, inputs, labels, Settings(steps=5), tmp_path / "run")
+    asked = Settings(steps=5, loss="cross_entropy")
+    with pytest.raises(ValueError, match="is called logistic"):
+        train(mlp(widths=(2, 4, 1)), x, np.sign(y - 0.5), asked, tmp_path / "run")
+    for words in ((x, y), (x, y, Settings(steps=5)), (Task(*tensors(x, y), "few", 64 * "0"),)):
+        with pytest.raises(ValueError, match="expected Settings and a folder, got"):
+            train(mlp(), *words)
     assert not (tmp_path / "run").exists()

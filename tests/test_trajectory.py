@@ -1,10 +1,18 @@
 """The result object: saved without pickle, whole or not at all."""
 
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
-from latephase.flow.trajectory import _SERIES, FORMAT, Trajectory
+from latephase.flow.errors import NotSeparated, SolverError, StepCollapse
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import _SERIES, FORMAT, RECORDED, Trajectory
+from tests.conftest import ROOT
 
 
 def trajectory(records=4, parameters=6, examples=3):
@@ -65,8 +73,105 @@ def test_load_refuses_another_format(tmp_path, monkeypatch, change):
     with monkeypatch.context() as patch:
         patch.setattr("latephase.flow.trajectory.FORMAT", FORMAT + change)
         trajectory().save(tmp_path / "flow.npz")
-    with pytest.raises(ValueError, match="trajectory of another format"):
+    with pytest.raises(ValueError, match=f"another format, {FORMAT + change}; .* {FORMAT}$"):
         Trajectory.load(tmp_path / "flow.npz")
+
+
+# tests/data: flows of these modules, as version 98d4629 saved them.
+def linear(weight):
+    module = torch.nn.Linear(2, len(weight), bias=False).double()
+    module.weight.data[:] = torch.tensor(weight)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "x", "y", "loss", "records"),
+    [
+        (
+            "linear.npz",
+            linear([[0.3, -0.1]]),
+            [[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-2.0, -0.5]],
+            [1, 1, -1, -1],
+            "logistic",
+            4,
+        ),
+        (
+            "classes.npz",
+            linear([[0.3, -0.1], [0.2, 0.1], [-0.1, 0.0]]),
+            [[2.0, 0.1], [0.2, 2.0], [-2.0, -1.5]],
+            [0, 1, 2],
+            "exponential",
+            3,
+        ),
+    ],
+    ids=["two classes", "three classes"],
+)
+def test_what_an_earlier_version_saved_loads_and_is_what_this_one_makes(
+    name, module, x, y, loss, records
+):
+    old = Trajectory.load(ROOT / "tests" / "data" / name)
+    new = gradient_flow(module, np.array(x), np.array(y), loss, until=1e3, records=records)
+    # Rounding of another processor: the flows themselves are the same, step by step.
+    for field in RECORDED:
+        np.testing.assert_allclose(getattr(new, field), getattr(old, field), rtol=1e-9, atol=1e-9)
+    assert (old.degree, old.steps, old.evaluations) == (new.degree, new.steps, new.evaluations)
+    assert old.settings == new.settings
+
+
+def test_a_trajectory_shows_itself_in_one_line():
+    assert repr(trajectory().replace(smoothed_margin=np.array([0.1, 1.0, 2e3, 1e12]))) == (
+        "Trajectory(4 records, α 0.1 to 1e+12, degree 2, 6 parameters, 3 examples)"
+    )
+
+
+def test_equality_and_hash_are_identity():
+    one, other = trajectory(), trajectory()
+    assert one == one
+    assert one != other
+    assert len({one, other, one}) == 2
+
+
+def test_a_pickled_trajectory_is_as_a_loaded_one():
+    before = trajectory()
+    after = pickle.loads(pickle.dumps(before))
+    np.testing.assert_array_equal(after.direction, before.direction)
+    assert after.settings == before.settings
+    with pytest.raises(ValueError, match="unpickled"):
+        after.extend(1e9)
+
+
+@pytest.mark.parametrize("kind", [NotSeparated, StepCollapse])
+def test_errors_pickle_with_what_they_carry(kind):
+    before = kind("the risk is stationary", 0.5, trajectory())
+    assert isinstance(before, SolverError)
+    after = pickle.loads(pickle.dumps(before))
+    assert type(after) is kind
+    assert (str(after), after.best_smoothed_margin) == ("the risk is stationary", 0.5)
+    np.testing.assert_array_equal(after.trajectory.dual, before.trajectory.dual)
+
+
+def inseparable(seed):
+    points = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    return gradient_flow(linear([[0.1, 0.2]]), points, torch.ones(3), until=10.0 + seed)
+
+
+def test_a_seed_that_is_not_separable_does_not_break_a_pool_of_processes():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        for seed in range(2):
+            with pytest.raises(NotSeparated, match="on the wrong side") as caught:
+                pool.submit(inseparable, seed).result()
+            assert caught.value.best_smoothed_margin < 0.0
+
+
+def test_the_plot_has_the_margin_and_the_alignment():
+    shown = trajectory().replace(smoothed_margin=np.array([1.0, 2.0, 3.0, 4.0]))
+    shown = shown.replace(alignment=np.array([0.5, 0.9, 0.99, 0.999]))
+    left, right = shown.plot().axes
+    np.testing.assert_array_equal(left.lines[0].get_ydata(), shown.normalized_smoothed_margin)
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), 1.0 - shown.alignment)
+    assert {axes.get_xlabel() for axes in (left, right)} == {"smoothed margin α"}
+    plt.close("all")
 
 
 def test_extend_needs_the_module(tmp_path):

@@ -30,7 +30,7 @@ def main(words: list[str] | None = None) -> int:
     """Run one command; 0 when green, 1 with what is wrong on the standard error otherwise."""
     parser = argparse.ArgumentParser(prog="python -m latebook", description=__doc__)
     parser.add_argument("step", choices=[*_STEPS])
-    parser.add_argument("--chapter", help="which one, for `chapter`; a new one for `skeleton`")
+    parser.add_argument("--chapter", help="which one, for the step `chapter`")
     parser.add_argument("--profile", default=PROFILES[0], help=", ".join(PROFILES))
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
@@ -212,7 +212,7 @@ def _preflight(book: Book) -> None:
 def _discard_damaged(book: Book) -> None:
     """Delete earlier products that are no longer as they were written: they are made again."""
     products = [(book.executed(chapter), "chapter", chapter) for chapter in book.chapters()]
-    for path, *step in [*products, (book.ledger, "ledger"), (book.names, "names")]:
+    for path, *step in [*products, (book.ledger, "ledger"), (book.library, "library")]:
         with held(book.lock(*step), " ".join(["the", *step]), wait=True):
             if path.exists() and (wrong := broken_seal(path)):
                 print(f"book: {wrong}; it is made again", file=sys.stderr, flush=True)
@@ -253,11 +253,11 @@ def _verdict(book: Book, options) -> None:
         raise BookError("\n".join(["red claims:", ledger.plain_table(entries), *wrong]))
 
 
-def _names(book: Book, options) -> None:
-    from latebook import api
+def _library(book: Book, options) -> None:
+    from latebook import library
 
-    with held(book.lock("names"), "the names", wait=True):
-        write_sealed(book.names, api.page("latephase"))
+    with held(book.lock("library"), "the library", wait=True):
+        write_sealed(book.library, json.dumps(library.pages("latephase"), indent=1) + "\n")
 
 
 def _site(book: Book, options) -> None:
@@ -267,30 +267,14 @@ def _site(book: Book, options) -> None:
         site.build(book)
 
 
-def _skeleton(book: Book, options) -> None:
-    from latebook import skeleton
-
-    for path in skeleton.lay(book, options.chapter):
-        print(f"book: wrote {path.relative_to(book.root)}")
-    print("book: next its claim, as CONTRIBUTING.md says; then make test and make book")
-
-
-def _links(book: Book, options) -> int:
-    from latebook import links
-
-    return links.check(book.root)
-
-
 _STEPS = {
     "build": _build,
     "record": _record,
     "chapter": _chapter,
     "ledger": _ledger,
     "verdict": _verdict,
-    "names": _names,
+    "library": _library,
     "site": _site,
-    "links": _links,
-    "skeleton": _skeleton,
 }
 
 if __name__ == "__main__":

@@ -23,28 +23,9 @@ _KINDS = (
 )
 # Numbers of more bytes than these are offered compressed.
 _LARGE = 2**18
-# The first code cell of the notebooks that the site offers; `{address}` is the repository's.
-COLAB = """\
-# Google Colab opens this notebook alone: there, fetch its book and install what it needs.
-import sys
-
-if "google.colab" in sys.modules:
-    import importlib
-    import os
-    import subprocess
-
-    repository = "{address}"
-    checkout = os.path.expanduser("~/latephase-book")
-    if not os.path.isdir(checkout):
-        if not repository:
-            name = input("OWNER/NAME of the repository, as in this page's own address: ")
-            repository = "https://github.com/" + name.strip()
-        subprocess.run(["git", "clone", "--depth=1", repository, checkout], check=True)
-    needed = [checkout + "[plot,images]", "myst-nb", "pyyaml"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *needed], check=True)
-    sys.path.append(os.path.join(checkout, "lib"))  # latebook, which is in no wheel
-    importlib.invalidate_caches()
-    os.chdir(os.path.join(checkout, "book"))"""
+# The first code cell of the notebooks that the site offers, but for the repository's address.
+COLAB = Path(__file__).with_name("colab.py").read_text(encoding="utf8")
+ADDRESS = 'repository = ""'
 
 
 def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
@@ -115,7 +96,7 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = 
 
 
 def _colab_cell(address: str) -> dict:
-    source = COLAB.replace("{address}", address).splitlines(keepends=True)
+    source = COLAB.replace(ADDRESS, f'repository = "{address}"').rstrip().splitlines(keepends=True)
     about = {"cell_type": "code", "id": "colab", "metadata": {"tags": ["colab"]}}
     return about | {"execution_count": None, "outputs": [], "source": source}
 

@@ -18,7 +18,6 @@ from latebook.notebooks import Cell, Notebook, cells_sha256, read
 
 _NAN = re.compile(r"(?<![\w.])nan(?![\w])", re.IGNORECASE)
 _RAW_TEX = re.compile(r"\$[^$\s][^$]*\$|\\[a-zA-Z]{3,}")
-_MACRO = re.compile(r"\\(?:\\|(begin\{[^}]*\}|[a-zA-Z]+))")
 
 
 def check_source(path: Path) -> list[str]:
@@ -160,21 +159,17 @@ def _known_keys() -> dict:
 
 
 class _Page(HTMLParser):
-    """Collects what is wrong with a page; `macros` are the names that its mathematics may use."""
+    """Collects what is wrong with a page."""
 
-    def __init__(self, macros: set[str]):
+    def __init__(self):
         super().__init__()
         self.faults: list[str] = []
-        self._macros, self._mathematics = macros, False
         # The tag of the element in which TeX is no fault (code, or what MathJax renders), repeated.
         self._verbatim: list[str] = []
 
     def handle_data(self, data):
         if not self._verbatim and (raw := _RAW_TEX.search(data)):
             self.faults.append(f"shows raw TeX: {raw.group()!r}")
-        if self._verbatim and self._mathematics:
-            unknown = {name for name in _MACRO.findall(data) if name} - self._macros
-            self.faults += [f"mathematics with the unknown \\{name}" for name in sorted(unknown)]
 
     def handle_endtag(self, tag):
         if tag in self._verbatim[:1]:
@@ -182,21 +177,14 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
-        mathematics = "math" in (attributes.get("class") or "").split()
-        begins = mathematics or tag in ("script", "style", "pre", "code", "title")
-        if begins and not self._verbatim:
-            self._mathematics = mathematics
+        begins = tag in ("script", "style", "pre", "code", "title")
+        begins = begins or "math" in (attributes.get("class") or "").split()
         if (begins and not self._verbatim) or tag in self._verbatim[:1]:
             self._verbatim.append(tag)
         loads = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src"}
         url = attributes.get(loads.get(tag, ""), "") or ""
-        stays = tag == "link" and attributes.get("rel") in (
-            "canonical",
-            "search",
-            "next",
-            "prev",
-            "index",
-        )
+        names = ("canonical", "search", "next", "prev", "index")
+        stays = tag == "link" and attributes.get("rel") in names
         if re.match(r"(https?:)?//", url) and not stays:
             self.faults.append(f"<{tag}> loads {url} from elsewhere")
         if tag == "img":
@@ -205,14 +193,11 @@ class _Page(HTMLParser):
                 self.faults.append(f"<img> without a description (alt={alt!r})")
 
 
-def check_site(html: Path, macros: set[str]) -> list[str]:
-    """Pages that load from elsewhere, show an image undescribed, or TeX that is not rendered.
-
-    macros: the names that TeX may use, environments as `begin{cases}`.
-    """
+def check_site(html: Path) -> list[str]:
+    """Pages that load from elsewhere, show an image undescribed, or TeX that is not rendered."""
     wrong = []
     for path in sorted(html.rglob("*.html")):
-        page = _Page(macros)
+        page = _Page()
         page.feed(path.read_text(encoding="utf8"))
         wrong += [f"{path.relative_to(html)}: {fault}" for fault in page.faults]
     return wrong

@@ -35,9 +35,14 @@ class Book:
         return self.product("ledger", ".json")
 
     @property
-    def names(self) -> Path:
-        """The page of the library's public names."""
-        return self.product("names", ".md")
+    def library(self) -> Path:
+        """What autodoc made of the library: a page's text by the name of its door, as JSON."""
+        return self.product("library", ".json")
+
+    @property
+    def shows_library(self) -> bool:
+        """Whether it has pages that include what autodoc made."""
+        return (self.root / "book" / "library").is_dir()
 
     @property
     def html(self) -> Path:

@@ -1,7 +1,6 @@
-"""MathJax: found in the package that carries it, copied into the site, asked what it knows."""
+"""MathJax: found in the package that carries it and copied into the site."""
 
 import importlib.util
-import re
 import shutil
 from pathlib import Path
 
@@ -20,14 +19,6 @@ _PARTS = (
     "es5/a11y/assistive-mml.js",
     "LICENSE",
 )
-
-# The component's tables of names, and those that make it load an extension.
-_TABLE = re.compile(
-    r'\.(Character|Delimiter|Command|Environment)Map\("[\w-]+",[^{]*(\{.*?\})(?:,[\w.]+)?\)[,;]',
-    re.S,
-)
-_KEY = re.compile(r'[{,]"?(?:\\\\)?([A-Za-z]+\*?)"?:')
-_ON_DEMAND = re.compile(r"autoload:\(0,\w+\.expandable\)\((\{.*?\})\)")
 
 
 def _folder() -> Path:
@@ -48,19 +39,3 @@ def copy_to(target: Path) -> None:
         (target / part).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (source / part).is_dir() else shutil.copy
         copy(source / part, target / part)
-
-
-def names() -> set[str]:
-    """The macros it knows, as `lVert`, and the environments, as `begin{cases}`.
-
-    Read off the tables of its script; BookError if they are not where they were.
-    """
-    script = (_folder() / _COMPONENT).read_text(encoding="utf8")
-    known = {"begin", "end"}
-    for kind, table in _TABLE.findall(script):
-        keys = _KEY.findall(table)
-        known |= {f"begin{{{key}}}" for key in keys} if kind == "Environment" else set(keys)
-    on_demand = _ON_DEMAND.search(script)
-    if not on_demand or not {"alpha", "frac", "lVert", "begin{cases}"} <= known:
-        raise BookError(f"the macros that MathJax knows are not readable from {_COMPONENT}")
-    return known | set(re.findall(r'"(\w+)"', on_demand[1]))

@@ -5,6 +5,7 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
+import json
 import os
 import re
 import shutil
@@ -39,7 +40,7 @@ def build(book: Book) -> None:
         if (offered := made / "_sources" / "book" / notebook.name).is_file():
             shutil.copy(notebook, offered)
     pages.finish(made)
-    if wrong := gate.check_site(made, mathjax.names() | _macros(stage / "_config.yml")):
+    if wrong := gate.check_site(made):
         raise BookError("\n".join(wrong))
     _put_in_place(made, book.html)
     shutil.rmtree(out)
@@ -66,7 +67,9 @@ def _stage(book: Book, stage: Path) -> None:
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
             write_whole(generated / f"{name}.svg", picture)
-    shutil.copy(book.names, generated / "api.md")
+    library = book.library.read_text(encoding="utf8") if book.shows_library else "{}"
+    for door, text in json.loads(library).items():
+        write_whole(generated / "library" / f"{door}.md", text)
     write_whole(generated / "report.md", _report(book, notebooks))
 
 
@@ -97,12 +100,6 @@ def _address() -> str:
     if address and not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
         raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
     return address
-
-
-def _macros(config: Path) -> set[str]:
-    """The macros of TeX that the book defines itself."""
-    sphinx = (read_yaml(config).get("sphinx") or {}).get("config") or {}
-    return set(sphinx.get("mathjax3_config", {}).get("tex", {}).get("macros", {}))
 
 
 def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:

@@ -53,12 +53,15 @@ _HOME = {
 }
 
 
-def __getattr__(name: str):
-    if name == "__version__":
-        return metadata.version("latephase")
-    if name not in _HOME:
-        raise AttributeError(f"module 'latephase' has no attribute {name!r}")
-    return getattr(import_module(f"latephase.{_HOME[name]}"), name)
+# Where type checkers see it, every misspelt name would be an attribute.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str):
+        if name == "__version__":
+            return metadata.version("latephase")
+        if name not in _HOME:
+            raise AttributeError(f"module 'latephase' has no attribute {name!r}")
+        return getattr(import_module(f"latephase.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -107,11 +107,12 @@ def _diagnose(options: argparse.Namespace) -> int:
         module.to(torch.device(options.device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: {options.device!r} cannot be used: {error}") from error
-    loss = {} if options.loss is None else {"loss": options.loss}
-    found = diagnose(module, x, y, degree=options.degree, batch_size=options.batch_size, **loss)
+    found = diagnose(module, x, y, options.loss, options.degree, options.batch_size)
     print(_table(found))
     if options.json:
-        text = json.dumps(_plain(found, options), indent=1, ensure_ascii=False, allow_nan=False)
+        about = {n: str(getattr(options, n)) for n in ("checkpoint", "model", "data")}
+        row = {**about, "loss": options.loss, **json.loads(found.to_json())}
+        text = json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False)
         _write(options.json, lambda stream: stream.write(f"{text}\n".encode()))
     if options.figure:
         _write(options.figure, lambda stream: _draw(found, stream, options.figure.suffix))
@@ -230,42 +231,15 @@ def _number(value: float | None) -> str:
     return f"{value:.6g}"
 
 
-def _plain(found, options: argparse.Namespace) -> dict:
-    """Return the measures as JSON can hold them: null where undefined, infinite or NaN."""
-    row = {name: _finite(getattr(found, name)) for name in _SCALARS}
-    row["margins"] = found.margins.tolist()
-    row["dual"] = None if found.dual is None else found.dual.tolist()
-    records = found.layers.to_dict("records")
-    row["layers"] = [{key: _finite(value) for key, value in one.items()} for one in records]
-    return {
-        "checkpoint": str(options.checkpoint),
-        "model": options.model,
-        "data": str(options.data),
-        "loss": options.loss,
-        **row,
-    }
-
-
-def _finite(value):
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _draw(found, stream: BinaryIO, kind: str) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    import matplotlib.pyplot as plt
 
     from latephase.figures import plots
 
     plots.style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    plots.sorted_margins(left, found.margins)
-    plots.layer_ratios(right, found.layers["layer"], found.layers["spectral_ratio"])
-    figure.savefig(stream, format=kind[1:])
-    plt.close(figure)
+    found.plot().savefig(stream, format=kind[1:])
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:

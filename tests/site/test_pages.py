@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.site.visits import HTML, PAGES, WAYS
+from tests.site.visits import HTML, PAGES, SEE, WAYS
 
 pytestmark = pytest.mark.parametrize("page", PAGES)
 each_way = pytest.mark.parametrize("way", WAYS)
@@ -26,6 +26,18 @@ def test_math_is_rendered(reader, page, way):
     assert facts["unrendered"] == facts["refused"] == facts["raw"] == []
     if 'class="math' in source:
         assert facts["rendered"] > 0
+
+
+def test_an_unknown_macro_is_refused(reader, page):
+    if page != "book/notation.html":
+        pytest.skip("once is enough")
+    with reader.opened(page, "server") as window:
+        window.evaluate("""async () => {
+          document.querySelector("main .math").innerHTML = "\\\\(\\\\fracc{1}{2}\\\\)";
+          await MathJax.typesetPromise();
+        }""")
+        (refused,) = window.evaluate(SEE)["refused"]
+        assert "fracc" in refused
 
 
 def test_the_mode_follows_the_system(reader, page):

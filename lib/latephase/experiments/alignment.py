@@ -1,21 +1,191 @@
-"""Controls and layers of the chapter on alignment.
+"""Rows of what runs show; flows of any module and of the squared loss by scipy; ranks of layers.
 
-Flows of any module and of the squared loss by scipy, and the bounds that a deep linear network's
-start puts on the rank and the alignment of its layers.
+A run is a row of a frame with columns model, seed, net, task, problem and flow.
+The bounds are those that a deep linear network's start puts on what its layers have beside their
+first singular values.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy.integrate import solve_ivp
 
+from latephase.flow.errors import NotSeparated, StepCollapse
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import Trajectory
+from latephase.measures import settling
+from latephase.measures.alignment import Gradients, along, saliency, with_duals_from_margins
 from latephase.measures.layers import balancedness, neighbor_defect, rank_defect
+from latephase.measures.max_margin import hard_margin
 from latephase.problem.margins import Problem
-from latephase.problem.vectors import misalignment, unit
+from latephase.problem.vectors import angle, misalignment, unit
+
+ALPHA, MISALIGNMENT = "smoothed margin α", "misalignment 1 − cos(W, −∇R)"
+
+
+def follow(net: torch.nn.Module, task, levels: Sequence[float], **settings) -> Trajectory:
+    """Return the flow to each level of α in turn, as far as the solver comes."""
+    try:
+        flow = gradient_flow(net, task, until=levels[0], tol=1e-3, **settings)
+        for level in levels[1:]:
+            flow = flow.extend(level)
+    except StepCollapse as error:
+        return error.trajectory
+    return flow
+
+
+def seen(run) -> Gradients:
+    """Return the gradients along the run's flow."""
+    return along(run.problem, run.flow)
+
+
+def settle(gradients: Gradients) -> float:
+    """Return the path of the gradient over α = 1e24 to 1e30, relative to that over 1e6 to 1e12."""
+    length, alpha = gradients.gradient_length, gradients.smoothed_margin
+    return settling.last_to_first(settling.stretches(length, alpha, 1e6, 1e6))
+
+
+def wrong_degree(run) -> float:
+    """Return the largest defect of Euler's identity with a degree that is off by one."""
+    return along(run.problem, run.flow, run.flow.degree + 1).euler_defect().max()
+
+
+def recomputed(run) -> float:
+    """Return the last misalignment with duals computed from the margins."""
+    return with_duals_from_margins(run.problem, run.flow)
+
+
+def off_svm(runs: pd.DataFrame, level: float) -> list[float]:
+    """Return the angles of the gradients to the SVM's directions at α = level, for linear runs."""
+    return [
+        angle(
+            run.seen.gradient[run.flow.at(level).index],
+            hard_margin(run.task.x, run.task.y)[0],
+        )
+        for run in runs.itertuples()
+    ]
+
+
+def refusal(net: torch.nn.Module, task) -> str:
+    """Return the words with which the flow refuses examples that cannot be separated."""
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gradient_flow(net, task, until=1e3)
+    except NotSeparated as error:
+        return str(error)
+    raise ValueError("refusal: these examples were separated")
+
+
+def records(run) -> pd.DataFrame:
+    """Return a row for each record of the flow, from the `Gradients` in run.seen."""
+    seen = run.seen
+    columns = {
+        "model": run.model,
+        "seed": run.seed,
+        ALPHA: seen.smoothed_margin,
+        "log₁₀ α": np.log10(np.maximum(seen.smoothed_margin, 1e-9)),
+        MISALIGNMENT: seen.misalignment,
+        "path of the gradient ahead (rad)": seen.gradient_length[-1] - seen.gradient_length,
+        "dual potential J": seen.potential,
+        "normalized smoothed margin γ̃": seen.margin,
+        "certificate (J − γ̃)/γ̃": seen.gap(),
+        "defect of Euler's identity": seen.euler_defect(),
+    }
+    return pd.DataFrame(columns)
+
+
+def directions(run) -> pd.DataFrame:
+    """Return the directions of weights and gradient in the plane that holds most of both."""
+    both = np.concatenate([run.flow.direction, run.seen.gradient])
+    plane = pd.DataFrame(settling.leading_plane(both)[0])
+    plane = plane.set_axis(["first principal component", "second principal component"], axis=1)
+    names = np.repeat(["W/‖W‖", "−∇R/‖∇R‖"], len(run.flow))
+    return plane.assign(direction=names, **{ALPHA: np.tile(run.flow.smoothed_margin, 2)})
+
+
+def saliency_maps(run) -> tuple[np.ndarray, np.ndarray]:
+    """Return (α [k], ∇_x Φ/‖W‖^L [k, images, pixels]) at the start and in each decade of α."""
+    alpha = run.flow.smoothed_margin
+    at = np.unique([0, *settling.milestones(alpha, 10.0, 10.0)])
+    net = copy.deepcopy(run.net)
+    maps = [saliency(run.flow.write_to(net, k, normalized=True), run.task.x) for k in at]
+    return alpha[at], np.array(maps).reshape(len(at), len(run.task), -1)
+
+
+def map_change(alpha: np.ndarray, maps: np.ndarray, start: float, end: float) -> float:
+    """Return 1 - cos between the maps at the first records with α ≥ start and α ≥ end.
+
+    For the image whose map turns most; +inf where α does not reach `end`.
+    """
+    if alpha[-1] < end:
+        return np.inf
+    return max(map(misalignment, maps[np.argmax(alpha >= start)], maps[np.argmax(alpha >= end)]))
+
+
+def map_turns(run) -> pd.DataFrame:
+    """Return the angle by which each image's map of `saliency_maps` turns per decade of α."""
+    alpha, maps = run.maps
+    parts = [
+        pd.DataFrame({
+            "seed": run.seed,
+            ALPHA: np.sqrt(alpha[k] * alpha[k + 1]),
+            "image": range(len(maps[k])),
+            "turn per decade of α (rad)": [
+                angle(*pair) / np.log10(alpha[k + 1] / alpha[k])
+                for pair in zip(maps[k], maps[k + 1], strict=True)
+            ],
+        })
+        for k in range(len(alpha) - 1)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def layers(run, until: float) -> tuple[list, np.ndarray, list]:
+    """Return (weights at the start, α [k], weights [k]) of a flow by decades of α to `until`.
+
+    Over many decades at once the solver's own rule would damp what is left of each rank.
+    """
+    flow, shapes = gradient_flow(run.net, run.task, until=3.0, records=2), run.problem.shapes
+    alpha, weights = [], []
+    while flow.smoothed_margin[-1] < until:
+        flow = flow.extend(flow.smoothed_margin[-1] * 10)
+        alpha.append(flow.smoothed_margin[-1])
+        w = flow.direction[-1] * np.exp(flow.log_norm[-1])
+        weights.append(split_weights(w, shapes))
+    return split_weights(run.problem.w0, shapes), np.array(alpha), weights
+
+
+def layer_rows(alpha: np.ndarray, ranks: LowRank) -> pd.DataFrame:
+    """Return the numbers of the first two layers, and their bounds, at each α [k]."""
+    kinds = {"1 − ‖W‖₂²/‖W‖_F²": (ranks.rank, ranks.rank_bound, "layer {}".format),
+             "1 − ⟨v, u⟩²": (ranks.neighbor, ranks.neighbor_bound,
+                             lambda k: f"layers {k}, {k + 1}")}  # fmt: skip
+    parts = [
+        pd.DataFrame({ALPHA: alpha, "layer": name(k + 1), "number": which, "value": table[:, k]})
+        .assign(measure=measure)
+        for measure, (value, bound, name) in kinds.items()
+        for which, table in (("measured", value), ("bound", bound))
+        for k in (0, 1)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def moved(runs: pd.DataFrame) -> list[tuple[float, float]]:
+    """Return `LowRank.used` of each run's last weights moved by a millionth, and of random ones."""
+    rng, found = np.random.default_rng(0), []
+    for run in runs.itertuples():
+        last = run.weights[-1]
+        steps = [np.linalg.norm(a) * unit(rng.normal(size=a.shape)) for a in last]
+        shifted = [a + 1e-6 * b for a, b in zip(last, steps, strict=True)]
+        found.append(tuple(low_rank(run.start, [w]).used() for w in (shifted, steps)))
+    return found
 
 
 def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
@@ -38,26 +208,22 @@ def primal(problem: Problem, until: float, rtol: float = 1e-6) -> tuple[np.ndarr
         across = curvature - np.outer(along, along @ curvature)
         return norm / slope * across + np.outer(along, w / norm)
 
-    def arrived(_: float, w: np.ndarray) -> float:
+    def missing(_: float, w: np.ndarray) -> float:
         return problem.smoothed_margin(w)[0] - until
 
-    arrived.terminal = True
-    solution = solve_ivp(
-        velocity, (0.0, 1e3), problem.w0, "LSODA", events=arrived, jac=derivative,
-        rtol=rtol, atol=rtol * float(np.linalg.norm(problem.w0)),
-    )  # fmt: skip
-    if solution.status != 1:
-        raise RuntimeError(f"α did not reach {until:g}: {solution.message}")
-    states = [(w, *problem.smoothed_margin(w)) for w in solution.y.T]
-    misaligned = [misalignment(w, gradient) for w, *_, gradient in states]
-    return np.array([alpha for _, alpha, *_ in states]), np.array(misaligned)
+    tolerances = {"rtol": rtol, "atol": rtol * float(np.linalg.norm(problem.w0))}
+    states = _flow(velocity, derivative, missing, problem.w0, 1e3, **tolerances)
+    found = [problem.smoothed_margin(w) for w in states]
+    misaligned = [misalignment(w, one[3]) for w, one in zip(states, found, strict=True)]
+    return np.array([one[0] for one in found]), np.array(misaligned)
 
 
 def squared_loss(problem: Problem, fall: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
     """Return (‖∇R‖ relative to the start [k], 1 - cos(W, -∇R) [k]) for R = ½Σ(Φ - y)².
 
     The flow dW/dt = -∇R from the problem's weights, labels ±1, until the gradient has fallen to
-    `fall` of its norm at the start; by scipy's LSODA with the exact second derivatives.
+    `fall` of its norm at the start; by scipy's LSODA with the exact second derivatives. Raises
+    RuntimeError where it does not.
     """
 
     def velocity(_: float, w: np.ndarray) -> np.ndarray:
@@ -70,24 +236,30 @@ def squared_loss(problem: Problem, fall: float = 1e-3) -> tuple[np.ndarray, np.n
 
     start = float(np.linalg.norm(velocity(0.0, problem.w0)))
 
-    def arrived(t: float, w: np.ndarray) -> float:
+    def missing(t: float, w: np.ndarray) -> float:
         return float(np.linalg.norm(velocity(t, w))) / start - fall
 
-    arrived.terminal = True
+    tolerances = {"rtol": 1e-4, "atol": 1e-2 * fall}
+    states = _flow(velocity, derivative, missing, problem.w0, 1e12, **tolerances)
+    gradients = [velocity(0.0, w) for w in states]
+    misaligned = [misalignment(w, g) for w, g in zip(states, gradients, strict=True)]
+    return np.linalg.norm(gradients, axis=1) / start, np.array(misaligned)
+
+
+def _flow(velocity, derivative, missing, w0, longest, **tolerances) -> np.ndarray:
+    """Return W [k, P] at the steps of dW/dt = velocity from w0 to where `missing` is zero."""
+    missing.terminal = True
     solution = solve_ivp(
-        velocity, (0.0, 1e12), problem.w0, "LSODA", events=arrived, jac=derivative,
-        rtol=1e-4, atol=1e-2 * fall,
-    )  # fmt: skip
+        velocity, (0.0, longest), w0, "LSODA", events=missing, jac=derivative, **tolerances
+    )
     if solution.status != 1:
-        raise RuntimeError(f"the gradient did not fall to {fall:g}: {solution.message}")
-    gradients = [velocity(0.0, w) for w in solution.y.T]
-    norms = np.linalg.norm(gradients, axis=1) / start
-    pairs = zip(solution.y.T, gradients, strict=True)
-    return norms, np.array([misalignment(w, g) for w, g in pairs])
+        left = missing(solution.t[-1], solution.y[:, -1])
+        raise RuntimeError(f"the flow stopped before its end, by {left:.3g}: {solution.message}")
+    return solution.y.T
 
 
 @dataclass(frozen=True)
-class Layers:
+class LowRank:
     """Rank and neighbour alignment of a deep linear network's layers, with their bounds.
 
     rank, rank_bound [k, L]              1 - ‖W_k‖_2²/‖W_k‖_F² and D/‖W_k‖_F²
@@ -106,39 +278,34 @@ class Layers:
         return float(max(ratio.max() for ratio in ratios))
 
 
-def imbalance(layers: Sequence[np.ndarray]) -> float:
-    """Return D, what the layers W_1, ..., W_L of a deep linear network start with.
+def imbalance(weights: Sequence[np.ndarray]) -> float:
+    """Return D, what the weights W_1, ..., W_L of a deep linear network start with.
 
     D = max_k ‖W_k‖_F² - ‖W_L‖_F² + Σ_k ‖W_k W_kᵀ - W_{k+1}ᵀ W_{k+1}‖_2; the differences in the sum
     do not change along the flow, so that no layer can have more than D beside its first singular
     value. (Ji and Telgarsky 2018.)
     """
-    norms = [float(np.sum(layer**2)) for layer in layers]
-    steps = [balancedness(a, b) for a, b in pairwise(layers)]
-    return max(norms) - norms[-1] + sum(steps)
+    norms = [float(np.sum(weight**2)) for weight in weights]
+    return max(norms) - norms[-1] + sum(balancedness(a, b) for a, b in pairwise(weights))
 
 
-def layers_along(start: Sequence[np.ndarray], states: Iterable[Sequence[np.ndarray]]) -> Layers:
-    """Return the `Layers` of the states of a flow from `start`; layers in their own units."""
-    excess, first = imbalance(start), [np.linalg.norm(layer, 2) ** 2 for layer in start]
-    both = [excess + a + b for a, b in pairwise(first)]
-    states = list(states)
-    return Layers(
-        rank=np.array([[rank_defect(a) for a in layers] for layers in states]),
-        rank_bound=np.array([[excess / np.sum(a**2) for a in layers] for layers in states]),
-        neighbor=np.array(
-            [[neighbor_defect(a, b) for a, b in pairwise(layers)] for layers in states]
-        ),
-        neighbor_bound=np.array(
-            [
-                [have / np.linalg.norm(b, 2) ** 2 for have, b in zip(both, layers[1:], strict=True)]
-                for layers in states
-            ]
-        ),
-    )
+def low_rank(start: Sequence[np.ndarray], states: Iterable[Sequence[np.ndarray]]) -> LowRank:
+    """Return the `LowRank` of the states of a flow from `start`; weights in their own units."""
+    excess, first = imbalance(start), [np.linalg.norm(weight, 2) ** 2 for weight in start]
+    rows = []
+    for weights in states:
+        pairs = list(pairwise(weights))
+        above = [np.linalg.norm(upper, 2) ** 2 for _, upper in pairs]
+        rows.append((
+            [rank_defect(weight) for weight in weights],
+            [excess / np.sum(weight**2) for weight in weights],
+            [neighbor_defect(*pair) for pair in pairs],
+            [(excess + a + b) / top for (a, b), top in zip(pairwise(first), above, strict=True)],
+        ))  # fmt: skip
+    return LowRank(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def split_layers(w: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def split_weights(w: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Return the flat vector w [P] as weight matrices of the given shapes, in order."""
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(np.split(w, ends[:-1]), shapes, strict=True)]

@@ -7,6 +7,7 @@ Nothing is computed here beyond what drawing needs; units and definitions are th
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -53,26 +54,24 @@ def prediction_surface(
 
 def approach(
     axes: mpl.projections.polar.PolarAxes,
-    plane: np.ndarray,
+    angle: np.ndarray,
     distance: np.ndarray,
     smoothed_margin: np.ndarray,
     floor: float = 1e-12,
 ) -> None:
     """Draw how a path comes to its limit, in decades of distance to it: a polar picture.
 
-    plane [records, 2]: the difference to the limit in a plane, of which only the angle is drawn;
-    distance [records]: to the limit, whose decades above `floor` are the radius. A path that ends
-    in one direction runs straight into the middle, a spiral goes round.
+    angle [records]: of the difference to the limit in some plane; distance [records]: to the
+    limit, whose decades above `floor` are the radius. Coloured by α [records]. A path that ends in
+    one direction runs straight into the middle, a spiral goes round.
     """
     kept = distance > floor
-    turned = np.unwrap(np.arctan2(plane[kept, 1], plane[kept, 0]))
-    radius = np.log10(distance[kept] / floor)
-    points = np.stack([turned, radius], axis=1)
-    colours = LATE(LogNorm(1, smoothed_margin.max(), clip=True)(smoothed_margin[kept]))
-    for a, b, colour in zip(points[:-1], points[1:], colours[1:], strict=True):
-        # An edge of a polar picture is drawn with points between, or it cuts through the middle.
-        steps = np.linspace(0, 1, 12)[:, None]
-        axes.plot(*(a + steps * (b - a)).T, color=colour, linewidth=2)
+    points = np.stack([np.unwrap(angle[kept]), np.log10(distance[kept] / floor)], axis=1)
+    # An edge of a polar picture is drawn with points between, or it cuts through the middle.
+    edges = np.linspace(points[:-1], points[1:], 12, axis=1)
+    path = LineCollection(edges, cmap=LATE, norm=LogNorm(1, smoothed_margin.max()), linewidths=2)
+    path.set_array(smoothed_margin[kept][1:])
+    axes.add_collection(path)
     axes.scatter(*points[0], color=GREY, s=24, zorder=3)
     top = int(np.ceil(-np.log10(floor)))
     rings = np.arange(3, top + 1, 3)
@@ -270,14 +269,22 @@ def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> 
     axes.invert_yaxis()
 
 
-def diagnosis_summary(found) -> Figure:
+def trajectory_summary(flow) -> mpl.figure.Figure:
+    """Return a figure of a `Trajectory`: α/‖W‖^L and 1 - cos(W, -∇R) against α."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.plot(flow.smoothed_margin, flow.normalized_smoothed_margin, color=BLUE, marker=".")
+    left.set(xscale="log", xlabel="smoothed margin α", ylabel="normalized smoothed margin")
+    # Aligned to rounding, 1 - cos is 0 and has no place on a logarithmic axis.
+    apart = np.where(flow.alignment < 1.0, 1.0 - flow.alignment, np.nan)
+    misalignment(right, flow.smoothed_margin, [apart], color=BLUE, marker=".")
+    return figure
+
+
+def diagnosis_summary(found) -> mpl.figure.Figure:
     """Return a figure of a `Diagnosis`: sorted margins, and ‖A‖₂/‖A‖_F of the layers.
 
     Of more than twelve layers the twelve with the largest norms, in the network's order.
     """
-    # Only here is a figure made; everything else draws on axes it is given.
-    import matplotlib.pyplot as plt
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     sorted_margins(left, found.margins)
     shown = found.layers.nlargest(12, "frobenius_norm").sort_index()

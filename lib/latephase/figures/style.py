@@ -1,7 +1,9 @@
 """One look for all figures: colours for a light and a dark page, and each model's own."""
 
+import warnings
+
 import seaborn as sns
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -49,6 +51,11 @@ BY_MODEL = {
 }
 
 
+def by_alpha(lowest: float, highest: float) -> dict:
+    """Return what seaborn's functions take to colour by α, from blue to orange between the two."""
+    return {"hue": "smoothed margin α", "palette": LATE, "hue_norm": LogNorm(lowest, highest)}
+
+
 class _OnceLayout(ConstrainedLayoutEngine):
     def execute(self, fig: Figure) -> None:
         super().execute(fig)
@@ -70,6 +77,8 @@ def apply() -> None:
     From then on the notebook stores the numbers of each figure beside it.
     """
     tables.offer()
+    # A grid of seaborn's places its own parts, which is as wanted.
+    warnings.filterwarnings("ignore", "The figure layout has changed", module="seaborn")
     sns.set_theme(
         context="notebook",
         style="ticks",

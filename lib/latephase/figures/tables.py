@@ -76,11 +76,12 @@ def text(frame: pd.DataFrame) -> str:
 
 
 def offer() -> None:
-    """Have a notebook store the numbers of every figure beside its picture, under MIME."""
+    """Have a notebook store every figure as SVG and PNG, and its numbers, under MIME."""
     if "IPython" not in sys.modules:  # so this is no notebook; it need not be installed
         return
     from IPython import get_ipython
     from IPython.core.formatters import BaseFormatter
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
     from traitlets import ObjectName, Unicode
 
     if (shell := get_ipython()) is None:
@@ -90,6 +91,7 @@ def offer() -> None:
         format_type = Unicode(MIME)
         print_method = ObjectName("_repr_csv_")
 
+    set_matplotlib_formats("svg", "png", bbox_inches=None)
     formatter = Numbers(parent=shell.display_formatter)
     shell.display_formatter.formatters[MIME] = formatter
     # Choosing the formats of pictures makes every formatter forget figures.

@@ -63,6 +63,6 @@ class LogClock:
         return value
 
 
-def _slow(alpha):
+def _slow(alpha: np.ndarray | float) -> np.ndarray:
     """Return ln α, continued by α - 1 below 1: the variable in which ln‖∇α‖ is nearly linear."""
     return np.where(alpha > 1.0, np.log(np.maximum(alpha, 1.0)), np.minimum(alpha, 1.0) - 1.0)

@@ -15,17 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latephase.flow.tuning import TUNING
 from latephase.problem.margins import Problem
 
-STEP_BUDGET = 2000
-# A state with α ≤ 0 and ‖W‖‖∇α‖ below this, times min(1, max|p|), is a stationary point.
-_STATIONARY = 1e-8
-# A direction that does not turn would allow steps over which α, like ‖W‖^L, grows by many e-folds,
-# too far for the clock: this bounds the growth of ln ‖W‖^L in a step.
-LONGEST_GROWTH = 0.15
-_SETTLING = 1e-6
-_NEARLY_STATIONARY = 1e-2
-_SMALLEST_STEP = 1e-12
 # Dormand and Prince's fifth-order pair (1980); the last stage is the next step's first.
 _STAGES = (
     (1 / 5,),
@@ -55,22 +47,18 @@ class EarlyState:
         """Return r‖∇α‖, that is ‖W‖‖∇α‖ away from zero."""
         return self.radius * float(np.linalg.norm(self.gradient))
 
-    def largest(self) -> float:
-        """Return max|p|."""
-        return float(np.abs(self.p).max())
-
     def unit(self) -> float:
-        """Return min(1, max|p|), beside which the slope is large or small."""
-        return min(1.0, self.largest())
+        """Return m = min(1, max|p|), beside which the slope is large or small."""
+        return min(1.0, float(np.abs(self.p).max()))
 
     def stationary(self) -> bool:
         """Return whether W is a stationary point that does not separate the examples."""
-        return is_stationary(self.alpha, self.slope(), self.largest())
+        return is_stationary(self.alpha, self.slope(), self.unit())
 
 
-def is_stationary(alpha: float, slope: float, largest: float) -> bool:
-    """Return whether α, ‖W‖‖∇α‖ and max|p| are those of a stationary point with α ≤ 0."""
-    return alpha <= 0.0 and slope <= _STATIONARY * min(1.0, largest)
+def is_stationary(alpha: float, slope: float, unit: float) -> bool:
+    """Return whether α, ‖W‖‖∇α‖ and m are those of a stationary point with α ≤ 0."""
+    return alpha <= 0.0 and slope <= TUNING.stationary * unit
 
 
 def early_phase(
@@ -96,7 +84,7 @@ def early_phase(
         return EarlyState(point, *problem.smoothed_margin(point), radius, advance)
 
     def velocity(s: EarlyState) -> np.ndarray:
-        settling = _SETTLING * s.unit() / s.radius
+        settling = TUNING.settling * s.unit() / s.radius
         speed = np.hypot(np.linalg.norm(s.gradient), settling)
         return s.radius * s.gradient / speed if speed else np.zeros_like(s.w)
 
@@ -110,16 +98,14 @@ def early_phase(
             end = at(point, step)
             slopes.append(velocity(end))
         error = step * sum(e * k for e, k in zip(_ERROR, slopes, strict=True) if e)
-        # Near a stationary point an error of tol would exceed the distance to it, and the method
-        # would hop about instead of settling.
-        near = _NEARLY_STATIONARY * state.unit()
+        near = TUNING.nearly_stationary * state.unit()
         allowed = tol * state.radius * (min(1.0, state.slope() / near) if near else 1.0)
         ratio = float(np.linalg.norm(error)) / max(allowed, 1e-300)
         if not np.isfinite(ratio):
             ratio = 1e9
         factor = min(5.0, max(0.2, 0.9 * max(ratio, 1e-10) ** -0.2))
-        if ratio <= 1.0 and end.alpha > until * (1.0 + 1e-3):
-            part = (until * (1.0 + 5e-4) - state.alpha) / (end.alpha - state.alpha)
+        if ratio <= 1.0 and end.alpha > until * (1.0 + TUNING.landing):
+            part = (until * (1.0 + 0.5 * TUNING.landing) - state.alpha) / (end.alpha - state.alpha)
             factor = min(0.9, max(part, 1e-3))
         elif ratio <= 1.0:
             state, first = dataclasses.replace(end, rejected=rejected), slopes[-1]
@@ -127,6 +113,6 @@ def early_phase(
             yield state
         else:
             rejected += 1
-        step = min(step * factor, LONGEST_GROWTH / degree)
-        if step < _SMALLEST_STEP:
+        step = min(step * factor, TUNING.longest_growth / degree)
+        if step < TUNING.smallest_step:
             raise FloatingPointError(f"step of the early phase fell to {step:.1e}")

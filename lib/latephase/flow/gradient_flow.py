@@ -11,16 +11,14 @@ import torch
 
 from latephase.flow.errors import StepCollapse
 from latephase.flow.solver import Flow
-from latephase.flow.trajectory import LANDING, RECORDED, Trajectory, largest_drop
+from latephase.flow.trajectory import RECORDED, Trajectory, largest_drop
+from latephase.flow.tuning import TUNING
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
 from latephase.problem.task import Task, inputs_and_labels
 
-DEFAULT_SMOOTHING = 1e-3
 DEFAULT_UNTIL = 1e6
-# Enough to keep every step the solver accepts: the grid of records is finer than its steps.
-_EVERY_STEP = 600
 
 
 def gradient_flow(
@@ -70,7 +68,7 @@ def gradient_flow(
     x, y = inputs_and_labels(x, y)
     levels = [until] if at is None else _checked_levels(at, until)
     if at is not None:
-        until, records = levels[0], _EVERY_STEP
+        until, records = levels[0], TUNING.every_step
     _check_settings(until, tol, records, kink_smoothing)
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
     degree = checked_degree(problem.module, problem.x, degree)
@@ -95,8 +93,8 @@ def _followed(problem: Problem, degree: float, settings: dict[str, Any]) -> Traj
     except StepCollapse as collapse:
         if problem.kink_smoothing is not None or not problem.smoothable():
             raise
-        settings |= {"kink_smoothing": DEFAULT_SMOOTHING, "smoothed_because": str(collapse)}
-    return Flow(problem.smoothed(DEFAULT_SMOOTHING), degree, settings).run(until)
+        settings |= {"kink_smoothing": TUNING.smoothing, "smoothed_because": str(collapse)}
+    return Flow(problem.smoothed(TUNING.smoothing), degree, settings).run(until)
 
 
 def _landing(flow: Trajectory, levels: list[float]) -> Trajectory:
@@ -113,7 +111,7 @@ def _landing(flow: Trajectory, levels: list[float]) -> Trajectory:
 
 def _checked_levels(at: Sequence[float] | np.ndarray, until: float) -> list[float]:
     levels = [float(level) for level in at]
-    apart = all(a * (1.0 + LANDING) < b for a, b in pairwise(levels))
+    apart = all(a * (1.0 + TUNING.landing) < b for a, b in pairwise(levels))
     if not levels or not apart or not 0.0 < levels[0] <= levels[-1] <= 1e300:
         raise ValueError(
             "at: expected smoothed margins in (0, 1e300] that increase, each by more than a "

@@ -44,19 +44,20 @@ class LateStepper:
         if self.linearization is None:
             self.linearization = self._linearize(theta, state.log_dual.reshape(-1))
         mean = state.mean_margin()
-        rate = state.gradient / (self.degree * mean) - theta
+        velocity = state.gradient / (self.degree * mean) - theta
         u = state.log_dual.reshape(-1) + math.log(kappa / (self.degree * mean))
         rho, rest = state.log_norm, step - kappa
         bend, drift = self.trend or (0.0, 0.0)
-        guess = (theta + kappa * (rate + kappa * bend), u + _limited(kappa * drift))
+        # Of a step that fails there is none.
+        self.trend = None
+        guess = (theta + kappa * (velocity + kappa * bend), u + _limited(kappa * drift))
         # From separation on the multipliers decide what α/‖W‖^L gains in a step.
         tols = newton, min(1e-5, 5.0 * newton) if state.smoothed_margin > 0.0 else 1e-3
         first = self._solve(guess, theta, kappa, rho + kappa, tols)
         if not first.converged:
-            self.trend = None
             return None
         slope = (first.theta - theta) / kappa
-        bend, drift = (slope - rate) / kappa, (first.log_multiplier - u) / kappa
+        bend, drift = (slope - velocity) / kappa, (first.log_multiplier - u) / kappa
         center = theta + rest * slope
         guess = (
             center + kappa * (slope + rest * bend),
@@ -64,7 +65,6 @@ class LateStepper:
         )
         second = self._solve(guess, center, kappa, rho + step, tols)
         if not second.converged:
-            self.trend = None
             return None
         change = (second.theta - center) / kappa - slope
         self.trend = change / rest, (second.log_multiplier - first.log_multiplier) / rest

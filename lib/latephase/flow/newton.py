@@ -23,16 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from latephase.flow.newton_matrix import LIVE, Linearization
+from latephase.flow.newton_matrix import Linearization
+from latephase.flow.tuning import TUNING
 from latephase.problem.losses import EXPONENTIAL, TAIL
 from latephase.problem.margins import Problem
-
-MAX_ITERATIONS = 16
-_LARGEST_CHANGE = 0.3
-# A linearization that contracts the error by less than this each iteration is renewed.
-_SLOW = 0.25
-# Past this rate a fresh linearization is not going to converge: the stage is too long.
-_DIVERGENT = 0.9
 
 
 @dataclass
@@ -66,14 +60,8 @@ def solve_stage(
     """
     theta, u = guess
     inverse_scale = np.exp(-log_scale)
-
-    def newton(linearization: Linearization, arguments: tuple) -> _Step:
-        # A step that overflows is not finite, and ends the stage below.
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return _newton_step(linearization, *arguments, kappa, degree, inverse_scale)
-
     nu, size, fresh = None, np.inf, False
-    for iteration in range(1, MAX_ITERATIONS + 1):
+    for iteration in range(1, TUNING.iterations + 1):
         p, pulled = problem.weighted_gradient(theta, problem.shaped(np.exp(u)))
         p = p.reshape(-1)
         correction = loss_correction(problem, p, log_scale)
@@ -81,30 +69,31 @@ def solve_stage(
             u = _followed(u, (nu - p) / inverse_scale + correction[0], linearization)
         if not linearization.covers(u):
             linearization, fresh = linearize(theta, u), True
-        arguments = (p, u, center + pulled - (1.0 + kappa) * theta, correction)
-        step = newton(linearization, arguments)
+        residual = center + pulled - (1.0 + kappa) * theta
+        arguments = (p, u, residual, correction, kappa, degree, inverse_scale)
+        step = _newton_step(linearization, *arguments)
         previous, size = size, float(np.linalg.norm(step.theta))
         # With an old curvature the multipliers may creep where θ stands within tol.
         creeps = linearization.curvature is not None and not step.settled(dual_tol)
-        slow = size > linearization.slow(_SLOW) * previous
+        slow = size > linearization.slow() * previous
         if not fresh and slow and (size > tol or creeps):
             linearization, fresh = linearize(theta, u), True
-            step = newton(linearization, arguments)
+            step = _newton_step(linearization, *arguments)
             size = float(np.linalg.norm(step.theta))
             previous = np.inf
-        # A linearly convergent sequence with this rate ends rate/(1 - rate) of the last step away.
+        # A linear sequence that contracts by c a step ends c/(1 - c) of the last step away.
         known = 0.0 < previous < np.inf
-        rate = size / previous if known else 0.5
-        if not np.isfinite(size) or (fresh and rate > _DIVERGENT and size > tol):
+        contraction = size / previous if known else 0.5
+        if not np.isfinite(size) or (fresh and contraction > TUNING.divergent and size > tol):
             break
         if fresh and known:
-            linearization.contraction = rate
-        theta = theta + min(1.0, _LARGEST_CHANGE / max(size, 1e-300)) * step.theta
+            linearization.contraction = contraction
+        theta = theta + min(1.0, TUNING.largest_change / max(size, 1e-300)) * step.theta
         u = u.copy()
         u[step.rows] += step.log_multiplier
         nu = step.nu
-        rate = min(rate, 0.8)
-        near = size * rate / (1.0 - rate) <= tol and size <= 50 * tol
+        contraction = min(contraction, 0.8)
+        near = size * contraction / (1.0 - contraction) <= tol and size <= 50 * tol
         # Never at the first iteration, which has not seen whether idle pairs must rise.
         if near and iteration > 1 and step.settled(dual_tol):
             return Stage(theta, u, True, iteration, linearization)
@@ -139,18 +128,20 @@ def loss_correction(
         return 0.0, None
     margins = torch.from_numpy(np.clip(scale * p, 1.0, 1e3).reshape(problem.n, -1))
     z = -torch.logsumexp(-margins, 1)
-    c, rate = problem.loss.slope_tail(torch.clamp(z, min=1.0))
+    c, slope = problem.loss.slope_tail(torch.clamp(z, min=1.0))
     pairs = problem.pairs
-    return np.repeat(c.numpy(), pairs), np.repeat((rate / (1.0 - rate)).numpy(), pairs)
+    return np.repeat(c.numpy(), pairs), np.repeat((slope / (1.0 - slope)).numpy(), pairs)
 
 
 def _followed(u: np.ndarray, from_margin: np.ndarray, linearization: Linearization) -> np.ndarray:
     """Return u with the pairs that are not live set from their margins, at most barely live."""
     largest = u.max()
-    idle = ~linearization.contains | (u < largest - LIVE)
-    return np.where(idle, np.clip(from_margin, -1e300, largest - LIVE + 1.0), u)
+    idle = ~linearization.contains | (u < largest - TUNING.live)
+    return np.where(idle, np.clip(from_margin, -1e300, largest - TUNING.live + 1.0), u)
 
 
+# A step that overflows is not finite, and ends its stage.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _newton_step(
     linearization: Linearization,
     p: np.ndarray,
@@ -166,7 +157,7 @@ def _newton_step(
     #   [d(p + Kλ)ᵀ    0 ] [ν/S] = [κ/L - λ·p - λ·J M⁻¹b          ],     K = J M⁻¹ Jᵀ,
     # where W = B = 1 for the exponential loss. Otherwise the row p_i + (u_i - c(z) - ν)/S of a
     # pair depends on its example's soft margin z; W undoes that dependence.
-    live = u[linearization.rows] >= u.max() - LIVE
+    live = u[linearization.rows] >= u.max() - TUNING.live
     rows = linearization.rows[live]
     multiplier = np.exp(u[rows])
     d = np.sqrt(multiplier)

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from scipy import linalg
 
+from latephase.flow.tuning import TUNING
 from latephase.problem.margins import Problem
-
-# A pair whose multiplier is e^-LIVE of the largest is followed through its margin instead of
-# being solved for: it moves θ by less than rounding.
-LIVE = 40.0
-# Pairs whose multiplier is within e^ACTIVE of the largest get a row of J. More than the stage
-# solves for, so that pairs may wax while the linearization lives.
-ACTIVE = 60.0
-# Eigenvalues of the equilibrated dual matrix below this come from linearly dependent gradients
-# (duplicated examples, more support vectors than dimensions); rounding leaves n·1e-16 there.
-_DEPENDENT = 1e-12
-# Above this ratio of 1/S to the matrix a Cholesky factor loses no digit that matters.
-_WELL_CONDITIONED = 1e-10
-# With the curvature a new linearization costs as much as ten or twenty iterations.
-_SLOW_CURVED = 0.6
-# Solving in the primal space divides by 1/S, which leaves digits down to here.
-_RESOLVED_THIN = 1e-5
-# Below this part of the matrix 1/S no longer separates dependent gradients from rounding.
-_BLURRED = 1e-4
-_FEW_SHARES = 100.0
 
 
 class Linearization:
@@ -38,15 +22,17 @@ class Linearization:
         self, problem: Problem, theta: np.ndarray, log_multiplier: np.ndarray, curved: bool = False
     ) -> None:
         self.problem, self.theta = problem, theta
-        active = log_multiplier.reshape(problem.n, -1).max(1) >= log_multiplier.max() - ACTIVE
+        active = (
+            log_multiplier.reshape(problem.n, -1).max(1) >= log_multiplier.max() - TUNING.active
+        )
         self.examples = np.flatnonzero(active)
         self.contains = np.repeat(active, problem.pairs)
         self.rows = np.flatnonzero(self.contains)
         self.example_of = np.repeat(np.arange(len(self.examples)), problem.pairs)
-        self.jacobian = self._gram = self._rotated = self._squares = None
+        self.jacobian = None
         if 8 * len(self.rows) * theta.size <= problem.jacobian_bytes:
             self.jacobian = problem.jacobian(theta, self.examples)
-        # The rate at which it contracted when it was fresh: curvature left out, not age.
+        # What an iteration left of the error when it was fresh: curvature left out, not age.
         self.contraction = 0.0
         self.curvature = None
         # Without a stored Jacobian there is no rotating it: the curvature stays out.
@@ -58,13 +44,13 @@ class Linearization:
 
     def covers(self, log_multiplier: np.ndarray) -> bool:
         """Return whether every pair that the stage must solve for has its row here."""
-        return bool(self.contains[log_multiplier >= log_multiplier.max() - LIVE].all())
+        return bool(self.contains[log_multiplier >= log_multiplier.max() - TUNING.live].all())
 
-    def slow(self, rate: float) -> float:
-        """Return the rate beyond which age, not missing curvature, must be what slows it."""
+    def slow(self) -> float:
+        """Return the contraction beyond which age, not missing curvature, must be what slows it."""
         if self.curvature is not None:
-            return max(rate, _SLOW_CURVED)
-        return max(rate, 1.5 * self.contraction)
+            return TUNING.slow_curved
+        return max(TUNING.slow, 1.5 * self.contraction)
 
     def primal_inverse(self, kappa: float, degree: float, v: np.ndarray) -> np.ndarray:
         """Return M⁻¹ v [P]."""
@@ -93,46 +79,41 @@ class Linearization:
         """Return the dual system d J M⁻¹ Jᵀ d + I/S of the live rows."""
         count, size = int(live.sum()), self.theta.size
         # In units of the dual matrix: margins may be of any size.
-        part = (
-            inverse_scale * (1.0 + kappa) / max(float((d**2 * self.squares()[live]).max()), 1e-300)
-        )
-        thin = count > max(300, size) or (count > size and part > _RESOLVED_THIN)
+        part = inverse_scale * (1.0 + kappa) / max(float((d**2 * self.squares[live]).max()), 1e-300)
+        thin = count > max(300, size) or (count > size and part > TUNING.resolved_thin)
         if self.jacobian is not None and thin:
             root = self.jacobian[live]
             if self.curvature is None:
                 root = root / np.sqrt(1.0 + kappa)
             else:
                 eigenvalues = _primal_eigenvalues(self.curvature[0], kappa, degree)
-                root = self.rotated()[live] / np.sqrt(eigenvalues)
+                root = self.rotated[live] / np.sqrt(eigenvalues)
             return ThinSystem(root, d, inverse_scale)
         if self.curvature is None:
-            matrix = self.gram()[np.ix_(live, live)] / (1.0 + kappa)
+            matrix = self.gram[np.ix_(live, live)] / (1.0 + kappa)
         else:
-            root = self.rotated()[live]
+            root = self.rotated[live]
             matrix = (root / _primal_eigenvalues(self.curvature[0], kappa, degree)) @ root.T
         return DualSystem(matrix, d, inverse_scale)
 
+    @cached_property
     def squares(self) -> np.ndarray:
-        """Return ‖J_i‖² of the rows."""
-        if self._squares is None and self.jacobian is not None:
-            self._squares = np.einsum("ij,ij->i", self.jacobian, self.jacobian)
-        elif self._squares is None:
-            self._squares = self.gram().diagonal()
-        return self._squares
+        """‖J_i‖² of the rows."""
+        if self.jacobian is None:
+            return self.gram.diagonal()
+        return np.einsum("ij,ij->i", self.jacobian, self.jacobian)
 
+    @cached_property
     def rotated(self) -> np.ndarray:
-        """Return J in the basis of the curvature's eigenvectors."""
-        if self._rotated is None:
-            self._rotated = self.jacobian @ self.curvature[1]
-        return self._rotated
+        """J in the basis of the curvature's eigenvectors."""
+        return self.jacobian @ self.curvature[1]
 
+    @cached_property
     def gram(self) -> np.ndarray:
-        """Return J Jᵀ of the rows; where J exceeds the bound, by pairs of blocks of it."""
-        if self._gram is None and self.jacobian is not None:
-            self._gram = self.jacobian @ self.jacobian.T
-        elif self._gram is None:
-            self._gram = self._gram_by_blocks()
-        return self._gram
+        """J Jᵀ of the rows; where J exceeds the bound, by pairs of blocks of it."""
+        if self.jacobian is None:
+            return self._gram_by_blocks()
+        return self.jacobian @ self.jacobian.T
 
     def _gram_by_blocks(self) -> np.ndarray:
         gram, start = np.empty((len(self.rows),) * 2), 0
@@ -176,16 +157,15 @@ class DualSystem:
         if not (np.isfinite(equilibrated).all() and np.isfinite(right).all()):
             return np.full_like(right, np.nan)
         share = self.inverse_scale * scaling**2
-        if share.min() > _WELL_CONDITIONED:
+        if share.min() > TUNING.well_conditioned:
             factor = linalg.cho_factor(equilibrated, check_finite=False)
-            # A pivot that is little more than 1/S's share belongs to a dependent gradient.
             pivots = factor[0].diagonal() ** 2
-            if (pivots > _FEW_SHARES * share)[share < _BLURRED].all():
+            if (pivots > TUNING.few_shares * share)[share < TUNING.blurred].all():
                 return scaling[:, None] * linalg.cho_solve(factor, right, check_finite=False)
         values, vectors = linalg.eigh(equilibrated, check_finite=False)
-        blurred = share[share < _BLURRED].max(initial=0.0)
-        dependent = values < max(_DEPENDENT, _FEW_SHARES * blurred)
-        values = np.maximum(values, _DEPENDENT)
+        blurred = share[share < TUNING.blurred].max(initial=0.0)
+        dependent = values < max(TUNING.dependent, TUNING.few_shares * blurred)
+        values = np.maximum(values, TUNING.dependent)
         self.dependent = scaling, values[dependent], vectors[:, dependent]
         return scaling[:, None] * (vectors @ ((vectors.T @ right) / values[:, None]))
 

@@ -1,4 +1,4 @@
-"""One state of the flow, in the form that does not overflow: a unit direction and ln‖W‖."""
+"""One state of the flow, as unit direction and ln‖W‖, which do not overflow; which are kept."""
 
 from __future__ import annotations
 
@@ -46,3 +46,24 @@ def exp_times(log_scale: float, value: float) -> float:
     if log_scale < 600.0 or value == 0.0:
         return math.exp(log_scale) * value
     return math.copysign(math.exp(log_scale + math.log(abs(value))), value)
+
+
+Entry = tuple[float, State]
+
+
+def thinned(entries: list[Entry], records: int, until: float) -> list[Entry]:
+    """Return at most `records` entries, the nearest to an even grid from the first to ln until.
+
+    Accepted states, never interpolated ones. The first entry and the last are kept; of one record,
+    the last.
+    """
+    if len(entries) <= 1 or records == 1:
+        return entries[-1:]
+    positions = np.array([position for position, _ in entries])
+    grid = np.linspace(positions[0], max(np.log(until), positions[-1]), records)
+    above = np.searchsorted(positions, grid).clip(1, len(positions) - 1)
+    lower = grid - positions[above - 1] <= positions[above] - grid
+    chosen = np.unique(above - lower).tolist()
+    if chosen[-1] != len(entries) - 1:
+        chosen = [*chosen[: records - 1], len(entries) - 1]
+    return [entries[i] for i in chosen]

@@ -8,33 +8,21 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from latephase.files import plain_arrays, write_whole
+from latephase.flow.state import State
+from latephase.flow.tuning import TUNING
+from latephase.problem import kkt, vectors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 1
-_SERIES = (
-    "smoothed_margin",
-    "log_norm",
-    "log_time",
-    "normalized_margin",
-    "normalized_smoothed_margin",
-    "raw_normalized_margin",
-    "alignment",
-    "kkt_stationarity",
-    "kkt_complementarity",
-    "path_length",
-    "dual_gap",
-)
-_TABLES = ("direction", "margins", "dual")
-# What a trajectory holds one of for each record.
-RECORDED = (*_SERIES, *_TABLES)
-# How far beyond the level it was asked for a record may lie, as a part of α.
-LANDING = 1e-3
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
 
 
@@ -62,7 +50,12 @@ class Record:
     dual: np.ndarray = field(repr=False)
 
 
-@dataclass(frozen=True)
+# What a trajectory holds one of for each record: first numbers, then rows.
+RECORDED = tuple(f.name for f in dataclasses.fields(Record))[1:]
+_SERIES = RECORDED[:-3]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
     """The recorded states of a gradient flow; float64 arrays whose first axis is the record.
 
@@ -84,6 +77,9 @@ class Trajectory:
     dual      [records, n] or [records, n, k-1]   dual variables q = ∂α/∂p
     log_dual  as one row of `dual`: ln q of the last state, from which `extend` continues
     degree, evaluations, steps, settings          scalars and dictionaries
+
+    Equality and hash are the object's identity: whether two hold the same numbers is a question
+    for `numpy.array_equal` of their fields. A copy through pickle is as a saved and loaded one.
     """
 
     smoothed_margin: np.ndarray
@@ -105,9 +101,18 @@ class Trajectory:
     evaluations: dict[str, int]
     steps: int
     settings: dict[str, Any]
-    continuation: Callable[[Trajectory, float], Trajectory] | None = field(
-        default=None, repr=False, compare=False
-    )
+    continuation: Callable[[Trajectory, float], Trajectory] | None = None
+
+    def __repr__(self) -> str:
+        low, high = self.smoothed_margin.min(initial=np.inf), self.smoothed_margin.max(initial=0.0)
+        return (
+            f"Trajectory({len(self)} records, α {low:.3g} to {high:.3g}, degree {self.degree:g}, "
+            f"{self.direction.shape[-1]} parameters, {self.margins.shape[-1]} examples)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The continuation holds the module and the loss, and either may refuse to be pickled.
+        return self.__dict__ | {"continuation": None}
 
     def __len__(self) -> int:
         return len(self.smoothed_margin)
@@ -118,9 +123,8 @@ class Trajectory:
         Raises IndexError where there is none.
         """
         number = range(len(self))[index]
-        series = {name: float(getattr(self, name)[number]) for name in _SERIES}
-        tables = {name: getattr(self, name)[number] for name in _TABLES}
-        return Record(number, **series, **tables)
+        found = {name: getattr(self, name)[number] for name in RECORDED}
+        return Record(number, **(found | {name: float(found[name]) for name in _SERIES}))
 
     def at(self, alpha: float) -> Record:
         """Return the record whose smoothed margin is nearest to α = `alpha` in ln α.
@@ -129,7 +133,7 @@ class Trajectory:
         """
         positive = np.maximum(self.smoothed_margin, np.finfo(float).tiny)
         first, last = positive.min(), positive.max()
-        if not first / (1.0 + LANDING) <= alpha <= last * (1.0 + LANDING):
+        if not first / (1.0 + TUNING.landing) <= alpha <= last * (1.0 + TUNING.landing):
             raise ValueError(
                 f"at: expected a smoothed margin that the {len(self)} records reach, from "
                 f"{first:.6g} to {last:.6g}, got {alpha!r}"
@@ -139,12 +143,12 @@ class Trajectory:
     def extend(self, until: float) -> Trajectory:
         """Return the trajectory continued to smoothed margin `until`.
 
-        Raises ValueError for a trajectory that was loaded from a file, which holds no module.
+        Raises ValueError for a trajectory that was loaded or unpickled, which holds no module.
         """
         if self.continuation is None:
             raise ValueError(
-                "extend: this trajectory holds no module and data (it was loaded from a file, or "
-                "carried by an error); run gradient_flow with the larger `until` instead"
+                "extend: this trajectory holds no module and data (it was loaded from a file or "
+                "unpickled); run gradient_flow with the larger `until` instead"
             )
         return self.continuation(self, until)
 
@@ -156,27 +160,32 @@ class Trajectory:
         normalized=True writes W/‖W‖ instead. Raises ValueError when the module has another number
         of parameters, or when W does not fit into its dtype.
         """
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        count = sum(p.numel() for p in parameters)
+        parameters = [w for w in module.parameters() if w.requires_grad]
+        sizes = [w.numel() for w in parameters]
+        count = sum(sizes)
         if count != self.direction.shape[1]:
             raise ValueError(
                 f"write_to: expected a module with {self.direction.shape[1]} trainable "
                 f"parameters, got {count}"
             )
         log_norm = 0.0 if normalized else float(self.log_norm[record])
-        limit = min(float(np.log(torch.finfo(p.dtype).max)) for p in parameters)
+        limit = min(float(np.log(torch.finfo(w.dtype).max)) for w in parameters)
         if log_norm >= limit:
             raise ValueError(
                 f"write_to: ln‖W‖ = {log_norm:.4g} does not fit into the module's dtype (at most "
                 f"{limit:.4g}); pass normalized=True"
             )
-        w = torch.from_numpy(np.exp(log_norm) * self.direction[record])
+        parts = torch.from_numpy(np.exp(log_norm) * self.direction[record]).split(sizes)
         with torch.no_grad():
-            for parameter, part in zip(
-                parameters, w.split([p.numel() for p in parameters]), strict=True
-            ):
+            for parameter, part in zip(parameters, parts, strict=True):
                 parameter.copy_(part.reshape(parameter.shape))
         return module
+
+    def plot(self) -> Figure:
+        """Return a figure of α/‖W‖^L and of 1 - alignment against α; needs the extra `plot`."""
+        from latephase.figures.plots import trajectory_summary
+
+        return trajectory_summary(self)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the scalar series, one row a record, one column a field."""
@@ -200,8 +209,12 @@ class Trajectory:
             scalars = json.loads(str(arrays.pop("scalars")))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not a trajectory: its scalars are no JSON") from error
-        if not isinstance(scalars, dict) or scalars.pop("format", None) != FORMAT:
-            raise ValueError(f"{path}: trajectory of another format, expected {FORMAT}")
+        version = scalars.pop("format", None) if isinstance(scalars, dict) else None
+        if version != FORMAT:
+            raise ValueError(
+                f"{path}: trajectory of another format, {version!r}; this version of latephase "
+                f"reads format {FORMAT}"
+            )
         if set(scalars) != _SCALARS:
             raise ValueError(
                 f"{path}: not a trajectory: expected the scalars {sorted(_SCALARS)}, "
@@ -212,6 +225,45 @@ class Trajectory:
     def replace(self, **changes: Any) -> Trajectory:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def trajectory_of(
+    states: list[State],
+    degree: float,
+    raw_margins: Callable[[np.ndarray], np.ndarray] | None = None,
+    **rest: Any,
+) -> Trajectory:
+    """Return the trajectory through states, of a flow or of descent, for a module of a degree L.
+
+    raw_margins: the margins of the module as given at a unit direction, where its kinks were
+    smoothed. rest: evaluations, steps, settings and continuation.
+    """
+    rows = []
+    for state in states:
+        q = np.exp(state.log_dual)
+        margins = state.p if state.p.ndim == 1 else state.p.min(1)
+        raw = margins if raw_margins is None else raw_margins(state.direction)
+        residuals = kkt.kkt_residual(state.direction, state.gradient, state.p, q, degree)
+        rows.append(
+            {
+                "smoothed_margin": state.smoothed_margin,
+                "log_norm": state.log_norm,
+                "log_time": state.log_time,
+                "normalized_margin": float(margins.min()),
+                "normalized_smoothed_margin": state.normalized_smoothed_margin,
+                "raw_normalized_margin": float(raw.min()),
+                "alignment": vectors.alignment(state.direction, state.gradient),
+                "kkt_stationarity": residuals[0],
+                "kkt_complementarity": residuals[1],
+                "path_length": state.path_length,
+                "dual_gap": state.dual_gap,
+                "direction": state.direction,
+                "margins": margins,
+                "dual": q,
+            }
+        )
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return Trajectory(**columns, log_dual=states[-1].log_dual, degree=degree, **rest)
 
 
 def largest_drop(normalized_smoothed_margin: np.ndarray) -> float:

@@ -1,7 +1,7 @@
-"""Measures of a late-phase state: margins, alignment, KKT residuals, path length, layers.
+"""How weights and gradient stand to each other along a flow, and the gradient in the inputs.
 
-All take NumPy arrays. p are margins [n] or pairwise margins [n, k-1] at W, q the dual variables
-∂α/∂p of the same shape, L the degree of homogeneity; lengths and angles are in radians.
+p are margins [n] or pairwise margins [n, k-1] at W, q the dual variables ∂α/∂p of the same shape,
+L the degree of homogeneity; lengths and angles are in radians.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from scipy.special import entr
 from torch import Tensor
 
 from latephase.flow.trajectory import Trajectory
+from latephase.problem.checks import in_mode
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import misalignment, path_length, unit
 
@@ -26,11 +27,8 @@ def saliency(module: torch.nn.Module, x: Tensor | np.ndarray) -> np.ndarray:
     """
     parameter = next(module.parameters())
     inputs = torch.as_tensor(x).detach().to(parameter.device, parameter.dtype).requires_grad_(True)
-    training = module.training
-    try:
-        output = module.eval()(inputs)
-    finally:
-        module.train(training)
+    with in_mode(module, training=False):
+        output = module(inputs)
     if output.numel() != len(inputs):
         raise ValueError(
             f"saliency: expected one output for each of {len(inputs)} inputs, got outputs of "
@@ -41,8 +39,8 @@ def saliency(module: torch.nn.Module, x: Tensor | np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """How weights and gradient stand to each other at the states of a flow of degree L.
+class Gradients:
+    """The gradient beside the weights at the k records of a flow of degree L.
 
     smoothed_margin [k]     α
     misalignment [k]        1 - cos(W, -∇R)
@@ -75,8 +73,8 @@ class Alignment:
         )
 
 
-def along(problem: Problem, flow: Trajectory, degree: float | None = None) -> Alignment:
-    """Return the `Alignment` at the recorded states of a flow of the problem.
+def along(problem: Problem, flow: Trajectory, degree: float | None = None) -> Gradients:
+    """Return the `Gradients` at the records of a flow of the problem.
 
     problem: with the kinks smoothed as the flow had them. degree: another one than the flow's, to
     see what that breaks.
@@ -87,7 +85,7 @@ def along(problem: Problem, flow: Trajectory, degree: float | None = None) -> Al
     ]
     directions = np.array([unit(g) for g in gradients])
     surprise = entr(flow.dual).reshape(len(flow), -1).sum(1)
-    return Alignment(
+    return Gradients(
         smoothed_margin=flow.smoothed_margin,
         misalignment=np.array(
             [misalignment(w, g) for w, g in zip(flow.direction, directions, strict=True)]

@@ -71,7 +71,7 @@ class Diagnosis:
         return json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False)
 
     def plot(self) -> Figure:
-        """Return a Matplotlib figure of the sorted margins and the ratios of the layers' norms.
+        """Return a figure of the sorted margins and the ratios of the layers' norms.
 
         Needs the extra `plot`.
         """
@@ -185,43 +185,26 @@ def _layers(module: torch.nn.Module) -> pd.DataFrame:
     """Return the table of weights: norms, ratio of norms, alignment and balance with the next.
 
     alignment_with_next and imbalance_with_next are NaN where the shapes do not compose. The
-    imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F².
+    imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F². Ratio, vectors and imbalance of a zero weight are NaN.
     """
     weights = {
         name: w.detach().double().cpu().numpy()
         for name, w in module.named_parameters()
         if w.ndim >= 2 and w.requires_grad
     }
-    tops = {name: _top(weight) for name, weight in weights.items()}
-    rows = []
-    following = [*list(weights)[1:], None]
-    for (name, weight), above in zip(weights.items(), following, strict=True):
-        upper = None if above is None else weights[above]
-        composes = upper is not None and weight.ndim == upper.ndim == 2
-        composes = composes and upper.shape[1] == weight.shape[0]
-        norm, (spectral, left, _) = float(np.linalg.norm(weight)), tops[name]
-        rows.append(
-            {
-                "layer": name,
-                "shape": tuple(weight.shape),
-                "frobenius_norm": norm,
-                "spectral_norm": spectral,
-                "spectral_ratio": spectral / norm if norm else math.nan,
-                "alignment_with_next": float(abs(tops[above][2] @ left)) if composes else math.nan,
-                "imbalance_with_next": (
-                    layers.balancedness(weight, upper) / norm**2 if composes and norm else math.nan
-                ),
-            }
-        )
+    # Kernels as [out, rest].
+    tops = [layers.top_singular(weight.reshape(len(weight), -1)) for weight in weights.values()]
+    rows, pairs = [], [*zip(weights.values(), tops, strict=True), (None, None)]
+    for (name, w), top, (upper, above) in zip(weights.items(), tops, pairs[1:], strict=True):
+        row = {"layer": name, "shape": tuple(w.shape), "frobenius_norm": float(np.linalg.norm(w))}
+        norm = row["frobenius_norm"] or math.nan
+        row |= {"spectral_norm": top[0], "spectral_ratio": top[0] / norm}
+        row |= {"alignment_with_next": math.nan, "imbalance_with_next": math.nan}
+        if upper is not None and w.ndim == upper.ndim == 2 and upper.shape[1] == len(w):
+            row["alignment_with_next"] = float(abs(above[2] @ top[1]))
+            row["imbalance_with_next"] = layers.balancedness(w, upper) / norm**2
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _top(weight: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return `top_singular` of a weight, kernels as [out, rest]; NaN vectors where it is zero."""
-    matrix = weight.reshape(len(weight), -1)
-    if not np.any(matrix):
-        return 0.0, *(np.full(size, math.nan) for size in matrix.shape)
-    return layers.top_singular(matrix)
 
 
 def _plain(value):

@@ -42,12 +42,13 @@ def layers(module: nn.Module, image: Sequence[int], convolutions: bool = True) -
     In the order in which an image passes them; convolutions=False leaves those out. Raises
     ValueError for grouped or dilated convolutions, of which `convolution_norms` knows nothing.
     """
-    passed, hooks = [], []
-    kinds = (nn.Conv2d, nn.Linear) if convolutions else nn.Linear
-    for name, part in module.named_modules():
-        if isinstance(part, kinds):
-            note = _noting(passed, name)
-            hooks.append(part.register_forward_hook(note))
+    passed, kinds = [], (nn.Conv2d, nn.Linear) if convolutions else nn.Linear
+    names = {part: name for name, part in module.named_modules() if isinstance(part, kinds)}
+
+    def note(part: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        passed.append((part, tuple(inputs[0].shape[2:])))
+
+    hooks = [part.register_forward_hook(note) for part in names]
     parameter = next(module.parameters())
     try:
         with in_mode(module, training=False), torch.no_grad():
@@ -55,14 +56,7 @@ def layers(module: nn.Module, image: Sequence[int], convolutions: bool = True) -
     finally:
         for hook in hooks:
             hook.remove()
-    return [_layer(name, part, size) for name, part, size in passed]
-
-
-def _noting(passed: list, name: str):
-    def note(part, inputs, _):
-        passed.append((name, part, tuple(inputs[0].shape[2:])))
-
-    return note
+    return [_layer(names[part], part, size) for part, size in passed]
 
 
 def _layer(name: str, part: nn.Module, size: tuple[int, int]) -> Layer:
@@ -132,19 +126,21 @@ def top_singular(matrix: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
 
     From the smaller Gram matrix, of which only the last eigenpair is computed: several times
     cheaper than a decomposition. σ is as accurate; the vectors' error is rounding times
-    σ²/(σ² - σ_2²). Raises ValueError for a matrix without positive finite norm.
+    σ²/(σ² - σ_2²). The vectors of a zero matrix are NaN. Raises ValueError for a norm that is not
+    finite.
     """
-    scale = np.linalg.norm(matrix)
-    if not 0.0 < scale < np.inf:
-        raise ValueError(f"expected a matrix of positive finite norm, got norm {scale}")
-    scaled = matrix / scale
-    scaled = scaled if len(matrix) <= matrix.shape[1] else scaled.T
-    last = len(scaled) - 1
-    short = eigh(scaled @ scaled.T, subset_by_index=[last, last])[1][:, 0]
-    image = scaled.T @ short
+    size = np.linalg.norm(matrix)
+    if not size < np.inf:
+        raise ValueError(f"expected a matrix of finite norm, got norm {size}")
+    if size == 0.0:
+        return 0.0, *(np.full(side, np.nan) for side in matrix.shape)
+    wide = (matrix if len(matrix) <= matrix.shape[1] else matrix.T) / size
+    last = len(wide) - 1
+    short = eigh(wide @ wide.T, subset_by_index=[last, last])[1][:, 0]
+    image = wide.T @ short
     value = np.linalg.norm(image)
     pair = (short, image / value)
-    return float(scale * value), *(pair if len(matrix) <= matrix.shape[1] else pair[::-1])
+    return float(size * value), *(pair if len(matrix) <= matrix.shape[1] else pair[::-1])
 
 
 def rank_defect(weight: np.ndarray) -> float:

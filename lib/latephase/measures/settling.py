@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from latephase.flow.trajectory import Trajectory, largest_drop
-from latephase.problem.vectors import angle
+from latephase.problem.vectors import angle, arc
 
 
 def deepest_fall(series: np.ndarray) -> float:
@@ -39,13 +39,9 @@ def milestones(smoothed_margin: np.ndarray, start: float, ratio: float = np.e) -
     """
     if not (start > 0 and ratio > 1):
         raise ValueError(f"expected start > 0 and ratio > 1, got {start:g} and {ratio:g}")
-    alpha = np.asarray(smoothed_margin, dtype=float)
-    indices, level = [], start
-    # A run that aims at start · ratio^j must not miss it by the rounding of that power.
-    while (index := _first(alpha >= level * (1 - 1e-9))) < len(alpha):
-        indices.append(index)
-        level *= ratio
-    return np.array(indices, dtype=int)
+    reached = _reached(smoothed_margin)
+    count = np.log(np.max(reached, initial=np.finfo(float).tiny) / start) // np.log(ratio) + 1
+    return np.searchsorted(reached, start * ratio ** np.arange(count))
 
 
 def stretches(
@@ -81,8 +77,8 @@ def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[st
     """
     if run is None or run.smoothed_margin[-1] < end:
         return dict.fromkeys(("margin_drop", "squaring", "turn", "distribution"), float("inf"))
-    alpha, root = run.smoothed_margin, float(np.sqrt(end))
-    first, last = _pair(alpha, start, start**2), _pair(alpha, root, end)
+    pairs = ((start, start**2), (np.sqrt(end), end))
+    first, last = (np.searchsorted(_reached(run.smoothed_margin), pair) for pair in pairs)
     drop = run.settings.get("margin_drop", largest_drop(run.normalized_smoothed_margin))
     return {
         "margin_drop": drop,
@@ -162,7 +158,7 @@ def widest_angle(vectors: np.ndarray) -> float:
     vectors = np.asarray(vectors, dtype=float)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     chords = [np.linalg.norm(units[k + 1 :] - one, axis=1) for k, one in enumerate(units)]
-    return 2.0 * float(np.arcsin(min(1.0, 0.5 * np.max(np.concatenate(chords), initial=0.0))))
+    return float(arc(np.max(np.concatenate(chords), initial=0.0)))
 
 
 def successive_distances(margins: np.ndarray) -> np.ndarray:
@@ -177,13 +173,6 @@ def successive_distances(margins: np.ndarray) -> np.ndarray:
     return np.where(unit > 0, moved, np.where(moved > 0, np.inf, 0.0)) / np.where(unit > 0, unit, 1)
 
 
-def _pair(smoothed_margin: np.ndarray, start: float, end: float) -> list[int]:
-    """Return the indices of the first records with α ≥ start and α ≥ end, which a run reaches."""
-    # Levels that a run aimed at may be missed by the rounding of a power.
-    alpha = smoothed_margin * (1 + 1e-9)
-    return [_first(alpha >= start), _first(alpha >= end)]
-
-
-def _first(holds: np.ndarray) -> int:
-    """Return the index of the first True, or the length if there is none."""
-    return int(np.argmax(holds)) if np.any(holds) else len(holds)
+def _reached(smoothed_margin: np.ndarray) -> np.ndarray:
+    """Return the largest α so far; a hair more, as levels aimed at are missed by rounding."""
+    return np.maximum.accumulate(np.asarray(smoothed_margin, dtype=float) * (1 + 1e-9))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from latephase.problem.checks import checked_outputs
 from latephase.problem.losses import pairwise_margins
 
 # Examples a pass holds at once where nobody says otherwise.
@@ -28,7 +29,7 @@ class Batches:
         self, module: torch.nn.Module, x: Tensor, size: int = BATCH, progress: bool | None = None
     ) -> None:
         self.module, self.x = module, x
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = [w for w in module.parameters() if w.requires_grad]
         self.like = self.parameters[0]
         self.slices = [slice(i, i + size) for i in range(0, len(x), size)]
         # tqdm's own None: a bar on a terminal only.
@@ -39,13 +40,7 @@ class Batches:
     def outputs_of(self, rows: slice) -> Tensor:
         """Return the module's outputs on some rows; ValueError where they are no finite logits."""
         x = self.x[rows].to(self.like.device)
-        out = self.module(x.to(self.like.dtype) if x.is_floating_point() else x)
-        if not isinstance(out, Tensor) or out.ndim not in (1, 2):
-            shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"module: expected outputs [n], [n, 1] or [n, k], got {shape}")
-        if not bool(torch.isfinite(out).all()):
-            raise ValueError("module: its outputs contain NaN or infinite values")
-        return out
+        return checked_outputs(self.module(x.to(self.like.dtype) if x.is_floating_point() else x))
 
     def outputs(self) -> Tensor:
         """Return the outputs on the whole data, without their graph."""
@@ -55,11 +50,11 @@ class Batches:
 
     def weights(self) -> np.ndarray:
         """Return the trainable parameters W [P] in float64."""
-        return torch.cat([_wide(p) for p in self.parameters]).numpy()
+        return torch.cat([_wide(w) for w in self.parameters]).numpy()
 
     def weighted_gradient(self, y: Tensor, weights: Tensor) -> np.ndarray:
         """Return Σ weights_i ∇p_i [P], summed in float64; weights of the margins' shape [n, ·]."""
-        total = torch.zeros(sum(p.numel() for p in self.parameters), dtype=torch.float64)
+        total = torch.zeros(sum(w.numel() for w in self.parameters), dtype=torch.float64)
         with torch.enable_grad():
             for rows in tqdm(self.slices, desc="gradient", disable=self.hidden):
                 out = self.outputs_of(rows)

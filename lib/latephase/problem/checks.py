@@ -15,7 +15,7 @@ def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
     """Return a float64 copy of the module in evaluation mode; ValueError without parameters."""
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    if not any(p.requires_grad for p in module.parameters()):
+    if not any(w.requires_grad for w in module.parameters()):
         raise ValueError("module: expected at least one trainable parameter, got none")
     return copy.deepcopy(module).double().eval()
 
@@ -27,12 +27,13 @@ def parameter_slots(module: torch.nn.Module) -> list[tuple[str, int]]:
     module registered twice is visited once, because functional_call does not restore a slot that
     it was handed twice.
     """
-    order = {id(p): i for i, p in enumerate(q for q in module.parameters() if q.requires_grad)}
+    trainable = (w for w in module.parameters() if w.requires_grad)
+    order = {id(w): i for i, w in enumerate(trainable)}
     return [
-        (f"{prefix}.{name}" if prefix else name, order[id(p)])
+        (f"{prefix}.{name}" if prefix else name, order[id(w)])
         for prefix, part in module.named_modules()
-        for name, p in part.named_parameters(recurse=False, remove_duplicate=False)
-        if id(p) in order
+        for name, w in part.named_parameters(recurse=False, remove_duplicate=False)
+        if id(w) in order
     ]
 
 
@@ -62,6 +63,16 @@ def finite_inputs(x: Tensor | np.ndarray) -> Tensor:
         if bad:
             raise ValueError(f"x: NaN or infinite values in {bad} of {len(x)} examples")
     return x
+
+
+def checked_outputs(output: Tensor) -> Tensor:
+    """Return a module's output; ValueError unless it is [n], [n, 1] or [n, k], and finite."""
+    if not isinstance(output, Tensor) or output.ndim not in (1, 2):
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}")
+    if not bool(torch.isfinite(output).all()):
+        raise ValueError("module: its outputs contain NaN or infinite values")
+    return output
 
 
 def checked_labels(

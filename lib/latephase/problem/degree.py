@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latephase.problem.checks import call_with, checked_inputs, frozen_copy, parameter_slots
+from latephase.problem.vectors import root_mean_square, to_numpy
 
 # A module counts as homogeneous when Φ(cw) = c^L Φ(w) holds to this relative accuracy; rounding
 # leaves 1e-15 times the condition of the network, a bias of any visible size far more.
@@ -32,7 +33,7 @@ def homogeneity_degree(
     2.0
     """
     module = frozen_copy(module)
-    return _degree(module, checked_inputs(x)[:64].to(next(module.parameters()).device), frozenset())
+    return _degree(module, _few(module, x), frozenset())
 
 
 def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> float:
@@ -41,22 +42,8 @@ def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> 
     The message names the parameters without which the module would be homogeneous.
     """
     measured, defect = homogeneity_degree(module, x)
-    if measured is None and _silent(frozen_copy(module), checked_inputs(x)[:64]):
-        raise ValueError(
-            "module: its outputs are all zero, at perturbed parameters too; expected examples of "
-            "which some are not zero, and a module that passes them on"
-        )
     if measured is None:
-        culprits = _breaking_parameters(frozen_copy(module), checked_inputs(x)[:64])
-        because = (
-            f"without {', '.join(culprits)} it would be homogeneous"
-            if culprits
-            else "no bias explains it; an activation such as tanh may"
-        )
-        raise ValueError(
-            f"module: expected outputs homogeneous in the parameters, Φ(cw) = c^L Φ(w); the "
-            f"relative defect is {defect:.2g} at perturbed parameters: {because}"
-        )
+        raise ValueError(_why_not(frozen_copy(module), _few(module, x), defect))
     if degree is not None and abs(degree - measured) > 1e-6:
         raise ValueError(
             f"degree: got {degree:g}, but the module's measured degree is {measured:g}"
@@ -66,15 +53,39 @@ def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> 
     return measured
 
 
+def _few(module: torch.nn.Module, x: Tensor | np.ndarray) -> Tensor:
+    return checked_inputs(x)[:64].to(next(module.parameters()).device)
+
+
+def _why_not(module: torch.nn.Module, x: Tensor, defect: float) -> str:
+    tried = [_perturbed(module, seed, frozenset()) for seed in range(3)]
+    if not any(np.any(_outputs(module, parameters, x)) for parameters in tried):
+        return (
+            "module: its outputs are all zero, at perturbed parameters too; expected examples of "
+            "which some are not zero, and a module that passes them on"
+        )
+    culprits = _breaking_parameters(module, x)
+    because = (
+        f"without {', '.join(culprits)} it would be homogeneous"
+        if culprits
+        else "no bias explains it; an activation such as tanh may"
+    )
+    return (
+        f"module: expected outputs homogeneous in the parameters, Φ(cw) = c^L Φ(w); the "
+        f"relative defect is {defect:.2g} at perturbed parameters: {because}"
+    )
+
+
 def _perturbed(module: torch.nn.Module, seed: int, zeroed: frozenset[str]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    out = []
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
-            scale = _rms(p.detach().cpu().numpy()) or 1.0
-            out.append(0.0 * noise if name in zeroed else p.detach() + 0.5 * scale * noise)
-    return out
+    perturbed = []
+    for name, weight in module.named_parameters():
+        if weight.requires_grad:
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            noise = noise.to(weight.device)
+            step = 0.5 * (root_mean_square(to_numpy(weight)) or 1.0) * noise
+            perturbed.append(0.0 * noise if name in zeroed else weight.detach() + step)
+    return perturbed
 
 
 def _degree(
@@ -87,7 +98,7 @@ def _degree(
         if not np.any(one):
             continue
         for c in (0.5, 2.0):
-            other = _outputs(module, [c * p for p in parameters], x)
+            other = _outputs(module, [c * w for w in parameters], x)
             ratio = np.vdot(other, one) / np.vdot(one, one)
             if ratio <= 0.0:
                 return None, float("inf")
@@ -107,28 +118,13 @@ def _degree(
 
 def _outputs(module: torch.nn.Module, parameters: list[Tensor], x: Tensor) -> np.ndarray:
     with torch.no_grad():
-        return _numpy(call_with(module, parameter_slots(module), parameters, x))
-
-
-def _silent(module: torch.nn.Module, x: Tensor) -> bool:
-    x = x.to(next(module.parameters()).device)
-    tried = [_perturbed(module, seed, frozenset()) for seed in range(3)]
-    return not any(np.any(_outputs(module, parameters, x)) for parameters in tried)
+        return to_numpy(call_with(module, parameter_slots(module), parameters, x))
 
 
 def _breaking_parameters(module: torch.nn.Module, x: Tensor) -> list[str]:
     """Return parameters whose presence alone makes the module inhomogeneous, if it is they."""
-    x = x.to(next(module.parameters()).device)
-    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    vectors = frozenset(name for name, p in trainable if p.ndim <= 1)
+    shapes = {name: w.shape for name, w in module.named_parameters() if w.requires_grad}
+    vectors = frozenset(name for name, shape in shapes.items() if len(shape) <= 1)
     if vectors and _degree(module, x, vectors)[0] is not None:
         return sorted(v for v in vectors if _degree(module, x, vectors - {v})[0] is None)
-    return [name for name, _ in trainable if _degree(module, x, frozenset({name}))[0] is not None]
-
-
-def _rms(array: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
+    return [name for name in shapes if _degree(module, x, frozenset({name}))[0] is not None]

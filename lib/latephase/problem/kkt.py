@@ -11,27 +11,6 @@ import numpy as np
 from latephase.problem.vectors import unit
 
 
-def kkt_stationarity(direction: np.ndarray, gradient: np.ndarray, margin: float, degree: float):
-    """Return ε = ‖W‖ p_min^{-1/L} ‖Ŵ - ĝ‖ of the approximate KKT point W/p_min^{1/L}.
-
-    direction: W up to a factor; gradient: -∇R up to a factor; margin: p_min/‖W‖^L > 0. The
-    difference of unit vectors is taken as it is: 1 - cos would cancel. (Lyu and Li 2019.)
-    """
-    return margin ** (-1.0 / degree) * float(np.linalg.norm(unit(direction) - unit(gradient)))
-
-
-def kkt_complementarity(
-    margins: np.ndarray, dual: np.ndarray, gradient_norm: float, degree: float
-) -> float:
-    """Return δ = max_i λ_i (p_i/p_min - 1), λ_i = p_min^{1-2/L} ‖W‖ |ℓ'(p_i)| / ‖∇R‖.
-
-    margins: p/‖W‖^L; gradient_norm: ‖∇α‖/‖W‖^{L-1}, so that no power of ‖W‖ is formed.
-    """
-    smallest = margins.min()
-    multipliers = smallest ** (1.0 - 2.0 / degree) * dual / gradient_norm
-    return float(np.max(multipliers * (margins / smallest - 1.0)))
-
-
 def kkt_residual(
     direction: np.ndarray,
     gradient: np.ndarray,
@@ -39,17 +18,24 @@ def kkt_residual(
     dual: np.ndarray,
     degree: float,
 ) -> tuple[float, float]:
-    """Return (ε, δ) at the unit vector `direction`, all arguments taken there.
+    """Return (ε, δ): how far W is from a KKT point of min ½‖W‖² subject to p_i ≥ 1.
 
-    The pair measures how far W is from a KKT point of min ½‖W‖² subject to p_i ≥ 1. Both are
-    NaN while some margin is not positive, where the definition needs p_min > 0.
+        ε = ‖W‖ p_min^{-1/L} ‖Ŵ - ĝ‖, g = -∇R,
+        δ = max_i λ_i (p_i/p_min - 1),  λ_i = p_min^{1-2/L} ‖W‖ |ℓ'(p_i)| / ‖∇R‖
+
+    of the approximate KKT point W/p_min^{1/L} (Lyu and Li 2019). All arguments are taken at the
+    unit vector `direction`, the gradient being ∇α. Both are NaN while some margin is not positive,
+    where the definition needs p_min > 0.
     """
     smallest = float(margins.min())
     if smallest <= 0.0:
         return float("nan"), float("nan")
-    stationarity = kkt_stationarity(direction, gradient, smallest, degree)
+    # The difference of unit vectors is taken as it is: 1 - cos would cancel.
+    apart = float(np.linalg.norm(unit(direction) - unit(gradient)))
     norm = float(np.linalg.norm(gradient))
-    return stationarity, kkt_complementarity(margins, dual, norm, degree)
+    multipliers = smallest ** (1.0 - 2.0 / degree) * dual / norm
+    complementarity = float(np.max(multipliers * (margins / smallest - 1.0)))
+    return smallest ** (-1.0 / degree) * apart, complementarity
 
 
 def tangent_curvature(

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy import optimize
 from torch import Tensor
 
 # Beyond this margin ln ℓ(z) + z counts as constant: for the logistic loss it is e^{-z}/2, which
@@ -34,7 +35,7 @@ class Loss:
     """A decreasing convex loss with an exponential tail, ℓ(z) = exp(-z + constant + o(1)).
 
     log_value:   z ↦ ln ℓ(z), elementwise on tensors, twice differentiable by autograd.
-    log_inverse: y ↦ the z with ln ℓ(z) = y; found by Newton's method when it is not given.
+    log_inverse: y ↦ the z with ln ℓ(z) = y; found in a bracket when it is not given.
     log_rate:    z ↦ ln(-(ln ℓ)'(z)), elementwise; taken by autograd when it is not given.
 
     `check_loss` says which conditions a user's own loss must meet.
@@ -45,13 +46,9 @@ class Loss:
     log_inverse: Callable[[Tensor], Tensor] | None = None
     log_rate: Callable[[Tensor], Tensor] | None = None
 
-    def log_losses(self, margins: Tensor) -> Tensor:
-        """Return ln ℓ(z_i) [n] of margins [n] or [n, k-1]."""
-        return self.log_value(soft_margins(margins))
-
     def log_risk(self, margins: Tensor) -> Tensor:
-        """Return ln R = ln Σ_i ℓ(z_i), a scalar."""
-        return log_sum_exp(self.log_losses(margins), 0)
+        """Return ln R = ln Σ_i ℓ(z_i), a scalar, of margins [n] or [n, k-1]."""
+        return log_sum_exp(self.log_value(soft_margins(margins)), 0)
 
     def smoothed_margin(self, margins: Tensor) -> Tensor:
         """Return α = ℓ⁻¹(Σ_i ℓ(z_i)), a scalar whose gradient in the margins is q.
@@ -64,22 +61,14 @@ class Loss:
         """Return α with ln ℓ(α) = log_risk."""
         if self.log_inverse is not None:
             return self.log_inverse(log_risk)
-        return _inverse_by_newton(self, log_risk)
+        return _inverse_in_bracket(self, log_risk)
 
-    def dual_variables(self, margins: Tensor) -> Tensor:
-        """Return q = ∂α/∂p, of the shape of the margins."""
-        return torch.exp(self.log_dual_variables(margins))
-
-    def log_dual_variables(self, margins: Tensor) -> Tensor:
-        """Return ln q, of the shape of the margins; finite where q itself underflows.
+    def smoothed_margin_and_log_duals(self, margins: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (α, ln q), sharing the inverse.
 
         ℓ'(z_i)/ℓ'(α) = (ℓ(z_i)/R) · (ln ℓ)'(z_i)/(ln ℓ)'(α), where the first factor is a softmax:
         differences of ln ℓ are resolved even where ln R is rounded by more than one.
         """
-        return self.smoothed_margin_and_log_duals(margins)[1]
-
-    def smoothed_margin_and_log_duals(self, margins: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (α, ln q), sharing the inverse."""
         z = soft_margins(margins)
         value = self.log_value(z)
         alpha = self.inverse(log_sum_exp(value, 0))
@@ -87,6 +76,14 @@ class Loss:
         if margins.ndim == 1:
             return alpha, log_dual
         return alpha, log_dual[:, None] + torch.log_softmax(-margins, 1)
+
+    def log_dual_variables(self, margins: Tensor) -> Tensor:
+        """Return ln q, of the shape of the margins; finite where q itself underflows."""
+        return self.smoothed_margin_and_log_duals(margins)[1]
+
+    def dual_variables(self, margins: Tensor) -> Tensor:
+        """Return q = ∂α/∂p, of the shape of the margins."""
+        return torch.exp(self.log_dual_variables(margins))
 
     def _log_rate(self, z: Tensor) -> Tensor:
         if self.log_rate is not None:
@@ -106,8 +103,8 @@ class Loss:
         """
         near = torch.clamp(z, max=TAIL)
         value, pull_back = torch.func.vjp(self.log_slope_tail, near)
-        (rate,) = pull_back(torch.ones_like(near))
-        return value, torch.where(z < TAIL, rate, torch.zeros_like(rate))
+        (slope,) = pull_back(torch.ones_like(near))
+        return value, torch.where(z < TAIL, slope, torch.zeros_like(slope))
 
     def log_slope_tail(self, z: Tensor) -> Tensor:
         """Return c(z) alone."""
@@ -192,14 +189,6 @@ def true_margins(margins: Tensor) -> Tensor:
     return margins if margins.ndim == 1 else margins.amin(1)
 
 
-def smoothed_margin(outputs: Tensor, y: Tensor, loss: str | Loss = "exponential") -> Tensor:
-    """Return α of a classifier's outputs, the quantity that late training ascends.
-
-    Its gradient is bounded where the risk and its gradient underflow: -∇R = exp(ln(-ℓ'(α))) ∇α.
-    """
-    return named_loss(loss).smoothed_margin(pairwise_margins(outputs, y))
-
-
 def _log_logistic(z: Tensor) -> Tensor:
     # ln ln(1 + e^{-z}) = -z - e^{-z}/2 + O(e^{-2z}). Each branch sees only arguments it can
     # differentiate, or autograd would multiply a zero by an infinity.
@@ -235,30 +224,24 @@ def _log_logistic_inverse(log_risk: Tensor) -> Tensor:
     )
 
 
-def _inverse_by_newton(loss: Loss, log_risk: Tensor) -> Tensor:
-    """Return the scalar z with ln ℓ(z) = log_risk, by Newton's method kept within a bracket."""
+def _inverse_in_bracket(loss: Loss, log_risk: Tensor) -> Tensor:
+    """Return the scalar z with ln ℓ(z) = log_risk, by Brent's method and a step of Newton's."""
     constant = loss.tail(torch.full_like(log_risk, TAIL))
     if bool(constant - log_risk >= TAIL):
         return constant - log_risk
     target = log_risk.detach()
-    low, high = -torch.ones_like(target), torch.full_like(target, TAIL)
-    while bool(loss.log_value(low) < target):
+
+    def excess(z: float) -> float:
+        return float(loss.log_value(torch.full_like(target, z)) - target)
+
+    low = -1.0
+    while excess(low) < 0.0:
         low = 2.0 * low
-    z = torch.clamp((constant - log_risk).detach(), min=low, max=high)
-    for _ in range(200):
-        value, pull_back = torch.func.vjp(loss.log_value, z)
-        (rate,) = pull_back(torch.ones_like(z))
-        low, high = (z, high) if bool(value > target) else (low, z)
-        step = z + (target - value) / rate
-        newton = bool((step >= low) & (step <= high))
-        previous, z = z, step if newton else 0.5 * (low + high)
-        # Converging quadratically, a step of √ε leaves an error of ε.
-        small = torch.finfo(z.dtype).eps ** 0.5 * (1.0 + z.abs())
-        if newton and bool((z - previous).abs() <= small):
-            break
-    # Zero in value; autograd sees dz/dy = 1/(ln ℓ)'(z).
-    (rate,) = torch.func.vjp(loss.log_value, z)[1](torch.ones_like(z))
-    return z + (log_risk - target) / rate
+    z = torch.full_like(target, optimize.brentq(excess, low, 2.0 * TAIL))
+    value, pull_back = torch.func.vjp(loss.log_value, z)
+    (slope,) = pull_back(torch.ones_like(z))
+    # By which autograd sees dz/dy = 1/(ln ℓ)'(z), too.
+    return z + (log_risk - value) / slope
 
 
 EXPONENTIAL = Loss("exponential", torch.neg, torch.neg, torch.zeros_like)

@@ -19,12 +19,14 @@ from latephase.problem.checks import (
     call_with,
     checked_inputs,
     checked_labels,
+    checked_outputs,
     frozen_copy,
     parameter_slots,
     raise_on_contradiction,
 )
 from latephase.problem.kinks import KinkCensus, SmoothedKinks
 from latephase.problem.losses import Loss, default_loss, other_classes, pairwise_margins
+from latephase.problem.vectors import root_mean_square, to_numpy
 
 # Examples per forward pass: bounds the activations held at once.
 _BATCH = 1024
@@ -50,12 +52,12 @@ class Problem:
         self.jacobian_bytes = jacobian_bytes
         self.kink_smoothing = kink_smoothing
         self.module = frozen_copy(module)
-        trainable = [p for p in self.module.parameters() if p.requires_grad]
+        trainable = [w for w in self.module.parameters() if w.requires_grad]
         self.slots = parameter_slots(self.module)
-        self.shapes = [p.shape for p in trainable]
-        self.sizes = [p.numel() for p in trainable]
+        self.shapes = [w.shape for w in trainable]
+        self.sizes = [w.numel() for w in trainable]
         self.device = trainable[0].device
-        self.w0 = torch.cat([p.detach().reshape(-1) for p in trainable]).cpu().numpy()
+        self.w0 = to_numpy(torch.cat([w.reshape(-1) for w in trainable]))
         if not np.isfinite(self.w0).all():
             raise ValueError("module: its parameters contain NaN or infinite values")
         self.x = checked_inputs(x).to(self.device)
@@ -86,7 +88,7 @@ class Problem:
         """Return p(w) [n, ·]."""
         with torch.no_grad():
             tensor = self._tensor(w)
-            return _numpy(torch.cat([self._batch_margins(tensor, rows) for rows in self._rows()]))
+            return to_numpy(torch.cat([self._batch_margins(tensor, rows) for rows in self._rows()]))
 
     def true_margins(self, margins: np.ndarray) -> np.ndarray:
         """Return the margin of each example [n]: true logit minus the largest other."""
@@ -96,31 +98,29 @@ class Problem:
         """Return p(w) [n, ·] and Jᵀ weights = Σ weights_i ∇p_i(w) [P] for weights [n, ·]."""
         self.evaluations["gradient"] += 1
         leaf = self._tensor(w).requires_grad_(True)
-        weights = self._tensor(weights)
-        margins, gradient = [], torch.zeros_like(leaf)
-        for rows in self._rows():
-            p = self._batch_margins(leaf, rows)
-            gradient += torch.autograd.grad(p, leaf, weights[rows])[0]
-            margins.append(p.detach())
-        return _numpy(torch.cat(margins)), _numpy(gradient)
+        p, gradient = self._pulled_back(leaf, self._tensor(weights))
+        return to_numpy(p), to_numpy(gradient)
 
     def smoothed_margin(self, w: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """Return α(w), p(w) [n, ·], ln q(w) [n, ·] and ∇α(w) [P], duals from the margins."""
         self.evaluations["gradient"] += 1
         leaf = self._tensor(w).requires_grad_(True)
-        if self.n <= _BATCH:
-            p = self._batch_margins(leaf, slice(None))
-            alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p.detach())
-            (gradient,) = torch.autograd.grad(p, leaf, torch.exp(log_dual))
-            p = p.detach()
-        else:
-            p = torch.from_numpy(self.margins(w)).to(self.device)
-            alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p)
-            gradient = torch.zeros_like(leaf)
-            for rows in self._rows():
-                part = self._batch_margins(leaf, rows)
-                gradient += torch.autograd.grad(part, leaf, torch.exp(log_dual[rows]))[0]
-        return float(alpha), _numpy(p), _numpy(log_dual), _numpy(gradient)
+        whole = self.n <= _BATCH
+        p = self._batch_margins(leaf, slice(None)) if whole else self._tensor(self.margins(w))
+        alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p.detach())
+        q = torch.exp(log_dual)
+        # Of many examples the graph of the first pass is not kept.
+        gradient = torch.autograd.grad(p, leaf, q)[0] if whole else self._pulled_back(leaf, q)[1]
+        return float(alpha), to_numpy(p), to_numpy(log_dual), to_numpy(gradient)
+
+    def _pulled_back(self, leaf: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return p [n, ·] and Jᵀ weights [P], batch by batch."""
+        margins, gradient = [], torch.zeros_like(leaf)
+        for rows in self._rows():
+            p = self._batch_margins(leaf, rows)
+            gradient += torch.autograd.grad(p, leaf, weights[rows])[0]
+            margins.append(p.detach())
+        return torch.cat(margins), gradient
 
     def jacobian(self, w: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Return ∇p of the examples `rows` (all by default), [len(rows)·pairs, P].
@@ -162,7 +162,7 @@ class Problem:
 
         # Reverse over reverse: forward mode would compile rules with the deprecated torch.jit.
         product = torch.func.vmap(torch.func.grad(directional), in_dims=(None, 1), out_dims=1)
-        return _numpy(product(self._tensor(w), self._tensor(v)))
+        return to_numpy(product(self._tensor(w), self._tensor(v)))
 
     def hessian(self, w: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return Σ weights_i ∇²p_i(w) [P, P], by blocks of columns within `jacobian_bytes`."""
@@ -192,7 +192,7 @@ class Problem:
             _, transpose = torch.func.vjp(lambda weights: pull_back(weights)[0], p)
             return transpose(direction)[0]
 
-        return _numpy(torch.cat([product(rows) for rows in self._rows()]))
+        return to_numpy(torch.cat([product(rows) for rows in self._rows()]))
 
     def kinks(self) -> KinkCensus:
         """Return the calls with kinks that the module makes on its first example."""
@@ -203,8 +203,7 @@ class Problem:
 
     def smoothable(self) -> bool:
         """Return whether smoothing kinks would change the module: squared ReLU stays as it is."""
-        noise = np.random.default_rng(0).normal(size=self.w0.size)
-        w = self.w0 + (0.1 * _rms(self.w0) or 1.0) * noise
+        w = self._nearby(np.random.default_rng(0).normal(size=self.w0.size))
         return not np.array_equal(self.smoothed(0.1).margins(w), self.smoothed(None).margins(w))
 
     def smoothed(self, epsilon: float | None) -> Problem:
@@ -222,6 +221,9 @@ class Problem:
         other = copy.copy(self)
         other.evaluations = dict(self.evaluations)
         return other
+
+    def _nearby(self, noise: np.ndarray) -> np.ndarray:
+        return self.w0 + (0.1 * root_mean_square(self.w0) or 1.0) * noise
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).to(self.device)
@@ -262,7 +264,7 @@ class Problem:
             jacobians = torch.stack(
                 [differentiate(w, *one) for one in zip(*arguments, strict=True)]
             )
-        return _numpy(jacobians.reshape(-1, w.numel()))
+        return to_numpy(jacobians.reshape(-1, w.numel()))
 
     def _one_output(self) -> Tensor:
         with torch.no_grad():
@@ -272,21 +274,14 @@ class Problem:
                 raise ValueError(
                     f"x: the module does not accept inputs of shape {list(self.x.shape)}: {error}"
                 ) from error
-        if not isinstance(output, Tensor) or output.ndim not in (1, 2):
-            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}"
-            )
-        if not bool(torch.isfinite(output).all()):
-            raise ValueError("module: its outputs contain NaN or infinite values")
-        return output
+        return checked_outputs(output)
 
     def _check_examples_are_independent(self) -> bool:
         """Return whether per-example derivatives can be vectorized over examples."""
         few = torch.arange(min(3, self.n))
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(self.w0.size, generator=generator, dtype=torch.float64)
-        w = self._tensor(self.w0 + (0.1 * _rms(self.w0) or 1.0) * noise.numpy())
+        w = self._tensor(self._nearby(noise.numpy()))
         weights = self._tensor(np.linspace(1.0, 2.0, len(few) * self.pairs))
         leaf = w.clone().requires_grad_(True)
         (expected,) = torch.autograd.grad(
@@ -302,7 +297,7 @@ class Problem:
         except (RuntimeError, ValueError):
             self._vectorized = False
             rows = self._example_jacobians(w, few)
-        came, expected = rows.T @ _numpy(weights), _numpy(expected)
+        came, expected = rows.T @ to_numpy(weights), to_numpy(expected)
         # Both are float64 sums of the same terms in another order.
         if np.linalg.norm(came - expected) > 1e-9 * (np.linalg.norm(expected) + 1e-300):
             raise ValueError(
@@ -310,11 +305,3 @@ class Problem:
                 "margins of single examples are not defined"
             )
         return self._vectorized
-
-
-def _rms(array: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()

@@ -24,7 +24,7 @@ class Task:
     name: str
     sha256: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         x, y = self.x, self.y
         if not (isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64)):
             raise ValueError(f"x: expected a float32 or float64 tensor, got {_kind(x)}")
@@ -78,5 +78,5 @@ def inputs_and_labels(
     return x, y
 
 
-def _kind(value):
+def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -6,6 +6,7 @@ Lengths and angles are in radians.
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -16,9 +17,14 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / norm
 
 
+def arc(chord: np.ndarray | float) -> np.ndarray | float:
+    """Return 2 asin(c/2), the angle between unit vectors at distance c; accurate for small c."""
+    return 2.0 * np.arcsin(np.minimum(1.0, 0.5 * chord))
+
+
 def angle(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the angle between two vectors, accurate for small angles: 2 asin(‖â - b̂‖/2)."""
-    return 2.0 * float(np.arcsin(min(1.0, 0.5 * np.linalg.norm(unit(a) - unit(b)))))
+    """Return the angle between two vectors."""
+    return float(arc(np.linalg.norm(unit(a) - unit(b))))
 
 
 def alignment(w: np.ndarray, gradient: np.ndarray) -> float:
@@ -37,5 +43,14 @@ def path_length(directions: np.ndarray) -> np.ndarray:
     Each piece is the angle between successive unit vectors, a lower bound on the curve's.
     """
     chords = np.linalg.norm(np.diff(directions, axis=0), axis=1)
-    pieces = 2.0 * np.arcsin(np.minimum(1.0, 0.5 * chords))
-    return np.concatenate([[0.0], np.cumsum(pieces)])
+    return np.concatenate([[0.0], np.cumsum(arc(chords))])
+
+
+def root_mean_square(array: np.ndarray) -> float:
+    """Return √(mean of squares), 0 of no numbers."""
+    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as an array, without its graph and from any device."""
+    return tensor.detach().cpu().numpy()

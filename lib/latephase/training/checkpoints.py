@@ -1,31 +1,35 @@
-"""States of a training run on disk: tensors in safetensors, everything else in JSON beside them.
+"""States of a training run on disk, what makes a state one of a run, and the run as a result.
 
-A state is a pair NAME.safetensors and NAME.json. Each file is written aside, flushed to the disk
-and renamed, the JSON last: it carries the size and hash of the tensors, so a state exists once its
-JSON does, and then it is whole. Whatever is left by a process that died in between is ignored and
-cleared away by the next one.
+A state is a pair NAME.safetensors and NAME.json, tensors in the one and everything else in the
+other. Each file is written aside, flushed to the disk and renamed, the JSON last: it carries the
+size and hash of the tensors, so a state exists once its JSON does, and then it is whole. Whatever
+is left by a process that died in between is ignored and cleared away by the next one.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from latephase.files import ASIDE, write_whole
+from latephase.training.settings import Settings
 
 FORMAT = 1
-# States of the record, and the newest state for resuming; the step follows in ten digits.
-RECORD, LATEST = "step-", "latest-"
+# Checkpoints, and the newest state for resuming; the step follows in ten digits.
+DUE, LATEST = "step-", "latest-"
 
 
 @dataclass(frozen=True)
@@ -41,31 +45,69 @@ class Checkpoint:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name; ValueError that says what to do if the file is damaged."""
-        path = self.path.with_suffix(".safetensors")
-        remedy = (
-            f"restore it, or delete {path.name} and {self.path.name} together: training then "
-            "continues from the state before, and other states stay readable"
+        path, content = self.path.with_suffix(".safetensors"), self.content
+        data = path.read_bytes() if path.exists() else None
+        if data is None:
+            fault = f"missing, though {self.path.name} is there"
+        elif len(data) != content["bytes"]:
+            fault = f"expected {content['bytes']} bytes, got {len(data)}: truncated or foreign"
+        elif sha256(data).hexdigest() != content["sha256"]:
+            fault = f"its sha256 is not the one in {self.path.name}: damaged or foreign"
+        else:
+            try:
+                return safetensors.torch.load(data)
+            except safetensors.SafetensorError as error:
+                fault = f"no safetensors file: {error}"
+        raise ValueError(
+            f"{path}: {fault}; restore it, or delete {path.name} and {self.path.name} together: "
+            "training then continues from the state before, and other states stay readable"
         )
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise ValueError(f"{path}: missing, though {self.path.name} is there; {remedy}") from (
-                error
-            )
-        if len(data) != self.content["bytes"]:
+
+    def check_identity(self, identity: dict) -> None:
+        """Raise ValueError unless the state is one of the run with that identity."""
+        self.check_architecture(identity["architecture"])
+        stored, asked = self.content["settings"], identity["settings"]
+        names, fault = [field.name for field in fields(Settings)], ""
+        if set(stored) != set(names):
+            fault = f"settings {sorted(stored)}, expected {names}"
+        elif other := [name for name in names if stored[name] != asked[name]]:
+            had, asks = (f"{other[0]}={side[other[0]]!r}" for side in (stored, asked))
+            fault = f"a checkpoint of a run with {had}, asked for {asks}"
+        elif self.content["data_sha256"] != identity["data_sha256"]:
+            fault = "a checkpoint of a run on other data"
+        if fault:
             raise ValueError(
-                f"{path}: expected {self.content['bytes']} bytes, got {len(data)}: truncated or "
-                f"foreign; {remedy}"
+                f"{self.path}: {fault}; give train another folder, or the settings, data and "
+                "architecture of this one"
             )
-        if sha256(data).hexdigest() != self.content["sha256"]:
-            raise ValueError(
-                f"{path}: its sha256 is not the one in {self.path.name}: damaged or foreign; "
-                f"{remedy}"
-            )
-        try:
-            return safetensors.torch.load(data)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: no safetensors file: {error}; {remedy}") from error
+
+    def check_architecture(self, architecture: dict) -> None:
+        """Raise ValueError unless the shapes are the state's.
+
+        The dtype may differ: a checkpoint may be read into a float64 module.
+        """
+        stored = self.content["architecture"]
+        for name in {**stored, **architecture}:
+            had, has = (side.get(name, ["absent"])[0] for side in (stored, architecture))
+            if had != has:
+                raise ValueError(
+                    f"{self.path}: a checkpoint of another architecture, where {name} is {had}; in "
+                    f"the module it is {has}. Give the module that was trained, or another folder"
+                )
+
+    def warn_of_change(self, identity: dict) -> None:
+        """Warn where the run is continued under other conditions than it was begun."""
+        for name in ("versions", "threads", "machine"):
+            if self.content[name] != identity[name]:
+                warnings.warn(
+                    f"{self.path}: begun with {name} {self.content[name]}, continued with "
+                    f"{identity[name]}: the weights need not be bit for bit those of an "
+                    "uninterrupted run",
+                    stacklevel=3,
+                )
+
+
+# Files.
 
 
 def write(folder: Path, name: str, tensors: dict[str, Tensor], content: dict) -> Checkpoint:
@@ -77,12 +119,8 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor], content: dict) ->
     data = safetensors.torch.save(
         {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     )
-    content = {
-        "format": FORMAT,
-        **content,
-        "bytes": len(data),
-        "sha256": sha256(data).hexdigest(),
-    }
+    digest = sha256(data).hexdigest()
+    content = {"format": FORMAT, **content, "bytes": len(data), "sha256": digest}
     path = folder / f"{name}.json"
     try:
         write_whole(path.with_suffix(".safetensors"), lambda stream: stream.write(data))
@@ -125,6 +163,10 @@ def listed(folder: Path, prefix: str) -> list[Checkpoint]:
             raise ValueError(
                 f"{path}: a checkpoint of format {content['format']}, expected {FORMAT}; {remedy}"
             )
+        # As it was called until commit 98d4629.
+        rule = content.get("schedule", {})
+        if "relative" in rule:
+            rule["coefficient"] = rule.pop("relative")
         found.append(Checkpoint(path, content))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
@@ -136,14 +178,14 @@ def held(folder: Path) -> Iterator[None]:
     The lock ends with the process, however it ends. Raises ValueError if another holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{folder}: another process is training there; wait for it or take another folder"
-            ) from error
-        for prefix in (RECORD, LATEST):
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{folder}: another process is training there; wait for it or take another folder"
+        ) from error
+    with lock:
+        for prefix in (DUE, LATEST):
             for path in folder.glob(f"{prefix}[0-9]*{ASIDE}"):
                 path.unlink()
             for path in folder.glob(f"{prefix}[0-9]*.safetensors"):
@@ -153,9 +195,101 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the renames last through a loss of power."""
+    """Make the renames last through a loss of power, where a folder can be opened (not Windows)."""
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# The run.
+
+
+@dataclass(frozen=True)
+class Run:
+    """The checkpoints of a training run; arrays with one entry a checkpoint.
+
+    steps [k]      gradient steps taken, ascending, the first 0
+    log_risk [k]   ln of the mean loss over the whole training set, in evaluation mode
+    accuracy [k]   share of the training set classified correctly
+    seconds [k]    of training so far, evaluations at checkpoints and writing left out
+    schedule       what the step rule held at each, a tuple of dictionaries
+    provenance     versions, threads, machine, architecture and hash of the data, a dictionary
+
+    With renewed labels, risk and accuracy are those of the labels last trained on.
+    """
+
+    settings: Settings
+    folder: Path
+    steps: np.ndarray
+    log_risk: np.ndarray
+    accuracy: np.ndarray
+    seconds: np.ndarray
+    schedule: tuple[dict, ...]
+    provenance: dict
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def load(self, k: int, module: torch.nn.Module) -> torch.nn.Module:
+        """Return `module` with the weights and buffers of checkpoint k copied in, in its dtype.
+
+        k counts as in a list, -1 is the last. Raises ValueError for a module of another
+        architecture and for a file that is damaged or missing.
+        """
+        step = int(self.steps[k])
+        found = [c for c in listed(self.folder, DUE) if c.step == step]
+        if not found:
+            raise ValueError(
+                f"{self.folder}: the checkpoint of step {step} is gone; train again with the same "
+                "settings in a new folder"
+            )
+        found[0].check_architecture(architecture_of(module))
+        stored = found[0].tensors()
+        with torch.no_grad():
+            for name, tensor in module_tensors(module).items():
+                tensor.copy_(stored[name])
+        return module
+
+
+def read_run(folder: str | os.PathLike) -> Run:
+    """Return the run whose checkpoints are in `folder`, finished or not, without training.
+
+    Raises ValueError if there are none or one is not whole.
+    """
+    folder = Path(folder)
+    states = listed(folder, DUE)
+    if not states:
+        raise ValueError(f"{folder}: no checkpoints of a training run there")
+    first = states[0].content
+    for state in states:
+        state.check_identity(first)
+    columns = {
+        name: np.array([state.content[name] for state in states], dtype=float)
+        for name in ("log_risk", "accuracy", "seconds")
+    }
+    known = ("architecture", "data_sha256", "versions", "threads", "machine")
+    return Run(
+        settings=Settings(**first["settings"]),
+        folder=folder,
+        steps=np.array([state.step for state in states]),
+        schedule=tuple(state.content["schedule"] for state in states),
+        provenance={name: first[name] for name in known},
+        **columns,
+    )
+
+
+def architecture_of(module: torch.nn.Module) -> dict[str, list]:
+    """Return the shape and dtype of every parameter and buffer by name."""
+    return {
+        name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+        for name, tensor in module_tensors(module).items()
+    }
+
+
+def module_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers by name; what is shared appears once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,11 +1,11 @@
-"""Full-batch gradient descent with loss-normalized steps, entirely in the log domain.
+"""Full-batch gradient descent with steps chosen in the log domain, recorded as a flow is.
 
 A step ascends the smoothed margin, W ← W + η ∇α(W). Since -∇R = |ℓ'(α)| ∇α, for the exponential
 loss this is W ← W - η ∇R/R: gradient descent whose step η/R grows as the risk R falls, without R
 ever being formed, so that training goes on far beyond R = e^{-745}.
 
-The step size comes from the curvature of α. With gradients ∇p_i and dual variables q_i,
-∇α = Σ q_i ∇p_i, and for the exponential loss
+The step size of the rule "curvature" comes from the curvature of α. With gradients ∇p_i and dual
+variables q_i, ∇α = Σ q_i ∇p_i, and for the exponential loss
 
     -∇²α = Σ q_i ∇p_i ∇p_iᵀ - ∇α ∇αᵀ - Σ q_i ∇²p_i  ⪯  M - Σ q_i ∇²p_i,   M = Σ q_i ∇p_i ∇p_iᵀ.
 
@@ -33,12 +33,14 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm import tqdm
 
-from latephase.flow.trajectory import Trajectory, largest_drop
+from latephase.flow.state import State
+from latephase.flow.trajectory import Trajectory, largest_drop, trajectory_of
 from latephase.problem.checks import checked_inputs, checked_labels
 from latephase.problem.degree import checked_degree
-from latephase.problem.kkt import kkt_residual
-from latephase.problem.losses import Loss, named_loss, pairwise_margins, soft_margins
-from latephase.problem.vectors import alignment
+from latephase.problem.losses import Loss, default_loss, pairwise_margins
+from latephase.problem.task import Task, inputs_and_labels
+from latephase.problem.vectors import arc, to_numpy
+from latephase.training.rules import FIRST_ORDER, Rule, checked_rule
 
 # Turn of the direction, in radians, after which the Gram matrix is measured again. It changes by
 # a few times the turn, against the factor two that rate = 1 keeps from the edge.
@@ -50,9 +52,9 @@ _LARGEST_RELATIVE_STEP = 0.1
 
 def gradient_descent(
     module: torch.nn.Module,
-    x: Tensor | np.ndarray,
-    y: Tensor | np.ndarray,
-    loss: str | Loss = "exponential",
+    x: Tensor | np.ndarray | Task,
+    y: Tensor | np.ndarray | None = None,
+    loss: str | Loss | None = None,
     *,
     until: float = 1e3,
     steps: int = 10_000,
@@ -64,13 +66,16 @@ def gradient_descent(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Trajectory:
-    """Return the trajectory of loss-normalized gradient descent from the module's parameters.
+    """Return the trajectory of gradient descent on the risk from the module's parameters.
 
     It ends at the first state with α ≥ `until`, or after `steps` steps. The caller's module stays
     untouched. Examples that cannot be separated are no error: α then stays negative.
 
-    rule: "curvature", η = rate/‖A⁴‖_F^{1/4} of the module's docstring; or "relative",
-    η = rate·‖W‖/‖∇α‖, which moves by a fixed share of ‖W‖ however sharp α is.
+    x, y: inputs [n, ...] and labels [n], or a Task and no y. loss None is the exponential loss for
+    one output, cross-entropy for several.
+    rule: "curvature", η = rate/‖A⁴‖_F^{1/4} of the module's docstring, or one of
+    `latephase.training.rules.FIRST_ORDER`, such as "relative", which moves by a fixed share of ‖W‖
+    however sharp α is.
     per_efold: records per unit of ln α from α = 1 on. Before that the start, the first state with
     α > 0, and states whose step numbers grow by a quarter; the last state always.
     degree: L; None measures it. progress: shows a progress bar.
@@ -82,47 +87,40 @@ def gradient_descent(
     Raises ValueError for input it cannot use and FloatingPointError, naming the step, when the
     iteration leaves the range of the numbers.
     """
-    loss = named_loss(loss)
-    _check_settings(until=until, steps=steps, rate=rate, per_efold=per_efold)
-    if rule not in ("curvature", "relative"):
-        raise ValueError(f"rule: expected 'curvature' or 'relative', got {rule!r}")
+    positive = {"until": until, "steps": steps, "rate": rate, "per_efold": per_efold}
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    chosen = Rule(checked_rule(rule, ("curvature", *FIRST_ORDER)), rate)
+    x, y = inputs_and_labels(x, y)
     degree = checked_degree(module, x, degree)
-    network, parameters, w = _on_one_vector(module, dtype, device)
-    x = checked_inputs(x).to(device, dtype)
-    with torch.no_grad():
-        y = checked_labels(y, network(x[:2]), len(x), loss.name)[0].to(device)
-    curvature = _Curvature(network, parameters, x, y, degree)
-    record = _Record(degree, loss, per_efold)
-    state = _evaluate(network, parameters, x, y, loss, w)
+    descent = _Descent(module, x, y, loss, degree, dtype, device)
+    kept = _Kept(per_efold)
+    iterate = descent.evaluate()
     with tqdm(total=steps, disable=not progress, unit="step") as bar:
         for step in range(steps + 1):
-            _raise_unless_finite(state, step, rate, dtype)
-            last = state.alpha >= until or step == steps
-            record.observe(step, state, last)
+            _raise_unless_finite(iterate, step, rate, dtype)
+            last = iterate.alpha >= until or step == steps
+            kept.observe(step, iterate, last)
             if last:
                 break
-            size = rate * state.norm / state.gradient_norm
-            if rule == "curvature":
-                largest = _LARGEST_RELATIVE_STEP * state.norm / state.gradient_norm
-                # Zero where an example woke up since the Gram matrix was measured.
-                bound = curvature.bound(state)
-                size = largest if bound == 0.0 else min(rate / bound, largest)
-            record.sizes.append(size)
-            w.add_(state.gradient, alpha=size)
-            state = _evaluate(network, parameters, x, y, loss, w)
+            size = descent.size(chosen, iterate)
+            kept.sizes.append(size)
+            descent.w.add_(iterate.gradient, alpha=size)
+            iterate = descent.evaluate()
             bar.update()
             if step % 100 == 0:
-                bar.set_postfix_str(f"α {state.alpha:.4g}", refresh=False)
+                bar.set_postfix_str(f"α {iterate.alpha:.4g}", refresh=False)
     settings = {
-        "method": "gradient_descent", "loss": loss.name, "until": until, "rule": rule,
+        "method": "gradient_descent", "loss": descent.loss.name, "until": until, "rule": rule,
         "rate": rate, "per_efold": per_efold, "dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
-    evaluations = {"gradient": len(record.alphas), "jacobian": curvature.measurements}
-    return record.trajectory(evaluations, settings)
+    evaluations = {"gradient": len(kept.alphas), "jacobian": descent.measurements}
+    return kept.trajectory(degree, descent.loss, evaluations, settings)
 
 
 @dataclass(frozen=True)
-class _State:
+class _Iterate:
     """W and what one forward and one backward pass tell about it."""
 
     alpha: float
@@ -134,65 +132,61 @@ class _State:
     dual: Tensor
 
 
-def _on_one_vector(
-    module: torch.nn.Module, dtype: torch.dtype, device: str | torch.device
-) -> tuple[torch.nn.Module, list[Tensor], Tensor]:
-    """Return a copy of the module, its trainable parameters, and the vector w [P] they view.
+class _Descent:
+    """A copy of the module, whose trainable parameters view the vector w [P], and its data.
 
     An update is then one addition, whatever the number of layers.
     """
-    network = copy.deepcopy(module).to(device, dtype).eval()
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    w = torch.cat([p.detach().reshape(-1) for p in trainable])
-    for parameter, part in zip(trainable, w.split([p.numel() for p in trainable]), strict=True):
-        parameter.data = part.view(parameter.shape)
-    return network, trainable, w
 
+    def __init__(self, module, x, y, loss, degree, dtype, device) -> None:
+        self.network = copy.deepcopy(module).to(device, dtype).eval()
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.w = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        parts = self.w.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.data = part.view(parameter.shape)
+        self.x = checked_inputs(x).to(device, dtype)
+        with torch.no_grad():
+            output = self.network(self.x[:2])
+        self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
+        self.y = checked_labels(y, output, len(self.x), self.loss.name)[0].to(device)
+        self.degree, self.measurements = degree, 0
 
-def _evaluate(
-    network: torch.nn.Module, parameters: list[Tensor], x: Tensor, y: Tensor, loss: Loss, w: Tensor
-) -> _State:
-    margins = pairwise_margins(network(x), y)
-    alpha = loss.smoothed_margin(margins)
-    dual, *gradients = torch.autograd.grad(alpha, [margins, *parameters])
-    gradient = torch.cat([g.reshape(-1) for g in gradients])
-    norm = vector_norm(w)
-    return _State(
-        alpha=alpha.item(),
-        norm=norm.item(),
-        gradient_norm=vector_norm(gradient).item(),
-        direction=w / norm,
-        gradient=gradient,
-        margins=margins.detach(),
-        dual=dual,
-    )
+    def evaluate(self) -> _Iterate:
+        margins = pairwise_margins(self.network(self.x), self.y)
+        alpha = self.loss.smoothed_margin(margins)
+        dual, *gradients = torch.autograd.grad(alpha, [margins, *self.parameters])
+        gradient = torch.cat([g.reshape(-1) for g in gradients])
+        norm = vector_norm(self.w)
+        sizes = alpha.item(), norm.item(), vector_norm(gradient).item()
+        return _Iterate(*sizes, self.w / norm, gradient, margins.detach(), dual)
 
+    def size(self, rule: Rule, iterate: _Iterate) -> float:
+        """Return η of the step W ← W + η ∇α."""
+        if rule.name == "relative":  # whatever the gradient's length
+            return rule.factor(None, iterate.gradient_norm, iterate.norm)
+        if rule.name != "curvature":
+            # ∇ln R = (ln ℓ)'(α) ∇α.
+            alpha = torch.tensor(iterate.alpha, dtype=torch.float64)
+            log_risk = self.loss.log_value(alpha).item()
+            slope = math.exp((self.loss.log_slope(alpha) - log_risk).item())
+            return slope * rule.factor(log_risk, slope * iterate.gradient_norm, iterate.norm)
+        largest = _LARGEST_RELATIVE_STEP * iterate.norm / iterate.gradient_norm
+        bound = self._curvature(iterate)
+        # Zero where an example woke up since the Gram matrix was measured.
+        return largest if bound == 0.0 else min(rule.rate / bound, largest)
 
-class _Curvature:
-    """The bound ‖A⁴‖_F^{1/4} on the curvature of α, its Gram matrix measured when due."""
-
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        parameters: list[Tensor],
-        x: Tensor,
-        y: Tensor,
-        degree: float,
-    ) -> None:
-        self.network, self.parameters, self.x, self.y = network, parameters, x, y
-        self.degree = degree
-        self.measurements = 0
-
-    def bound(self, state: _State) -> float:
+    def _curvature(self, iterate: _Iterate) -> float:
+        """Return ‖A⁴‖_F^{1/4}, its Gram matrix measured when due."""
         power = 2.0 * (self.degree - 1.0)
-        if not self.measurements or _distance(state.direction, self.measured_at) > _TURN:
-            self.gram = self._gram() / state.norm**power
-            self.measured_at = state.direction
+        if not self.measurements or _distance(iterate.direction, self.measured_at) > _TURN:
+            self.gram = self._gram() / iterate.norm**power
+            self.measured_at = iterate.direction
             self.measurements += 1
-        root = state.dual.reshape(-1).sqrt()
+        root = iterate.dual.reshape(-1).sqrt()
         a = root[:, None] * self.gram * root
         squared = a @ a
-        return vector_norm(squared @ squared).item() ** 0.25 * state.norm**power
+        return vector_norm(squared @ squared).item() ** 0.25 * iterate.norm**power
 
     def _gram(self) -> Tensor:
         """Return ⟨∇p_i, ∇p_j⟩ at the current W; with several classes over all pairs.
@@ -211,34 +205,29 @@ class _Curvature:
 
 
 @dataclass
-class _Record:
+class _Kept:
     """What the trajectory will hold: scalars of every step, whole states of some."""
 
-    degree: float
-    loss: Loss
     per_efold: int
     alphas: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
-    states: list[_State] = field(default_factory=list)
+    iterates: dict[int, _Iterate] = field(default_factory=dict)
     previous: Tensor | None = None
     level: int = -2
     next_early: int = 0
 
-    def observe(self, step: int, state: _State, last: bool) -> None:
+    def observe(self, step: int, iterate: _Iterate, last: bool) -> None:
         turn = 0.0
         if self.previous is not None:
-            chord = _distance(state.direction, self.previous)
-            turn = 2.0 * math.asin(min(1.0, 0.5 * chord))
-        self.previous = state.direction
-        self.alphas.append(state.alpha)
-        self.norms.append(state.norm)
+            turn = float(arc(_distance(iterate.direction, self.previous)))
+        self.previous = iterate.direction
+        self.alphas.append(iterate.alpha)
+        self.norms.append(iterate.norm)
         self.lengths.append((self.lengths[-1] if self.lengths else 0.0) + turn)
-        if self._due(step, state.alpha) or last:
-            self.kept.append(step)
-            self.states.append(state)
+        if self._due(step, iterate.alpha) or last:
+            self.iterates[step] = iterate
 
     def _due(self, step: int, alpha: float) -> bool:
         """Whether the state is one to keep: an even grid in ln α late, in ln(step) before."""
@@ -253,85 +242,42 @@ class _Record:
             return True
         return False
 
-    def trajectory(self, evaluations: dict[str, int], settings: dict) -> Trajectory:
-        degree, kept = self.degree, np.array(self.kept)
+    def trajectory(
+        self, degree: float, loss: Loss, evaluations: dict[str, int], settings: dict
+    ) -> Trajectory:
         alphas, log_norms = np.array(self.alphas), np.log(self.norms)
         normalized = alphas * np.exp(-degree * log_norms)
-        measured = [_measures(state, degree) for state in self.states]
-        columns = {name: np.array([one[name] for one in measured]) for name in measured[0]}
-        return Trajectory(
-            smoothed_margin=alphas[kept],
-            log_norm=log_norms[kept],
-            log_time=self._log_time(alphas)[kept],
-            normalized_margin=columns["margins"].min(1),
-            normalized_smoothed_margin=normalized[kept],
-            raw_normalized_margin=columns["margins"].min(1),
-            path_length=np.array(self.lengths)[kept],
-            dual_gap=np.zeros(len(kept)),
-            log_dual=self._log_dual(),
-            degree=degree,
-            evaluations=evaluations,
-            steps=len(self.sizes),
-            settings={**settings, "margin_drop": largest_drop(normalized)},
-            **columns,
+        # Σ η/|ℓ'(α)| over the steps before each state, nothing at the start.
+        slopes = loss.log_slope(torch.from_numpy(alphas[:-1])).numpy()
+        log_time = np.logaddexp.accumulate(np.log(self.sizes) - slopes)
+        log_time = np.concatenate([[-np.inf], log_time])
+        states = [
+            State(
+                direction=to_numpy(one.direction),
+                log_norm=log_norms[step],
+                p=to_numpy(one.margins / one.norm**degree),
+                log_dual=loss.log_dual_variables(one.margins.double().cpu()).numpy(),
+                gradient=to_numpy(one.gradient / one.norm ** (degree - 1)),
+                normalized_smoothed_margin=normalized[step],
+                smoothed_margin=alphas[step],
+                log_time=log_time[step],
+                path_length=self.lengths[step],
+            )
+            for step, one in self.iterates.items()
+        ]
+        settings = {**settings, "margin_drop": largest_drop(normalized)}
+        return trajectory_of(
+            states, degree, evaluations=evaluations, steps=len(self.sizes), settings=settings
         )
-
-    def _log_time(self, alphas: np.ndarray) -> np.ndarray:
-        """Return ln Σ η/|ℓ'(α)| over the steps before each state; -inf at the start."""
-        slopes = _log_slope(self.loss, torch.from_numpy(alphas[:-1])).numpy()
-        passed = np.logaddexp.accumulate(np.log(self.sizes) - slopes)
-        return np.concatenate([[-np.inf], passed])
-
-    def _log_dual(self) -> np.ndarray:
-        """Return ln q of the last state, finite where q itself underflows."""
-        margins = self.states[-1].margins.double().cpu()
-        z, alpha = soft_margins(margins), torch.tensor(self.alphas[-1], dtype=torch.float64)
-        log_dual = _log_slope(self.loss, z) - _log_slope(self.loss, alpha)
-        return (log_dual if margins.ndim == 1 else (log_dual + z)[:, None] - margins).numpy()
-
-
-def _measures(state: _State, degree: float) -> dict[str, np.ndarray | float]:
-    """Return the columns of a trajectory that one state determines."""
-    direction, gradient, margins, dual = (
-        tensor.double().cpu().numpy()
-        for tensor in (
-            state.direction,
-            state.gradient / state.norm ** (degree - 1),
-            state.margins / state.norm**degree,
-            state.dual,
-        )
-    )
-    stationarity, complementarity = kkt_residual(direction, gradient, margins, dual, degree)
-    return {
-        "direction": direction,
-        "margins": margins if margins.ndim == 1 else margins.min(1),
-        "dual": dual,
-        "alignment": alignment(direction, gradient),
-        "kkt_stationarity": stationarity,
-        "kkt_complementarity": complementarity,
-    }
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return vector_norm(a - b).item()
 
 
-def _log_slope(loss: Loss, z: Tensor) -> Tensor:
-    """Return ln(-ℓ'(z)) = ln ℓ(z) + ln(-(ln ℓ)'(z)), elementwise."""
-    z = z.detach().double().requires_grad_(True)
-    value = loss.log_value(z)
-    return (value + torch.log(-torch.autograd.grad(value.sum(), z)[0])).detach()
-
-
-def _check_settings(**settings: float) -> None:
-    for name, value in settings.items():
-        if not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}")
-
-
-def _raise_unless_finite(state: _State, step: int, rate: float, dtype: torch.dtype) -> None:
-    values = (state.alpha, state.norm, state.gradient_norm)
-    if not all(math.isfinite(value) for value in values) or state.gradient_norm == 0.0:
+def _raise_unless_finite(iterate: _Iterate, step: int, rate: float, dtype: torch.dtype) -> None:
+    values = (iterate.alpha, iterate.norm, iterate.gradient_norm)
+    if not all(math.isfinite(value) for value in values) or iterate.gradient_norm == 0.0:
         raise FloatingPointError(
             f"step {step}: α = {values[0]:g}, ‖W‖ = {values[1]:g}, ‖∇α‖ = {values[2]:g}. Take a "
             f"smaller rate than {rate:g}, stop at a smaller α if the numbers outgrow {dtype}, or, "

@@ -27,14 +27,14 @@ from latephase.measures.settling import successive_distances
 from latephase.problem import vectors
 from latephase.problem.batches import BATCH, Batches, resolves_duals
 from latephase.problem.checks import in_mode
-from latephase.problem.losses import named_loss, pairwise_margins, true_margins
+from latephase.problem.losses import default_loss, pairwise_margins, true_margins
 from latephase.problem.task import Task
 from latephase.training.train import Run, Settings
 from latephase.training.train import train as train_network
 
 
 @dataclass(frozen=True)
-class State:
+class Snapshot:
     """One network on its training set: margins of W itself [n], and what they are measured by.
 
     logit_size: root mean square over the examples of ‖f - mean f‖; alignment: cos(W, -∇R) over all
@@ -49,32 +49,33 @@ class State:
     weights: dict[str, np.ndarray]
 
 
-def state(
-    module: nn.Module, x: Tensor, y: Tensor, loss: str = "cross_entropy", batch_size: int = BATCH
-) -> State:
-    """Return the `State` of a module on labelled images, in evaluation mode; restores the mode."""
+def snapshot(
+    module: nn.Module, x: Tensor, y: Tensor, loss: str | None = None, batch_size: int = BATCH
+) -> Snapshot:
+    """Return the `Snapshot` of a module on labelled images, in evaluation mode; restores the mode.
+
+    loss None is the exponential loss for one output, cross-entropy for several.
+    """
     batches = Batches(module, x, batch_size)
     with in_mode(module, training=False):
         raw = batches.outputs()
-        outputs = raw.double()
+        outputs = raw.double().reshape(len(raw), -1)
         p = pairwise_margins(outputs, y.to(outputs.device))
-        alpha, log_dual = named_loss(loss).smoothed_margin_and_log_duals(p)
+        chosen = default_loss(loss, outputs.shape[1])
+        alpha, log_dual = chosen.smoothed_margin_and_log_duals(p)
         cosine = float("nan")
         if resolves_duals(p, raw.dtype):
             gradient = batches.weighted_gradient(y, log_dual.exp())
             if gradient.any():
                 cosine = vectors.alignment(batches.weights(), gradient)
     centred = outputs - outputs.mean(1, keepdim=True) if outputs.shape[1] > 1 else outputs
-    return State(
+    trainable = [(name, w.detach()) for name, w in module.named_parameters() if w.requires_grad]
+    return Snapshot(
         true_margins(p).cpu().numpy(),
         float((centred**2).sum(1).mean().sqrt()),
         float(alpha),
         cosine,
-        {
-            name: w.detach().cpu().numpy().ravel().copy()
-            for name, w in module.named_parameters()
-            if w.requires_grad
-        },
+        {name: w.cpu().numpy().ravel().copy() for name, w in trainable},
     )
 
 
@@ -86,7 +87,7 @@ def error_rate(module: nn.Module, x: Tensor, y: Tensor, batch_size: int = BATCH)
 
 
 @dataclass(frozen=True)
-class Series:
+class History:
     """A training run as this book draws it; first axis = checkpoints, K of them.
 
     steps, smoothed_margin, alignment, test_error, logit_size, log_norm: [K]; margins [K, n] of W
@@ -174,62 +175,63 @@ class Series:
         return float(self.steps[place]) if place < len(self.steps) else float("inf")
 
     @classmethod
-    def of(cls, arrays: dict[str, np.ndarray]) -> Series:
-        """Return the series in a record's arrays; ValueError names what is missing."""
+    def of(cls, arrays: dict[str, np.ndarray]) -> History:
+        """Return the history in the arrays of a recorded run; ValueError names what is missing."""
         names = [f.name for f in fields(cls)]
         if missing := sorted(set(names) - set(arrays)):
             raise ValueError(f"expected arrays {', '.join(names)}; missing {', '.join(missing)}")
         return cls(**{name: np.asarray(arrays[name]) for name in names})
 
 
-def followed(module: nn.Module, train: Task, test: Task, settings: Settings) -> Series:
-    """Train a module in place and return its `Series`; checkpoints are kept meanwhile only."""
+def followed(module: nn.Module, train: Task, test: Task, settings: Settings) -> History:
+    """Train a module in place and return its `History`; checkpoints are kept meanwhile only."""
     with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
-        run = train_network(module, train.x, train.y, settings, folder)
-        return series(run, module, train, test, settings.loss)
+        run = train_network(module, train, settings=settings, folder=folder)
+        return history(run, module, train, test, settings.loss)
 
 
-def series(
-    run: Run, module: nn.Module, train: Task, test: Task, loss: str = "cross_entropy"
-) -> Series:
-    """Return the `Series` of a run of the module, which ends with the last checkpoint's weights."""
+def history(
+    run: Run, module: nn.Module, train: Task, test: Task, loss: str | None = None
+) -> History:
+    """Return the `History` of a run of the module, which ends with the last checkpoint's weights.
+
+    loss None is the exponential loss for one output, cross-entropy for several.
+    """
     normalizing = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
-    rows, turns, whole, before = [], [], [], None
+    rows, turns, whole, before = [], [], [], {}
     for k in range(len(run)):
         run.load(k, module)
-        now = state(module, train.x, train.y, loss)
+        now = snapshot(module, train.x, train.y, loss)
         table = layers(module, train.x.shape[1:], convolutions=not normalizing)
-        error = error_rate(module, test.x, test.y)
-        rows.append((now, table, error, _norm(now.weights)))
-        if before is not None:
-            pairs = [(before[name], w) for name, w in now.weights.items()]
-            turns.append([_turn(a, b) for a, b in pairs])
-            whole.append(_turn(*(np.concatenate(side) for side in zip(*pairs, strict=True))))
+        everything = np.concatenate(list(now.weights.values()))
+        rows.append(
+            {
+                "smoothed_margin": now.smoothed_margin,
+                "margins": now.margins.astype(np.float32),
+                "alignment": now.alignment,
+                "test_error": error_rate(module, test.x, test.y),
+                "logit_size": now.logit_size,
+                "log_norm": np.log(np.linalg.norm(everything.astype(float))),
+                "frobenius": [row.frobenius for row in table],
+                "spectral": [row.spectral for row in table],
+            }
+        )
+        if before:
+            turns.append([_turn(before[name], w) for name, w in now.weights.items()])
+            whole.append(_turn(np.concatenate(list(before.values())), everything))
         before = now.weights
-    states, tables, errors, norms = zip(*rows, strict=True)
-    return Series(
+    return History(
         steps=np.array(run.steps, dtype=np.int64),
-        smoothed_margin=np.array([s.smoothed_margin for s in states]),
-        margins=np.array([s.margins for s in states], dtype=np.float32),
-        alignment=np.array([s.alignment for s in states]),
-        test_error=np.array(errors),
-        logit_size=np.array([s.logit_size for s in states]),
-        log_norm=np.log(norms),
+        **{name: np.array([row[name] for row in rows]) for name in rows[0]},
         turn=np.array(whole),
         turns=np.array(turns, dtype=np.float32),
         parameters=np.array(list(before)),
-        frobenius=np.array([[row.frobenius for row in table] for table in tables]),
-        spectral=np.array([[row.spectral for row in table] for table in tables]),
-        layers=np.array([row.name for row in tables[0]]),
-        dense=np.array([row.kind == "dense" for row in tables[0]]),
-        smallest_ratio=np.array([row.smallest_ratio for row in tables[0]]),
+        layers=np.array([row.name for row in table]),
+        dense=np.array([row.kind == "dense" for row in table]),
+        smallest_ratio=np.array([row.smallest_ratio for row in table]),
         degree=np.array(getattr(module, "degree", None) or 0),
         batch_normalized=np.array(normalizing),
     )
-
-
-def _norm(weights: dict[str, np.ndarray]) -> float:
-    return float(np.sqrt(sum(np.sum(w.astype(float) ** 2) for w in weights.values())))
 
 
 def _turn(before: np.ndarray, after: np.ndarray) -> float:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latephase.training import schedules
+from latephase.training.rules import FIRST_ORDER, LossBased, Rule
+
+_CHOICES = {
+    "schedule": (*FIRST_ORDER, "loss_based"),
+    "loss": (None, "cross_entropy", "exponential", "logistic"),
+    "autocast": (None, "bfloat16"),
+    "labels": ("fixed", "renewed"),
+}
 
 
 @dataclass(frozen=True)
@@ -17,14 +24,14 @@ class Settings:
     steps: gradient steps in all; epochs done again under "loss_based" do not count.
     batch: examples a step; None is the full batch. An epoch is cut into batches of nearly equal
         size, none larger than this.
-    schedule: "constant", η = rate; "normalized", η = rate/(R_B max(1, ‖∇ln R_B‖²)); "loss_based",
-        Lyu and Li's η = α/R with α beginning at rate. R_B is the mean risk of the batch, R that
-        of the training set; see `latephase.training.schedules`.
+    schedule: the step rule with its `rate`, one of `latephase.training.rules` but "curvature".
+        R_B there is the mean risk of the batch.
     momentum: μ in Δ ← μ Δ - η ∇R_B, W ← W + Δ. Steps are accumulated, not gradients, whose sizes
         differ by any number of orders; with a constant η the two are the same. None under
-        "loss_based", whose judgement needs steps that shrink with α.
+        "loss_based", whose judgement needs steps that shrink with c.
     seed: of the order of the examples, drawn afresh each epoch, and of dropout if there is any.
-    loss: "cross_entropy" for outputs [n, k], "logistic" for one output, or "exponential".
+    loss: "cross_entropy" for outputs [n, k], "logistic" for one output, or "exponential"; None is
+        exponential for one output and cross-entropy for several, and the run then names it.
     checkpoints: at most that many, spread evenly in ln(steps), from step 0 to the last. Early
         steps that would coincide are one; under "loss_based" they lie at ends of epochs.
     autocast: "bfloat16" or None. bfloat16 resolves logits to 0.4 %, so that the weights of the
@@ -41,7 +48,7 @@ class Settings:
     rate: float = 0.1
     momentum: float = 0.0
     seed: int = 0
-    loss: str = "cross_entropy"
+    loss: str | None = None
     checkpoints: int = 40
     autocast: str | None = None
     channels_last: bool = False
@@ -58,29 +65,32 @@ class Settings:
                 raise ValueError(f"{name}: expected an integer of {least} or more, got {value!r}")
         if not (0.0 < self.rate < math.inf):
             raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"momentum: expected 0 or more and below 1, got {self.momentum!r}")
-        if not 0.0 <= self.growth < 1.0:
-            raise ValueError(f"growth: expected 0 or more and below 1, got {self.growth!r}")
+        for name in ("momentum", "growth"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"{name}: expected 0 or more and below 1, got {getattr(self, name)!r}"
+                )
         if self.schedule == "loss_based" and self.momentum:
             raise ValueError(
                 f"momentum: expected 0 under 'loss_based', got {self.momentum!r}: steps carried "
-                "over do not shrink with α, so an epoch done again could rise forever"
+                "over do not shrink with c, so an epoch done again could rise forever"
             )
-        for name, known in (
-            ("schedule", list(schedules.NAMES)),
-            ("loss", ["cross_entropy", "exponential", "logistic"]),
-            ("autocast", [None, "bfloat16"]),
-            ("labels", ["fixed", "renewed"]),
-        ):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name}: expected one of {list(known)}, got {getattr(self, name)!r}"
+                )
 
+    def rule(self) -> Rule | LossBased:
+        """Return the step rule at its start."""
+        if self.schedule == "loss_based":
+            return LossBased(self.rate)
+        return Rule(self.schedule, self.rate, self.growth)
 
-def due_steps(settings: Settings, per_epoch: int) -> list[int]:
-    """Return the steps of the checkpoints: 0, then evenly in ln(steps) up to the last."""
-    grid = np.geomspace(1.0, settings.steps, settings.checkpoints - 1)
-    steps = np.round(grid).astype(int)
-    if settings.schedule == "loss_based":
-        steps = np.minimum(-(-steps // per_epoch) * per_epoch, settings.steps)
-    return np.unique([0, *steps, settings.steps]).tolist()
+    def due_steps(self, per_epoch: int) -> list[int]:
+        """Return the steps of the checkpoints: 0, then evenly in ln(steps) up to the last."""
+        grid = np.geomspace(1.0, self.steps, self.checkpoints - 1)
+        steps = np.round(grid).astype(int)
+        if self.schedule == "loss_based":
+            steps = np.minimum(-(-steps // per_epoch) * per_epoch, self.steps)
+        return np.unique([0, *steps, self.steps]).tolist()

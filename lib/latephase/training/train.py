@@ -1,6 +1,6 @@
 """Discrete training of float32 networks far beyond the smallest number, with exact resume.
 
-`train` runs SGD or full-batch descent with the steps of `latephase.training.schedules` and writes
+`train` runs SGD or full-batch descent with the step rules of `latephase.training.rules` and writes
 states spread evenly in ln(steps), from which a killed run continues bit for bit. `Run` reads them.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -18,26 +18,29 @@ import torch
 from torch import Tensor
 
 from latephase.problem.checks import checked_labels, finite_inputs, in_mode
-from latephase.problem.losses import named_loss
-from latephase.training import checkpoints, schedules
-from latephase.training.runs import Run, architecture_of, check_identity, read_run, warn_of_change
-from latephase.training.settings import Settings, due_steps
-from latephase.training.trainer import Trainer
+from latephase.problem.losses import default_loss
+from latephase.problem.task import Task, inputs_and_labels
+from latephase.training import checkpoints
+from latephase.training.checkpoints import Run, architecture_of, read_run
+from latephase.training.loop import Trainer
+from latephase.training.settings import Settings
 
-__all__ = ["Run", "Settings", "due_steps", "read_run", "train"]
+__all__ = ["Run", "Settings", "read_run", "train"]
 
 
 def train(
     module: torch.nn.Module,
-    x: Tensor | np.ndarray,
-    y: Tensor | np.ndarray,
-    settings: Settings,
-    folder: str | os.PathLike,
+    x: Tensor | np.ndarray | Task,
+    y: Tensor | np.ndarray | Settings | None = None,
+    settings: Settings | str | os.PathLike | None = None,
+    folder: str | os.PathLike | None = None,
     *,
     save_every: float = 60.0,
     progress: bool = False,
 ) -> Run:
     """Train `module` in place and return the run whose checkpoints are in `folder`.
+
+    Called as train(module, x, y, settings, folder) or train(module, task, settings, folder).
 
     x [n, ...] in the module's dtype or another floating one; y as `gradient_flow` takes it. The
     module is trained in its own dtype. A folder with checkpoints of the same settings, data and
@@ -53,16 +56,23 @@ def train(
     OSError when a checkpoint cannot be written. Earlier checkpoints stay intact. Warns where the
     run was begun with other versions or another number of threads, since bits may differ then.
     """
+    if isinstance(y, Settings):
+        y, settings, folder = None, y, folder if settings is None else settings
+    x, y = inputs_and_labels(x, y)
+    if not isinstance(settings, Settings) or folder is None:
+        raise ValueError(f"expected Settings and a folder, got {settings!r} and {folder!r}")
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     like = next((p for p in module.parameters() if p.requires_grad), None)
     if like is None:
         raise ValueError("module: expected at least one trainable parameter, got none")
-    folder, loss = Path(folder), named_loss(settings.loss)
-    x = finite_inputs(x).to(settings.device)
+    folder, x = Path(folder), finite_inputs(x).to(settings.device)
     x = x.to(like.dtype) if x.is_floating_point() else x
     module.to(settings.device)
-    y, outputs = checked_labels(y, _first_outputs(module, x), len(x), loss.name)
+    first = _first_outputs(module, x)
+    loss = default_loss(settings.loss, 1 if first.ndim == 1 else first.shape[1])
+    settings = replace(settings, loss=loss.name)
+    y, outputs = checked_labels(y, first, len(x), loss.name)
     identity = {
         "settings": asdict(settings),
         "architecture": architecture_of(module),
@@ -74,28 +84,17 @@ def train(
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-    trainer = Trainer(
-        module,
-        x,
-        y.to(settings.device),
-        max(outputs, 2),
-        settings,
-        loss,
-        schedules.schedule(settings.schedule, settings.rate, settings.growth),
-        folder,
-        identity,
-    )
-    due = due_steps(settings, trainer.per_epoch)
+    trainer = Trainer(module, x, y.to(settings.device), outputs, settings, loss, folder, identity)
     with checkpoints.held(folder), torch.backends.cudnn.flags(enabled=True, deterministic=True):
-        states = checkpoints.listed(folder, checkpoints.RECORD)
+        states = checkpoints.listed(folder, checkpoints.DUE)
         states += checkpoints.listed(folder, checkpoints.LATEST)
         for state in states:
-            check_identity(state, identity)
+            state.check_identity(identity)
         if states:
             newest = max(states, key=lambda state: state.step)
-            warn_of_change(newest, identity)
+            newest.warn_of_change(identity)
             trainer.restore(newest)
-        trainer.run(due, save_every, progress)
+        trainer.run(save_every, progress)
     return read_run(folder)
 
 

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 
 from torch import Generator, Tensor, nn
 
+from latephase.zoo.networks import draw_weights
+
 # Channels of AlexNet's five convolutions and its two hidden dense layers, at width 1.
 _CHANNELS = (64, 192, 384, 256, 256)
 _HIDDEN = (4096, 4096)
@@ -60,7 +62,7 @@ def alexnet(
     if not width > 0:
         raise ValueError(f"width: expected a positive number, got {width!r}")
     channels = [image[0], *(max(1, round(width * count)) for count in _CHANNELS)]
-    layers, side = [ImageSize(image)], (image[1] + 1) // 2
+    layers, side = [], (image[1] + 1) // 2
     for place in range(5):
         stride = 2 if place == 0 else 1
         fan = channels[place : place + 2]
@@ -72,8 +74,7 @@ def alexnet(
     layers.append(nn.Flatten())
     for place in range(3):
         layers += [nn.Linear(*dense[place : place + 2], bias=biases), nn.ReLU()]
-    degree = None if biases else 8
-    return _initialized(nn.Sequential(*layers[:-1]), image, degree, generator, scale)
+    return _initialized(layers[:-1], image, generator, None if biases else 8, scale)
 
 
 def densenet(
@@ -104,7 +105,7 @@ def densenet(
     network = DenseNet(growth_rate, tuple(block_config), stem, num_classes=classes)
     network.features.conv0 = nn.Conv2d(image[0], stem, 3, padding=1, bias=False)
     network.features.pool0 = nn.Identity()
-    return _initialized(nn.Sequential(ImageSize(image), network), image, None, generator)
+    return _initialized([network], image, generator)
 
 
 def resnet(
@@ -134,7 +135,7 @@ def resnet(
     network.bn1 = nn.BatchNorm2d(width)
     network.maxpool = nn.Identity()
     network.fc = nn.Linear(8 * width, classes)
-    return _initialized(nn.Sequential(ImageSize(image), network), image, None, generator)
+    return _initialized([network], image, generator)
 
 
 NETWORKS = {"alexnet": alexnet, "densenet": densenet, "resnet": resnet}
@@ -154,18 +155,14 @@ def _checked(image: Sequence[int], classes: int) -> tuple[int, int, int]:
 
 
 def _initialized(
-    network: nn.Sequential,
+    layers: Sequence[nn.Module],
     image: tuple,
-    degree: int | None,
     generator: Generator,
+    degree: int | None = None,
     scale: float = 1.0,
 ) -> nn.Sequential:
-    """Return the network with its weights drawn, its degree and its images noted."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            deviation = scale * (2.0 / layer.weight[0].numel()) ** 0.5
-            nn.init.normal_(layer.weight, 0.0, deviation, generator=generator)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    """Return the network of some layers with its weights drawn, its degree and its images noted."""
+    network = nn.Sequential(ImageSize(image), *layers)
+    draw_weights(network, generator, scale)
     network.degree, network.image = degree, image
     return network

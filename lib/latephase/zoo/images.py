@@ -46,11 +46,11 @@ def bundled_fashion_mnist(
     kept in the file as `index_train` and `index_test`. Raises DataError if the file is damaged.
     """
     remedy = "Install latephase again or, in a clone, restore lib/latephase/zoo/bundled from git."
-    record = BUNDLE.with_name(BUNDLE.name + ".sha256")
+    named = BUNDLE.with_name(BUNDLE.name + ".sha256")
     try:
-        expected = record.read_text(encoding="ascii").split()[0]
+        expected = named.read_text(encoding="ascii").split()[0]
     except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"{record}: expected the bundle's sha256; {error}. {remedy}") from error
+        raise DataError(f"{named}: expected the bundle's sha256; {error}. {remedy}") from error
     choice = classes, per_class, split, pixels
     return _task(BUNDLE.stem, BUNDLE, _pixels, choice, expected, remedy)
 

@@ -45,26 +45,17 @@ ACTIVATIONS = {
 
 
 def linear(
-    inputs: int,
-    outputs: int = 1,
-    *,
-    generator: Generator,
-    scale: float = 1.0,
-    dtype: torch.dtype = torch.float64,
+    inputs: int, outputs: int = 1, *, generator: Generator, scale: float = 1.0
 ) -> nn.Sequential:
     """Return x ↦ x Wᵀ, of degree 1."""
-    return mlp([inputs, outputs], generator=generator, scale=scale, dtype=dtype)
+    return mlp([inputs, outputs], generator=generator, scale=scale)
 
 
 def deep_linear(
-    widths: Sequence[int],
-    *,
-    generator: Generator,
-    scale: float = 1.0,
-    dtype: torch.dtype = torch.float64,
+    widths: Sequence[int], *, generator: Generator, scale: float = 1.0
 ) -> nn.Sequential:
     """Return x ↦ x W_1ᵀ ⋯ W_Lᵀ, of degree L = len(widths) - 1; widths from inputs to outputs."""
-    return mlp(widths, "identity", generator=generator, scale=scale, dtype=dtype)
+    return mlp(widths, "identity", generator=generator, scale=scale)
 
 
 def diagonal(first: Sequence[float], second: Sequence[float]) -> nn.Sequential:
@@ -92,22 +83,20 @@ def two_layer(
     fixed_signs: bool = False,
     generator: Generator,
     scale: float = 1.0,
-    dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
     """Return x ↦ Σ_j a_j σ(⟨w_j, x⟩), of degree 2 for (leaky) ReLU and 3 for squared ReLU.
 
     fixed_signs=True freezes the output weights at ±1/√width, the first half positive, and lowers
     the degree by one. Raises ValueError if the width is then odd or there are several outputs.
     """
-    widths = [inputs, width, outputs]
-    network = mlp(widths, activation, generator=generator, scale=scale, dtype=dtype)
+    network = mlp([inputs, width, outputs], activation, generator=generator, scale=scale)
     if fixed_signs:
         if width % 2 or outputs != 1:
             raise ValueError(
                 f"fixed_signs: expected an even width and one output, got width {width} and "
                 f"{outputs} outputs"
             )
-        signs = torch.ones(1, width, dtype=dtype)
+        signs = torch.ones(1, width, dtype=torch.float64)
         signs[:, width // 2 :] = -1
         network[-1].weight = nn.Parameter(signs / width**0.5, requires_grad=False)
         network.degree -= 1
@@ -130,9 +119,9 @@ def mlp(
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths: expected two or more positive integers, got {list(widths)}")
     layers = []
-    for fan_in, fan_out in pairwise(widths):
-        layers += [_activation(activation), nn.Linear(fan_in, fan_out, bias=False)]
-    return _initialized(nn.Sequential(*layers[1:]), generator, scale, dtype)
+    for fan in pairwise(widths):
+        layers += [_activation(activation), nn.Linear(*fan, bias=False, dtype=dtype)]
+    return _initialized(layers[1:], generator, scale)
 
 
 def convolutional(
@@ -159,22 +148,17 @@ def convolutional(
             f"downsampling: expected 'stride', 'max' or 'average', got {downsampling!r}"
         )
     pooling = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}.get(downsampling)
-    fan_in, height, width = image
-    layers = []
-    for fan_out in channels:
-        layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=1 if pooling else 2, bias=False))
-        layers.append(_activation(activation))
+    layers, (height, width) = [], image[1:]
+    look = {"stride": 1 if pooling else 2, "bias": False, "dtype": dtype}
+    for fan in pairwise([image[0], *channels]):
+        layers += [nn.Conv2d(*fan, 3, **look), _activation(activation)]
+        layers += [pooling(2)] if pooling else []
         # A 3×3 window leaves s - 2 of s rows; pooling then halves rounding down, a stride up.
-        if pooling:
-            layers.append(pooling(2))
-            height, width = (height - 2) // 2, (width - 2) // 2
-        else:
-            height, width = (height - 1) // 2, (width - 1) // 2
-        fan_in = fan_out
+        height, width = ((side - 2 + (not pooling)) // 2 for side in (height, width))
     if min(height, width) < 1:
         raise ValueError(f"image: {list(image)} is too small for {len(channels)} convolutions")
-    layers += [nn.Flatten(), nn.Linear(fan_in * height * width, outputs, bias=False)]
-    return _initialized(nn.Sequential(*layers), generator, scale, dtype)
+    dense = nn.Linear(channels[-1] * height * width, outputs, bias=False, dtype=dtype)
+    return _initialized([*layers, nn.Flatten(), dense], generator, scale)
 
 
 def _activation(name: str) -> nn.Module:
@@ -183,18 +167,26 @@ def _activation(name: str) -> nn.Module:
     return ACTIVATIONS[name][0]()
 
 
-def _initialized(
-    network: nn.Sequential, generator: Generator, scale: float, dtype: torch.dtype
-) -> nn.Sequential:
-    """Return the network with its weights drawn and its degree noted."""
-    network.to(dtype)
+def _initialized(layers: Sequence[nn.Module], generator: Generator, scale: float) -> nn.Sequential:
+    """Return the network of some layers with its weights drawn and its degree noted."""
     powers = dict(ACTIVATIONS.values())
     degree = 0
-    for layer in network:
-        degree *= powers.get(type(layer), 1)
-        if hasattr(layer, "weight"):
-            degree += 1
-            deviation = scale * (2.0 / layer.weight[0].numel()) ** 0.5
-            nn.init.normal_(layer.weight, 0.0, deviation, generator=generator)
+    for layer in layers:
+        degree = degree * powers.get(type(layer), 1) + hasattr(layer, "weight")
+    network = nn.Sequential(*layers)
+    draw_weights(network, generator, scale)
     network.degree = degree
     return network
+
+
+def draw_weights(network: nn.Module, generator: Generator, scale: float = 1.0) -> None:
+    """Draw the weights of all dense and convolutional layers from N(0, scale² · 2/fan_in).
+
+    In place, in the order of `network.modules()`; biases become 0.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            deviation = scale * (2.0 / layer.weight[0].numel()) ** 0.5
+            nn.init.normal_(layer.weight, 0.0, deviation, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,251 @@
+"""A margin bound beside the test error, and how soon a flow is at the limit it speaks of.
+
+For a network x ↦ A_L σ(⋯ σ(A_1 x)) with activations that are 1-Lipschitz and zero at zero, the
+bound of Bartlett, Foster and Telgarsky (2017) says: up to constants, logarithms and a term that
+knows nothing of the network, the test error is at most the share of training examples with a margin
+below γ plus ‖X‖_F R_A/(γ n), R_A = Π ‖A_l‖_2 · (Σ (‖A_lᵀ‖_{2,1}/‖A_l‖_2)^{2/3})^{3/2}. It does not
+change when a layer is scaled and γ with it: it is a function of the layers' directions alone.
+
+For the flow of a homogeneous network ln t and α agree to leading order, so that distances to the
+limit fall like a power of ln t, which `exponent` measures. Near a limit θ with margin a the flow
+can be linearized: in ρ = ln‖W‖ it is dθ/dρ = Σ q_i ∇p_i(θ)/(L Σ q_i p_i(θ)) - θ. Moves that change
+the margins of the examples with q_i > 0 are undone by q, up to order 1/α. Of those that do not, the
+curvature H = Σ q_i ∇²p_i makes d' = (h/(La) - 1) d for an eigenvalue h of H among them: an error
+that falls like ‖W‖^{-κ}, κ = 1 - h/(La), hence like (ln t)^{-κ/L}. The largest h decides, unless
+the start has no part along it. This is a heuristic of ours, no theorem: it supposes that the
+support is fixed and that what it neglects is small.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import null_space
+from torch import Tensor, nn
+
+from latephase.flow.trajectory import Trajectory
+from latephase.measures.alignment import along
+from latephase.problem.margins import Problem
+from latephase.problem.task import Task
+from latephase.problem.vectors import angle
+from latephase.training.scale_free import snapshot
+from latephase.training.settings import Settings
+from latephase.training.train import train as train_network
+
+
+def dense_weights(module: nn.Module) -> list[np.ndarray]:
+    """Return the weights [out, in] of a network's dense layers, in the order of its modules.
+
+    Raises ValueError for a bias or a parameter of any other layer, which the bound does not know.
+    """
+    weights = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+    known = sum(weight.numel() for weight in weights)
+    if not weights or known != sum(weight.numel() for weight in module.parameters()):
+        raise ValueError("module: expected dense layers without biases and no other parameter")
+    # Copies: a flow writes one record after the other into one module.
+    return [weight.detach().double().cpu().numpy().copy() for weight in weights]
+
+
+def spectral_product(weights: Sequence[np.ndarray]) -> float:
+    """Return Π ‖A_l‖_2."""
+    return float(np.prod([np.linalg.norm(weight, 2) for weight in weights]))
+
+
+def spectral_complexity(weights: Sequence[np.ndarray]) -> float:
+    """Return R_A of weights [out, in]; ‖Aᵀ‖_{2,1} is the sum of the norms of A's rows."""
+    ratios = [np.linalg.norm(w, axis=1).sum() / np.linalg.norm(w, 2) for w in weights]
+    return spectral_product(weights) * float(np.sum(np.power(ratios, 2 / 3)) ** 1.5)
+
+
+def margin_complexity(
+    weights: Sequence[np.ndarray], x: Tensor | np.ndarray, margin: float
+) -> float:
+    """Return ‖X‖_F R_A/(γ n) for inputs x [n, ...] and the margin γ of these very weights.
+
+    +inf for a margin that is not positive: the bound says nothing about it.
+    """
+    if not margin > 0.0:
+        return float("inf")
+    size = float(np.linalg.norm(np.asarray(x, dtype=float)))
+    return size * spectral_complexity(weights) / (float(margin) * len(x))
+
+
+def spread(values: Sequence[float] | np.ndarray) -> float:
+    """Return the largest minus the smallest value, +inf for none."""
+    return float(np.ptp(values)) if len(values) else float("inf")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A training run beside the margin bound; first axis = checkpoints, K of them.
+
+    steps, smoothed_margin, test_error [K]; wrong [K]: training examples on the wrong side;
+    complexity [K]: `margin_complexity` with the smallest margin; margins [K, n], test_margins
+    [K, m]: over ‖X‖_F R_A/n, so that the complexity is one over the smallest of them.
+    """
+
+    steps: np.ndarray
+    smoothed_margin: np.ndarray
+    test_error: np.ndarray
+    wrong: np.ndarray
+    complexity: np.ndarray
+    margins: np.ndarray
+    test_margins: np.ndarray
+
+    @property
+    def first_perfect(self) -> int | None:
+        """The first checkpoint from which on every training example is right, None if none is."""
+        wrong = np.flatnonzero(self.wrong)
+        place = int(wrong[-1]) + 1 if len(wrong) else 0
+        return place if place < len(self.steps) else None
+
+
+def fitted(module: nn.Module, train: Task, test: Task, settings: Settings) -> Fitted:
+    """Train a network of dense layers in place and return how it stands to the bound."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
+        run = train_network(module, train.x, train.y, settings, folder)
+        for k in range(len(run)):
+            run.load(k, module)
+            now, unseen = (snapshot(module, t.x, t.y, settings.loss) for t in (train, test))
+            unit = margin_complexity(dense_weights(module), train.x, 1.0)
+            rows.append((now.smoothed_margin, now.margins / unit, unseen.margins / unit))
+    alphas, margins, unseen = map(np.array, zip(*rows, strict=True))
+    smallest = margins.min(1)
+    return Fitted(
+        steps=np.array(run.steps),
+        smoothed_margin=alphas,
+        test_error=np.mean(unseen <= 0, axis=1),
+        wrong=np.sum(margins <= 0, axis=1),
+        complexity=np.where(smallest > 0, 1.0 / np.where(smallest > 0, smallest, 1.0), np.inf),
+        margins=margins,
+        test_margins=unseen,
+    )
+
+
+def last_approach(angles: np.ndarray, nearest: float = 1e-6, farthest: float = 1e-2) -> np.ndarray:
+    """Return which records [k] lie on the last approach to the limit, where exponents are measured.
+
+    angles: to the limit, radians. From the first record on after which the angle stays below
+    `farthest`, up to the last before it falls below `nearest`, where rounding begins.
+    """
+    angles = np.asarray(angles, dtype=float)
+    far, near = np.flatnonzero(angles > farthest), np.flatnonzero(angles < nearest)
+    places = np.arange(len(angles))
+    return (places > far.max(initial=-1)) & (places < near.min(initial=len(angles)))
+
+
+def exponent(log_time: np.ndarray, values: np.ndarray, kept: np.ndarray) -> float:
+    """Return the slope of ln v against ln ln t over the records where `kept` is true.
+
+    By least squares, each record weighing as much as the part of ln ln t that it stands for. NaN
+    is never returned: +inf where fewer than three records with v > 0 and ln t > 0 are kept, so
+    that a flow which ends early does not pass for one with an exponent.
+    """
+    log_time, values = np.asarray(log_time, dtype=float), np.asarray(values, dtype=float)
+    kept = kept & (log_time > 0.0) & (values > 0.0)
+    if kept.sum() < 3:
+        return float("inf")
+    u, v = np.log(log_time[kept]), np.log(values[kept])
+    return float(np.polyfit(u, v, 1, w=np.sqrt(np.gradient(u)))[0])
+
+
+def curvature_exponent(
+    problem: Problem, direction: np.ndarray, dual: np.ndarray, degree: float, support: float = 1e-6
+) -> float:
+    """Return the exponent -min(1, κ/L) of the angle to the limit, from the limit's curvature.
+
+    direction: W/‖W‖ at the end of a flow; dual: its q; examples with q > `support` hold the
+    margin. -1 where these fix the direction, as errors of order 1/α remain in any case.
+    """
+    holding = np.flatnonzero(dual > support)
+    constraints = np.vstack([problem.jacobian(direction, holding), direction])
+    lengths = np.linalg.norm(constraints, axis=1, keepdims=True)
+    free = null_space(constraints / np.where(lengths > 0.0, lengths, 1.0), rcond=1e-9)
+    if free.shape[1] == 0:
+        return -1.0
+    margin = float(dual @ problem.margins(direction))
+    curvatures = np.linalg.eigvalsh(free.T @ problem.hessian(direction, dual) @ free)
+    kappa = 1.0 - curvatures / (degree * margin)
+    # Along a set of limits nothing moves: that is no error.
+    moving = kappa[np.abs(kappa) > 1e-2]
+    return -float(min(1.0, moving.min(initial=degree) / degree))
+
+
+@dataclass(frozen=True)
+class Decay:
+    """How a flow comes to its limit: three series over its records, and their exponents in ln t.
+
+    log_time, angle (to the limit), misalignment (1 - cos(W, -∇R)), gap (a - γ̃)  [k]
+    kept [k]: the records of `last_approach`, between which exponents are measured
+    predicted: `curvature_exponent` at the last record
+    """
+
+    log_time: np.ndarray
+    angle: np.ndarray
+    misalignment: np.ndarray
+    gap: np.ndarray
+    kept: np.ndarray
+    predicted: float
+
+    @property
+    def exponents(self) -> tuple[float, float, float]:
+        """The exponents of angle, misalignment and gap."""
+        series = (self.angle, self.misalignment, self.gap)
+        return tuple(exponent(self.log_time, one, self.kept) for one in series)
+
+    @property
+    def surprise(self) -> float:
+        """|measured - predicted| exponent of the angle, +inf for a flow without one."""
+        return abs(self.exponents[0] - self.predicted)
+
+    @property
+    def ratio_defect(self) -> float:
+        """How far the other two exponents are from twice the angle's, relative to it.
+
+        The larger of the two differences of the ratio from 2; +inf for a flow without exponents.
+        """
+        first, *others = self.exponents
+        if not np.isfinite([first, *others]).all():
+            return float("inf")
+        return max(abs(other / first - 2.0) for other in others)
+
+
+def decay(
+    problem: Problem,
+    flow: Trajectory,
+    limit: np.ndarray | None = None,
+    margin: float | None = None,
+    kept_until: float = 0.75,
+) -> Decay:
+    """Return the `Decay` of a flow of the problem towards `limit`, where the margin is `margin`.
+
+    problem: with the kinks smoothed as the flow had them. Without a known limit the last record
+    stands in for it, and records with ln t above (the last)^kept_until are left out: there the
+    distance to the last record is no longer that to the limit.
+    """
+    end = flow.direction[-1] if limit is None else limit
+    top = flow.normalized_smoothed_margin[-1] if margin is None else margin
+    angles = np.array([angle(direction, end) for direction in flow.direction])
+    latest = np.inf if limit is not None else flow.log_time[-1] ** kept_until
+    return Decay(
+        log_time=flow.log_time,
+        angle=angles,
+        misalignment=along(problem, flow).misalignment,
+        gap=top - flow.normalized_smoothed_margin,
+        kept=last_approach(angles) & (flow.log_time <= latest),
+        predicted=curvature_exponent(problem, flow.direction[-1], flow.dual[-1], flow.degree),
+    )
+
+
+def interval(values: Iterable[float]) -> str:
+    """Return the median of some exponents and their range, as text, and how many are finite."""
+    values = np.asarray(list(values), dtype=float)
+    found = values[np.isfinite(values)]
+    share = "" if len(found) == len(values) else f", {len(found)} of {len(values)}"
+    if len(found) == 0:
+        return "not seen"
+    return f"{np.median(found):.2f} ({found.min():.2f} to {found.max():.2f}){share}"
