@@ -75,7 +75,8 @@ def example(commands: Path, folder: Path) -> None:
         raise RuntimeError(f"the README's example ended with {done.returncode}:\n{done.stderr}")
     if missing := [name for name in MADE if not (folder / name).is_file()]:
         raise RuntimeError(f"the README's example left no {', '.join(missing)}")
-    there = subprocess.run([commands / "python", "-c", "import latebook"], capture_output=True)
+    ask = [commands / "python", "-c", "import latebook"]
+    there = subprocess.run(ask, cwd=folder, env=environment, capture_output=True)
     if there.returncode == 0:
         raise RuntimeError("the wheel brings latebook, the package of the book")
 
