@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book record test test-site test-slow house links lab environment lint audit lock clean profile
-.PHONY: cores
+.PHONY: cores chapter wheel
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
@@ -29,7 +29,7 @@ help: ## list the targets
 	@echo 'CLUSTER=slurm             book, record: run the jobs there, see profiles/slurm/config.yaml'
 	@echo 'VENV=DIR                  where the environment is made (.venv)'
 	@echo 'PYTHON=COMMAND            the Python it is made with, 3.11 or newer (python3)'
-	@echo 'TORCH_INDEX=ADDRESS       another index for torch and torchvision, see README.md'
+	@echo 'TORCH_INDEX=cpu|ADDRESS   another index for torch and torchvision, see README.md'
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
@@ -65,6 +65,12 @@ environment: ## make the environment and nothing else
 lint: ## check the style of library, tests and notebooks
 	$(IN_ENVIRONMENT) -m ruff check .
 	$(IN_ENVIRONMENT) -m ruff format --check .
+
+wheel: ## build the library's wheel, check it, run the README's example with it alone
+	$(IN_ENVIRONMENT) .ci/wheel.py
+
+chapter: ## lay the skeleton of a new chapter, NAME=some_name
+	$(IN_ENVIRONMENT) .ci/chapter.py '$(NAME)'
 
 audit: ## compare the pinned packages with the published advisories
 	$(IN_ENVIRONMENT) .ci/audit.py

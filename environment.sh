@@ -3,7 +3,8 @@
 #
 # The environment is the activated conda environment if this checkout is installed in it, else
 # the folder VENV (.venv), made with PYTHON (python3) from requirements.lock, torch and
-# torchvision from TORCH_INDEX if that is set. The last two choices are remembered.
+# torchvision from TORCH_INDEX if that is set (cpu: PyTorch's own builds without CUDA). The last
+# two choices are remembered.
 set -eu
 cd "$(dirname "$0")"
 
@@ -102,8 +103,12 @@ install_packages() {
     locked_except 'torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*' > "$venv/requirements.txt"
     install --require-hashes --requirement "$venv/requirements.txt"
     pair=$(locked 'torch|torchvision' | awk '/^torch/ { print $1 }')
-    # Without dependencies and other indexes, nothing but the pair can come from there.
-    UV_INDEX='' UV_EXTRA_INDEX_URL='' install --no-deps --default-index "$torch" $pair
+    # Without dependencies and other indexes, nothing but the pair can come from there. Where
+    # PyTorch's index of CPU builds is, uv knows.
+    case $torch in
+    cpu) UV_INDEX='' UV_EXTRA_INDEX_URL='' install --no-deps --torch-backend cpu $pair ;;
+    *) UV_INDEX='' UV_EXTRA_INDEX_URL='' install --no-deps --default-index "$torch" $pair ;;
+    esac
 }
 
 make_environment() {

@@ -22,6 +22,7 @@ import torch
 
 from latebook import BookError, provenance, records
 from latebook.files import held, require_room
+from latephase.files import plain_arrays
 from latephase.problem.task import Task
 from latephase.training import scale_free
 from latephase.training.train import Settings, train
@@ -31,6 +32,11 @@ from latephase.zoo.images import jpeg_npz, keras_npz
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"about", "data", "network", "sizes", "seed", "epochs", "training"}
 READERS = {"keras": keras_npz, "jpeg": jpeg_npz}
+# The arrays of a file of each layout, of which runs.yml has the content's hash.
+ARRAYS = {
+    "keras": [f"{array}_{split}" for split in ("train", "test") for array in "xy"],
+    "jpeg": [f"{a}_{split}" for split in ("train", "test") for a in ("jpeg", "offset", "y")],
+}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -80,14 +86,24 @@ def read_runs(path: Path) -> dict[str, dict]:
 
 
 def read_data(data: dict) -> tuple[Task, Task]:
-    """Training and test images; ValueError where the variable names no file or another one."""
+    """Training and test images; ValueError where the variable names no file, or other arrays.
+
+    The content of the arrays decides, `data["content"]`; the file may be compressed in another way
+    than the one that `data["sha256"]` is the hash of.
+    """
     named = os.environ.get(data["variable"])
     if not named:
         raise ValueError(f"set {data['variable']} to the file of {data['name']}, see README.md")
-    read, digest = READERS[data["layout"]], data["sha256"]
-    sets = [
-        read(Path(named), split=s, sha256=digest, pixels="symmetric") for s in ("train", "test")
-    ]
+    if not Path(named).is_file():
+        raise ValueError(f"{named}: no such file; expected {data['name']}, see README.md")
+    found = records.content_sha256(plain_arrays(Path(named), ARRAYS[data["layout"]]))
+    if found != data["content"]:
+        raise ValueError(
+            f"{named}: expected {data['name']}, arrays whose content has the sha256 "
+            f"{data['content']}, got {found}; README.md says how to make the file"
+        )
+    read = READERS[data["layout"]]
+    sets = [read(Path(named), split=s, pixels="symmetric") for s in ("train", "test")]
     return sets[0], sets[1]
 
 
@@ -125,7 +141,11 @@ def make(
         "steps_per_epoch": per_epoch,
         "parameters": sum(p.numel() for p in network.parameters()),
         "first_perfect": measured.first_perfect if measured.first_perfect < 1e18 else None,
-        "data": {"name": run["data"]["name"], "sha256": train_set.sha256},
+        "data": {
+            "name": run["data"]["name"],
+            "sha256": train_set.sha256,
+            "content": run["data"]["content"],
+        },
         "seed": run["seed"],
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
         f"{torch.get_num_threads()} thread(s)",

@@ -3,7 +3,6 @@
 The cluster is a real SLURM of one node on the loopback address (tests/slurm_node.py).
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -22,7 +21,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from latebook.records import recorded
+from latebook.records import content_sha256, recorded
 from tests import slurm_node
 from tests.conftest import ROOT, FixtureBook, chapter
 
@@ -98,7 +97,7 @@ def with_runs(book, tmp_path, monkeypatch) -> FixtureBook:
     runs = yaml.safe_load((ROOT / "recordings" / "runs.yml").read_text())
     one = runs["cifar10_alexnet_0"] | {"epochs": 1, "sizes": {"width": 0.03125}}
     one["training"]["batch"] = 8
-    one["data"]["sha256"] = hashlib.sha256(images.read_bytes()).hexdigest()
+    one["data"]["content"] = content_sha256(arrays)
     (book.root / "recordings").mkdir()
     shutil.copy(ROOT / "recordings" / "make.py", book.root / "recordings")
     book.write_yaml("recordings/runs.yml", {"zero": one, "one": one | {"seed": 1}})

@@ -118,7 +118,7 @@ def test_every_figure_of_a_tidy_chapter_has_its_frame(chapter):
 def test_every_figure_has_a_name_a_caption_and_a_description(chapter):
     cells = read(BOOK.source(chapter)).cells
     shown = [c for c in cells if "subplots(" in c.source or c.source.endswith(".plot();")]
-    assert shown
+    assert shown, f"{chapter}.ipynb: expected a figure, made by plt.subplots"
     for cell in shown:
         mystnb = cell.content["metadata"].get("mystnb", {})
         assert mystnb["figure"]["name"].startswith("fig-")
@@ -132,4 +132,5 @@ TUTORIAL = "your_network"
 
 @pytest.mark.parametrize("chapter", [name for name in CHAPTERS if name != TUTORIAL])
 def test_a_chapter_has_claims(chapter):
-    assert any(claim.chapter == chapter for claim in load(BOOK.claims).values())
+    found = [claim.id for claim in load(BOOK.claims).values() if claim.chapter == chapter]
+    assert found, f"{chapter}: expected a row in book/claims.yml with this chapter"

@@ -87,6 +87,16 @@ def test_the_project_accepts_the_pythons_that_are_tested_and_newer_ones():
     assert f"--python-version {PYTHONS[0]} " in (ROOT / "Makefile").read_text()
 
 
+def test_the_project_tells_an_index_what_it_is():
+    told = [c.rpartition(" :: ")[2] for c in PROJECT["classifiers"] if ":: Python ::" in c]
+    assert told == PYTHONS
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert set(citation["keywords"]) <= set(PROJECT["keywords"])
+    # No address of the repository is known; the paper's is.
+    assert list(PROJECT["urls"].values()) == [citation["references"][0]["url"]]
+
+
 def test_torch_and_torchvision_are_a_pair():
     import torch
     import torchvision
@@ -186,7 +196,7 @@ case "$*" in
 "-m pip "*) note pip "$@" ;;
 "-m uv "*--dry-run*) cat '{audit}' ;;
 "-m uv "*--editable*) pwd > "${{0%/*}}/checkout"; note editable "$@" ;;
-"-m uv "*--default-index*) note torch "$@" ;;
+"-m uv "*--default-index* | "-m uv "*--torch-backend*) note torch "$@" ;;
 "-m uv "*) note packages "$@" ;;
 "-m latebook "*) note book "$@"; env > '{seen}' ;;
 *) exec '{real}' "$@" ;;
@@ -433,13 +443,17 @@ def test_another_place_with_a_space_in_its_name(checkout, tmp_path):
     assert not (checkout.root / ".venv").exists()
 
 
-def test_another_index_gives_torch_and_torchvision_alone(checkout):
+@pytest.mark.parametrize(
+    ("index", "option"),
+    [("file:///wheels", "--default-index file:///wheels"), ("cpu", "--torch-backend cpu")],
+)
+def test_another_index_gives_torch_and_torchvision_alone(checkout, index, option):
     checkout.make("environment")
     checkout.steps()
-    checkout.make("environment", "TORCH_INDEX=file:///wheels")
+    checkout.make("environment", f"TORCH_INDEX={index}")
     steps = {step.split()[0]: step for step in checkout.steps()}
     pair = [f"{p.name}{p.specifier}" for p in PINS if p.name in ("torch", "torchvision")]
-    assert steps["torch"].endswith(f"--no-deps --default-index file:///wheels {' '.join(pair)}")
+    assert steps["torch"].endswith(f"--no-deps {option} {' '.join(pair)}")
     rest = (checkout.root / ".venv" / "requirements.txt").read_text()
     kept = set(re.findall(r"^[^ =]+(?===)", rest, re.M))
     left_out = {p.name for p in PINS} - kept

@@ -1,6 +1,5 @@
 """The maker of recorded runs, with a few steps on a few images that stand in for CIFAR-10."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -9,7 +8,8 @@ import torch
 import yaml
 from recordings import make
 
-from latebook.records import recorded
+from latebook.records import content_sha256, recorded
+from latephase.files import plain_arrays
 from latephase.training import scale_free
 from tests.conftest import ROOT
 from tests.test_images import as_jpeg
@@ -52,8 +52,9 @@ def trial(tmp_path, data, monkeypatch):
     def run(file, name, *words):
         runs = make.read_runs(ROOT / "recordings" / f"{file}.yml")
         one = runs[name]
-        digest = hashlib.sha256(data[one["data"]["layout"]].read_bytes()).hexdigest()
-        one["data"] = one["data"] | {"sha256": digest}
+        layout = one["data"]["layout"]
+        arrays = plain_arrays(data[layout], make.ARRAYS[layout])
+        one["data"] = one["data"] | {"content": content_sha256(arrays)}
         one["training"] = one["training"] | {"batch": 8}
         path = tmp_path / "some.yml"
         path.write_text(yaml.safe_dump({name: one}))
@@ -78,7 +79,10 @@ def test_the_records_in_the_repository_are_of_the_runs_as_they_are_written():
     stored = [path.stem for path in (ROOT / "results").glob("cifar10_*.json")]
     assert stored
     for name in stored:
-        assert recorded(name, ROOT / "results")["run"] == runs[name]
+        # The first records know the file's hash alone, and are not edited.
+        run = recorded(name, ROOT / "results")["run"]
+        content = run["data"].get("content", runs[name]["data"]["content"])
+        assert run | {"data": run["data"] | {"content": content}} == runs[name]
 
 
 @pytest.mark.parametrize("name", ["cifar10_alexnet_1", "cifar10_densenet", "cifar10_resnet"])
@@ -94,6 +98,25 @@ def test_a_trial_gives_a_record_that_can_be_drawn(trial, tmp_path, name):
     assert record["settings"]["steps"] == 7
     assert record["seed"] == int(name.endswith("1"))
     assert "torch" in record["versions"]
+    assert record["data"]["content"] == record["run"]["data"]["content"]
+
+
+def test_data_compressed_otherwise_are_the_same_and_other_data_are_refused(
+    trial, data, tmp_path, monkeypatch, capsys
+):
+    assert trial("runs", "cifar10_resnet", "--steps", "1") == 0
+    with np.load(data["keras"]) as file:
+        arrays = dict(file)
+    other = tmp_path / "other.npz"
+    monkeypatch.setenv("LATEPHASE_CIFAR10_NPZ", str(other))
+    words = ["cifar10_resnet", "--runs", str(tmp_path / "some.yml"), "--steps", "1"]
+    np.savez(other, **arrays)
+    assert other.read_bytes() != data["keras"].read_bytes()
+    assert make.main(words) == 0
+    arrays["x_test"][3, 1, 4, 1] ^= 1
+    np.savez(other, **arrays)
+    assert make.main(words) == 1
+    assert "other.npz: expected 5,170 training and 1,017" in capsys.readouterr().err
 
 
 def test_a_record_made_again_is_the_same(trial, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latebook import BookError
-from latebook.records import PROVENANCE, SCHEMA, recorded, sealed, write
+from latebook.records import PROVENANCE, SCHEMA, content_sha256, recorded, sealed, write
 from tests.conftest import ROOT
 
 
@@ -52,6 +52,21 @@ def test_arrays_come_back_as_they_were_written(tmp_path):
     before = path.with_suffix(".npz").read_bytes()
     write("one", tmp_path, RECORD, arrays)
     assert path.with_suffix(".npz").read_bytes() == before
+
+
+def test_a_record_has_the_hash_of_each_arrays_content_and_the_first_ones_have_none(tmp_path):
+    arrays = {"a": np.arange(3.0), "b": np.arange(4)}
+    path = write("one", tmp_path, RECORD, arrays)
+    contents = recorded("one", tmp_path)["contents"]
+    assert contents == {name: content_sha256({name: array}) for name, array in arrays.items()}
+    content = json.loads(path.read_text())
+    first = {key: value for key, value in content.items() if key != "contents"}
+    path.write_text(json.dumps(sealed(first)))
+    assert np.array_equal(recorded("one", tmp_path)["arrays"]["a"], arrays["a"])
+    content["contents"]["b"] = contents["a"]
+    path.write_text(json.dumps(sealed(content)))
+    with pytest.raises(BookError, match=r"one\.npz: other arrays than those whose hashes"):
+        recorded("one", tmp_path)
 
 
 def test_a_record_whose_arrays_or_schema_do_not_fit_is_refused(tmp_path):

@@ -85,12 +85,13 @@ def _arrays(path: Path, record: dict, again: str) -> dict:
             f"{file}: sha256 {digest}, but {path.name} was written with arrays of sha256 "
             f"{record['arrays']}. {again}"
         )
+    contents = record.get("contents")  # which the first records have not
     damage = (EOFError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
             # Never a pickle, nor a member that is no array: numpy.load would hand out its bytes.
-            return {
+            arrays = {
                 name.removesuffix(".npy"): np.lib.format.read_array(
                     io.BytesIO(archive.read(name)), allow_pickle=False
                 )
@@ -98,6 +99,30 @@ def _arrays(path: Path, record: dict, again: str) -> dict:
             }
     except damage as error:
         raise BookError(f"{file}: not a whole .npz of plain arrays: {error}. {again}") from error
+    if contents is not None and contents != _contents(arrays):
+        raise BookError(f"{file}: other arrays than those whose hashes {path.name} has. {again}")
+    return arrays
+
+
+def _contents(arrays: Mapping) -> dict[str, str]:
+    """The hash of each array's content: where two records of one run differ."""
+    return {name: content_sha256({name: array}) for name, array in sorted(arrays.items())}
+
+
+def content_sha256(arrays: Mapping) -> str:
+    """The sha256 of what arrays hold, whatever file they are kept in.
+
+    Over each array in the order of their names: the line "name dtype shape", as
+    "x_train uint8 [5170, 32, 32, 3]", then its numbers in C order, little-endian.
+    """
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<"), order="C", copy=False).tobytes())
+    return digest.hexdigest()
 
 
 def runs(path: Path) -> dict[str, dict]:
@@ -139,6 +164,7 @@ def write(name: str, folder: Path, record: Mapping, arrays: Mapping | None = Non
     if arrays is not None:
         data, expected = _packed(arrays), (*PROVENANCE, *_ARRAYS)
         record = {**record, "schema": SCHEMA, "arrays": hashlib.sha256(data).hexdigest()}
+        record["contents"] = _contents(arrays)
     if missing := [key for key in expected if key not in record]:
         raise BookError(f"{name}: expected a record with {', '.join(missing)}")
     if arrays is not None:
