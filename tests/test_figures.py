@@ -92,6 +92,12 @@ def test_a_line_by_model_has_its_look(axes):
     )
 
 
+def test_a_line_by_model_keeps_the_order_of_its_records(axes):
+    frame = pd.DataFrame({"model": "linear", "seed": 0, "x": [0, 2, 1], "y": [0, 1, 2]})
+    sns.lineplot(frame, x="x", y="y", units="seed", **style.BY_MODEL, ax=axes)
+    assert axes.lines[0].get_xydata().tolist() == [[0, 0], [2, 1], [1, 2]]
+
+
 def test_a_way_in_comes_to_the_middle_in_decades_of_its_distance():
     axes = plt.subplot(projection="polar")
     distance = np.array([1.0, 1e-3, 1e-6, 1e-15])

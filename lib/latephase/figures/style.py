@@ -43,8 +43,9 @@ BY_MODEL = {
     "palette": {name: colour for name, (colour, _, _) in MODELS.items()},
     "dashes": {name: dashes for name, (_, dashes, _) in MODELS.items()},
     "markers": {name: marker for name, (_, _, marker) in MODELS.items()},
-    # A line for each run, a marker in each fifth of the way.
+    # A line for each run in the order of its records, a marker in each fifth of the way.
     "estimator": None,
+    "sort": False,
     "markevery": 0.2,
     "markersize": 5,
     "markeredgewidth": 0,
