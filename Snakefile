@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import experiments
 import latebook
 import latephase
 from latebook.claims import load
@@ -17,7 +18,8 @@ from latebook.layout import Book
 BOOK = Book(Path.cwd(), config.get("profile", "quick"))
 CLAIMS = load(BOOK.claims)
 CHAPTERS = BOOK.chapters()
-SCIENCE = [f for f in sorted(Path(latephase.__file__).parent.rglob("*")) if f.suffix in (".py", ".npz")]
+SCIENCE = [f for package in (latephase, experiments) for f in sorted(Path(package.__file__).parent.rglob("*"))
+           if f.suffix in (".py", ".npz")]
 PIPELINE = sorted(Path(latebook.__file__).parent.glob("*.py"))
 # A chapter runs again when a file that can change its numbers or its gate does.
 GATE = [f for f in PIPELINE if f.stem in ("claims", "execute", "gate")]

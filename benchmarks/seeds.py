@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from problems import save
 
-from latephase.experiments import discrete
+from experiments import discrete
 from latephase.training import together
 from latephase.zoo import networks
 from latephase.zoo.tasks import separable_points

@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY, PIPELINE = ROOT / "lib" / "latephase", ROOT / "lib" / "latebook"
+LIBRARY, APPARATUS, PIPELINE = (ROOT / "lib" / n for n in ("latephase", "experiments", "latebook"))
 # From the first to the last: a door of the library imports from those before it.
-DOORS = ("files", "problem", "flow", "measures", "training", "zoo", "figures", "experiments")
+DOORS = ("files", "problem", "flow", "measures", "training", "zoo", "figures")
 
 
 def imported(path: Path, package: str) -> set[str]:
@@ -34,12 +34,16 @@ def house() -> str:
         rooms.setdefault(door(path.relative_to(LIBRARY)), []).append(path)
     order = [*DOORS, *sorted(rooms.keys() - set(DOORS))]
     lines = ["latephase/       lines modules  imports from, and how many modules do"]
-    for name in order:
-        arrows = Counter(to for path in rooms[name] for to in imported(path, "latephase"))
-        told = [f"{to} {arrows[to]}" for to in order if arrows[to] and to != name]
-        lines.append(f"  {name:<12} {_size(rooms[name])}  {', '.join(told) or '-'}")
+    lines += [f"  {name:<12} {_row(name, rooms[name], order)}" for name in order]
     lines.append(f"  {'in all':<12} {_size([p for paths in rooms.values() for p in paths])}")
+    lines.append(f"{'experiments/':<14} {_row('', [*APPARATUS.glob('*.py')], order)}")
     return "\n".join([*lines, f"{'latebook/':<14} {_size([*PIPELINE.glob('*.py')])}"])
+
+
+def _row(name: str, paths: list[Path], order: list[str]) -> str:
+    arrows = Counter(to for path in paths for to in imported(path, "latephase"))
+    told = [f"{to} {arrows[to]}" for to in order if arrows[to] and to != name]
+    return f"{_size(paths)}  {', '.join(told) or '-'}"
 
 
 def _size(paths: list[Path]) -> str:

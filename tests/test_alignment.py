@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import latephase
-from latephase.experiments import alignment as apparatus
+from experiments import alignment as apparatus
 from latephase.measures import alignment
 from latephase.problem import vectors
 from latephase.problem.margins import Problem

@@ -31,12 +31,12 @@ def test_every_function_has_an_example(name):
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    return library.pages("latephase")
+    return library.pages("latephase", "experiments")
 
 
 def test_there_is_a_page_for_every_door_and_the_book_shows_it(pages):
     doors = {path.name for path in (ROOT / "lib" / "latephase").iterdir() if path.is_dir()}
-    assert pages.keys() == {"front", *doors - {"__pycache__"}}
+    assert pages.keys() == {"front", "experiments", *doors - {"__pycache__"}}
     shown = [ROOT / "book" / "api.md", *(ROOT / "book" / "library").glob("*.md")]
     text = "".join(path.read_text(encoding="utf8") for path in shown)
     assert all(f"_generated/library/{name}.md" in text for name in pages)
@@ -48,7 +48,10 @@ def test_the_pages_have_every_name_that_a_chapter_imports(pages):
     for chapter in Book(ROOT, "quick").chapters():
         for cell in read(ROOT / "book" / f"{chapter}.ipynb").cells:
             for node in ast.walk(ast.parse(cell.source if cell.is_code else "")):
-                if isinstance(node, ast.ImportFrom) and node.module.startswith("latephase."):
+                if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in (
+                    "latephase",
+                    "experiments",
+                ):
                     names = {alias.name for alias in node.names if not alias.name.isupper()}
                     assert names <= said, f"{chapter}: {names - said}"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from latephase.experiments.margin_maximization import variation_margin
+from experiments.margin_maximization import variation_margin
 from latephase.problem.task import Task
 from latephase.zoo import images, tasks
 from tests.references import outvoted_support_point

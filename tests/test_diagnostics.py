@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.experiments.margin_maximization import circle_masses
+from experiments.margin_maximization import circle_masses
 from latephase.measures import alignment, layers
 from latephase.problem import kkt, vectors
 

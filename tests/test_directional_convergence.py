@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.experiments import directional_convergence as tangent
+from experiments import directional_convergence as tangent
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.measures.max_margin import hard_margin
 from latephase.zoo.networks import linear, two_layer

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import latephase as lp
-from latephase.experiments import discrete
+from experiments import discrete
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
 from latephase.training import together

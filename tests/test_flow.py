@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import latephase
-from latephase.experiments.alignment import split_weights
+from experiments.alignment import split_weights
 from latephase.flow.implicit import LateStepper
 from latephase.flow.state import State
 from latephase.problem.losses import LOGISTIC, Loss

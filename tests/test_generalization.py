@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import latephase as lp
-from latephase.experiments import generalization
+from experiments import generalization
 from latephase.problem.margins import Problem
 from latephase.training.settings import Settings
 from latephase.zoo import networks, tasks

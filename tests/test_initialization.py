@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import latephase
-from latephase.experiments.initialization import (
+from experiments.initialization import (
     Approach,
     Polynomial,
     onset,

@@ -6,7 +6,7 @@ import torch
 from benchmarks.stiff_flow import stiff_direction_flow
 
 import latephase
-from latephase.experiments.margin_maximization import planar_variation_bound, variation_margin
+from experiments.margin_maximization import planar_variation_bound, variation_margin
 from latephase.measures.max_margin import hard_margin_dual
 from tests.references import finite_differences, physical_flow
 

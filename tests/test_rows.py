@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import latephase as lp
-from latephase.experiments import alignment, directional_convergence, frames
+from experiments import alignment, directional_convergence, frames
 from latephase.problem.margins import Problem
 from latephase.zoo import networks
 from latephase.zoo.tasks import separable_points, with_contradictions

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from latephase.experiments import where_it_fails
-from latephase.experiments.where_it_fails import (
+from experiments import where_it_fails
+from experiments.where_it_fails import (
     Hat,
     HatNetwork,
     follow,

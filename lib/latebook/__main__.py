@@ -257,7 +257,8 @@ def _library(book: Book, options) -> None:
     from latebook import library
 
     with held(book.lock("library"), "the library", wait=True):
-        write_sealed(book.library, json.dumps(library.pages("latephase"), indent=1) + "\n")
+        pages = library.pages("latephase", "experiments")
+        write_sealed(book.library, json.dumps(pages, indent=1) + "\n")
 
 
 def _site(book: Book, options) -> None:

@@ -41,19 +41,22 @@ _STATE = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(tab_w
 _ITEM = re.compile(r"((`?\w+`?)(?:, `?\w+`?)*(?: *\[[^\]]*\](?: or)?)*)(: | {2,})(.+)")
 
 
-def pages(package: str) -> dict[str, str]:
+def pages(package: str, *beside: str) -> dict[str, str]:
     """The page of the front door, "front", and one for each door by its name; MyST.
 
     The front door's are the package's own public names; a door's page has, module by module, its
-    public functions and classes, and says of those of the front door where they are.
+    public functions and classes, and says of those of the front door where they are. Packages
+    beside it are a door each.
     """
     front = importlib.import_module(package)
+    rooms = [(module, module.__name__.split(".")[1]) for module in _modules(package, 2)]
+    rooms += [(module, name) for name in beside for module in _modules(name, 1)]
     names = sorted(set(front.__all__) - {"__version__"}, key=str.lower)
     owned = [(package, name, getattr(front, name)) for name in names]
     doors: dict[str, list] = {}
-    for module in _modules(front):
+    for module, door in rooms:
         if found := [(module.__name__, *entry) for entry in _public(module)]:
-            doors.setdefault(module.__name__.split(".")[1], []).append((module, found))
+            doors.setdefault(door, []).append((module, found))
     everything = [entry for rooms in doors.values() for _, found in rooms for entry in found]
     fields = {name for *_, thing in everything for name in _fields(thing)}
     homes = {n: f"{where}.{n}" for where, n, _ in everything if n not in fields}
@@ -78,11 +81,12 @@ def pages(package: str) -> dict[str, str]:
     return result
 
 
-def _modules(package: ModuleType) -> Iterable[ModuleType]:
-    """The modules in the package's folders, scripts and what begins with an underscore aside."""
-    for entry in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+def _modules(package: str, depth: int) -> Iterable[ModuleType]:
+    """The modules at least so deep in the package, what begins with an underscore aside."""
+    path = importlib.import_module(package).__path__
+    for entry in pkgutil.walk_packages(path, f"{package}."):
         inner = entry.name.split(".")[1:]
-        if len(inner) > 1 and not any(part.startswith("_") for part in inner):
+        if len(inner) >= depth and not any(part.startswith("_") for part in inner):
             yield importlib.import_module(entry.name)
 
 

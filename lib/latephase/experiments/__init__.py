@@ -1,1 +1,0 @@
-"""What one chapter needs: its apparatus, a module a chapter; nothing else imports it."""
