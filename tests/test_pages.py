@@ -60,11 +60,13 @@ def test_names_and_empty_headers_are_put_right(html):
     (html / "page.html").write_text(
         '<summary aria-label="Toggle hidden content">Show</summary><th></th>'
         '<div role="doc-biblioentry"><table class="indextable x">'
+        '<table style="width: 100%" class="indextable y">'
     )
     pages.finish(html)
     assert (html / "page.html").read_text() == (
         "<summary>Show</summary><td></td>"
         '<div role="listitem"><table role="presentation" class="indextable x">'
+        '<table style="width: 100%" role="presentation" class="indextable y">'
     )
 
 

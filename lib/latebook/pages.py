@@ -40,6 +40,7 @@ _SAID = (
     ('<th class="head"><p></p></th>', "<td></td>"),
     # An index is a list, in a table for its looks.
     ('<table class="indextable', '<table role="presentation" class="indextable'),
+    ('100%" class="indextable', '100%" role="presentation" class="indextable'),
 )
 _ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 
