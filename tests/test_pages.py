@@ -70,6 +70,12 @@ def test_names_and_empty_headers_are_put_right(html):
     )
 
 
+def test_what_opens_a_part_of_the_contents_is_named(html):
+    (html / "page.html").write_text('<summary><span class="toctree-toggle" role="presentation">')
+    pages.finish(html)
+    assert (html / "page.html").read_text().startswith('<summary aria-label="Its pages"><span')
+
+
 def test_icons_are_cut_down_to_those_that_are_shown(html):
     pages.finish(html)
     icons = html / "_static" / "vendor" / "fontawesome" / "6"

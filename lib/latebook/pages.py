@@ -32,6 +32,11 @@ _LOADED = (
 _SAID = (
     # A name that differs from the words that are shown cannot be spoken to the machine.
     ('<summary aria-label="Toggle hidden content">', "<summary>"),
+    # What opens a part of the contents has only a picture.
+    (
+        '<summary><span class="toctree-toggle"',
+        '<summary aria-label="Its pages"><span class="toctree-toggle"',
+    ),
     ('title="Search" aria-label="Search"', 'title="Search"'),
     # An entry of a bibliography is an item of its list; the older role is deprecated.
     ('role="doc-biblioentry"', 'role="listitem"'),
