@@ -60,12 +60,20 @@ def test_names_and_empty_headers_are_put_right(html):
     (html / "page.html").write_text(
         '<summary aria-label="Toggle hidden content">Show</summary><th></th>'
         '<div role="doc-biblioentry"><table class="indextable x">'
+        '<table style="width: 100%" class="indextable y">'
     )
     pages.finish(html)
     assert (html / "page.html").read_text() == (
         "<summary>Show</summary><td></td>"
         '<div role="listitem"><table role="presentation" class="indextable x">'
+        '<table style="width: 100%" role="presentation" class="indextable y">'
     )
+
+
+def test_what_opens_a_part_of_the_contents_is_named(html):
+    (html / "page.html").write_text('<summary><span class="toctree-toggle" role="presentation">')
+    pages.finish(html)
+    assert (html / "page.html").read_text().startswith('<summary aria-label="Its pages"><span')
 
 
 def test_icons_are_cut_down_to_those_that_are_shown(html):

@@ -32,6 +32,11 @@ _LOADED = (
 _SAID = (
     # A name that differs from the words that are shown cannot be spoken to the machine.
     ('<summary aria-label="Toggle hidden content">', "<summary>"),
+    # What opens a part of the contents has only a picture.
+    (
+        '<summary><span class="toctree-toggle"',
+        '<summary aria-label="Its pages"><span class="toctree-toggle"',
+    ),
     ('title="Search" aria-label="Search"', 'title="Search"'),
     # An entry of a bibliography is an item of its list; the older role is deprecated.
     ('role="doc-biblioentry"', 'role="listitem"'),
@@ -40,6 +45,7 @@ _SAID = (
     ('<th class="head"><p></p></th>', "<td></td>"),
     # An index is a list, in a table for its looks.
     ('<table class="indextable', '<table role="presentation" class="indextable'),
+    ('100%" class="indextable', '100%" role="presentation" class="indextable'),
 )
 _ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 
