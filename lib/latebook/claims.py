@@ -7,7 +7,7 @@ ledger reads is what the reader sees.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,17 +45,23 @@ class Claim:
         bound = self.bound[profile]
         return value <= bound if self.relation == "<=" else value >= bound
 
+    def verdict(self, value: float, profile: str) -> str:
+        """HOLDS or FAILS, or NOT_COVERED where the registry says that theory does not reach."""
+        if self.expect[profile] == NOT_COVERED:
+            return NOT_COVERED
+        return HOLDS if self.satisfied(value, profile) else FAILS
+
     def worst(self, values: list[float]) -> float:
         """The value that speaks most against the claim; NaN if any is NaN."""
-        if any(math.isnan(value) for value in values):
-            return math.nan
-        return max(values) if self.relation == "<=" else min(values)
+        return _extreme(max if self.relation == "<=" else min, values)
 
     def best(self, values: list[float]) -> float:
         """The value that speaks most for the claim: the one by which a control is judged."""
-        if any(math.isnan(value) for value in values):
-            return math.nan
-        return min(values) if self.relation == "<=" else max(values)
+        return _extreme(min if self.relation == "<=" else max, values)
+
+
+def _extreme(of: Callable, values: list[float]) -> float:
+    return math.nan if any(map(math.isnan, values)) else of(values)
 
 
 def load(path: Path) -> dict[str, Claim]:
@@ -107,13 +113,13 @@ def _claim(row: Mapping, path: Path) -> Claim:
         raise BookError(f"{where}: what theory covers does not depend on the profile, got {expect}")
     if set(expect.values()) != {HOLDS} and not row.get("expect_reason"):
         raise BookError(f"{where}: expect: {expect} needs an expect_reason")
-    controls = row.get("controls") or {}
+    controls = row.get("controls")
     if not isinstance(controls, Mapping) or not controls:
         raise BookError(
             f"{where}: needs at least one negative control (controls: name: what it is)"
         )
     numbers = {profile: float(number) for profile, number in bound.items()}
-    return Claim(**{**row, "bound": numbers, "controls": dict(controls), "expect": dict(expect)})
+    return Claim(**{**row, "bound": numbers, "expect": expect})
 
 
 def _for_each_profile(value) -> Mapping:
@@ -121,9 +127,7 @@ def _for_each_profile(value) -> Mapping:
 
 
 def _is_finite(number) -> bool:
-    return (
-        isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-    )
+    return type(number) in (int, float) and math.isfinite(number)
 
 
 def record(id: str, value, *, control: Mapping[str, object] | None = None, seeds=()) -> None:
@@ -156,7 +160,7 @@ def holds(id: str, value) -> bool:
     For sentences that say what the figures show: a notebook never repeats a bound.
     """
     claim = _registered(id)
-    numbers = [float(number) for number in _numbers(value, f"the value of {id}")]
+    numbers = list(map(float, _numbers(value, f"the value of {id}")))
     return claim.satisfied(claim.worst(numbers), _profile())
 
 
@@ -193,10 +197,8 @@ def _show(claim: Claim, payload: dict) -> None:
 
     profile = _profile()
     value = claim.worst([float(v) for v in payload["values"]])
-    verdict = HOLDS if claim.satisfied(value, profile) else FAILS
-    if claim.expect[profile] == NOT_COVERED:
-        verdict = NOT_COVERED
-    line = f"{claim.id}: {value:.3g} {claim.relation} {claim.bound[profile]:.3g} — {verdict}"
+    bound, verdict = claim.bound[profile], claim.verdict(value, profile)
+    line = f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {verdict}"
     publish_display_data({MIME: payload, "text/plain": line})
 
 

@@ -62,7 +62,7 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = 
     """
     folder = generated / "notebooks"
     executed = read(book.executed(chapter))
-    for output in (output for cell in executed.cells for output in cell.outputs):
+    for output in executed.outputs:
         _lighten(output.get("data", {}))
     for notebook, end in ((read(book.source(chapter)), ""), (executed, "-executed")):
         first = next(k for k, cell in enumerate(notebook.cells) if cell.is_code)
