@@ -20,14 +20,17 @@ from latebook.notebooks import Cell, Notebook, cells_sha256, read
 
 _NAN = re.compile(r"(?<![\w.])nan(?![\w])", re.IGNORECASE)
 _RAW_TEX = re.compile(r"\$[^$\s][^$]*\$|\\[a-zA-Z]{3,}")
-# What is no fault of a page's TeX: comments, code, and what MathJax renders.
+# What of a page is no HTML, and what shows TeX for itself or for MathJax to render.
+_SCRIPT = re.compile(r"<!--.*?-->|(<(script|style)\b[^>]*>).*?</\2>", re.DOTALL | re.IGNORECASE)
 _VERBATIM = re.compile(
-    r"<!--.*?-->|<(script|style|pre|code|title)\b.*?</\1>"
+    r"<(pre|code|title)\b.*?</\1>"
     r'|<(\w+)[^>]*\bclass="(?:[^"]* )?math(?: [^"]*)?".*?</\2>',
     re.DOTALL,
 )
-_LOADS = re.compile(r"<(script|img|iframe|link|source)\b([^>]*)>")
-_ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
+_LOADS = re.compile(
+    r"""<(script|img|iframe|link|source)\b((?:[^>"']|"[^"]*"|'[^']*')*)>""", re.IGNORECASE
+)
+_ATTRIBUTE = re.compile(r"""([\w-]+)=("[^"]*"|'[^']*'|[^\s"'>]+)""")
 # How a link names a page that the browser does not fetch with this one.
 _MERELY_NAMED = ("canonical", "search", "next", "prev", "index")
 
@@ -168,8 +171,10 @@ def check_site(html: Path) -> list[str]:
 
 
 def _page_faults(page: str) -> Iterator[str]:
+    page = _SCRIPT.sub(r"\1", page)
     for tag, words in _LOADS.findall(page):
-        attributes = {name: unescape(value) for name, value in _ATTRIBUTE.findall(words)}
+        tag, found = tag.lower(), _ATTRIBUTE.findall(words)
+        attributes = {name.lower(): unescape(value.strip("\"'")) for name, value in found}
         url = attributes.get("href" if tag == "link" else "src", "")
         if re.match(r"(https?:)?//", url) and attributes.get("rel") not in _MERELY_NAMED:
             yield f"<{tag}> loads {url} from elsewhere"

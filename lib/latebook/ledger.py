@@ -86,20 +86,11 @@ def _problem(claim: Claim, entry: dict, times: int) -> str | None:
 
 def write(path: Path, ledger: list[dict]) -> None:
     """Write the ledger as JSON. Infinity is written 1e999, a JSON number every reader takes."""
-    text = json.dumps(_encoded(ledger), indent=1, ensure_ascii=False)
-    write_sealed(path, text.replace('"∞"', "1e999").replace('"-∞"', "-1e999") + "\n")
-
-
-def _encoded(value):
-    if isinstance(value, dict):
-        return {key: _encoded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_encoded(item) for item in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
+    text = json.dumps(ledger, indent=1, ensure_ascii=False)
+    # A number ends its line, a text that says the same is closed by a quotation mark.
+    text = re.sub(r"\bInfinity(?=,?$)", "1e999", text, flags=re.MULTILINE)
+    text = re.sub(r"\bNaN(?=,?$)", "null", text, flags=re.MULTILINE)
+    write_sealed(path, text + "\n")
 
 
 def read(path: Path) -> list[dict]:
