@@ -22,8 +22,8 @@ from hashlib import sha256
 
 import numpy as np
 import torch
-from benchmarks.stiff_flow import stiff_direction_flow
 from problems import CASES, save
+from stiff_flow import stiff_direction_flow
 
 import latephase
 from latephase.problem.margins import Problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from latebook import records
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recordings import writing
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -102,7 +104,7 @@ def save(name: str, content: dict) -> Path:
             if find_spec(name)
         },
     }
-    return records.write(name, RESULTS, content)
+    return writing.write(name, RESULTS, content)
 
 
 torch.set_num_threads(1)

@@ -29,6 +29,9 @@ from latephase.training.train import Settings, train
 from latephase.zoo.image_networks import NETWORKS
 from latephase.zoo.images import jpeg_npz, keras_npz
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recordings import writing
+
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"about", "data", "network", "sizes", "seed", "epochs", "training"}
 READERS = {"keras": keras_npz, "jpeg": jpeg_npz}
@@ -156,7 +159,7 @@ def make(
         "measuring": time.monotonic() - begin,
         "commit": provenance.commit(ROOT),
     }
-    return records.write(name, results, record, arrays)
+    return writing.write(name, results, record, arrays)
 
 
 def _device(device: str) -> str:

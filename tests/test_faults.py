@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recordings.writing import write
 
 from latebook import BookError
 from latebook.files import broken_seal, held, require_room, write_sealed
 from latebook.notebooks import Notebook, read_executed
-from latebook.records import PROVENANCE, lacking, write
+from latebook.records import PROVENANCE, lacking
 from latephase.cli import main
 from tests.conftest import FixtureBook, chapter
 from tests.test_cli import files, words  # noqa: F401

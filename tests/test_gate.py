@@ -217,6 +217,8 @@ def test_a_key_that_would_be_passed_over_is_seen(tmp_path, change, message):
     [
         ('<script src="https://cdn.example.org/mathjax.js"></script>', "loads https://cdn.example"),
         ('<link rel="stylesheet" href="//fonts.example.org/a.css">', "loads //fonts.example"),
+        ("<SCRIPT defer src='https://cdn.example.org/a.js'></SCRIPT>", "loads https://cdn.example"),
+        ('<img alt="a > b" src=//cdn.example.org/a.png>', "loads //cdn.example"),
         ('<img src="a.png">', "without a description"),
         ('<img src="a.png" alt="">', "without a description"),
         ('<img src="a.png" alt="_images/0a1b2c3d4e5f60718293.png">', "without a description"),
@@ -233,6 +235,8 @@ def test_a_page_with_a_fault_is_seen(tmp_path, page, fault):
 def test_a_page_that_keeps_to_itself_passes(tmp_path):
     page = (
         '<script src="../mathjax/es5/tex-mml-chtml.js"></script><a href="https://example.org">x</a>'
+        "<script>draw('<img src=//a.org/a.png>')</script><!-- $x$ <img> -->"
+        '<link rel="canonical" href="https://example.org/page.html">'
         '<pre>print("\\lVert $x$")</pre><p>2 $ <span class="math here">\\(\\max\\text{x}\\)</span>'
     )
     (tmp_path / "page.html").write_text(page + '<img src="a.png" alt="A curve that rises">')

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from recordings.writing import sealed, write
 
 from latebook import BookError
-from latebook.records import PROVENANCE, SCHEMA, content_sha256, recorded, sealed, write
+from latebook.records import PROVENANCE, SCHEMA, content_sha256, recorded
 from tests.conftest import ROOT
 
 

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recordings.writing import sealed
 
 from latebook import BookError
 from latebook.claims import load
 from latebook.files import read_yaml
 from latebook.layout import Book
-from latebook.records import PROVENANCE, SCHEMA, recorded, runs, sealed
+from latebook.records import PROVENANCE, SCHEMA, recorded, runs
 from latephase import cli
 from latephase.flow.trajectory import Trajectory
 from latephase.training import checkpoints

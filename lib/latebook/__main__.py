@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"only the step record takes names, got {' '.join(options.names)}")
     try:
         book = Book(Path.cwd(), options.profile)
-        return _STEPS[options.step](book, options) or 0
+        step = _STEPS[options.step]
+        makes = [options.step, *filter(None, [options.chapter])]
+        with _alone(book, *makes) if step in _MAKERS else contextlib.nullcontext():
+            return step(book, options) or 0
     except BookError as error:
         print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
     except OSError as error:
@@ -96,22 +100,13 @@ def _record(book: Book, options) -> None:
 
 def _snakemake(book: Book, options, names: list[str] = ()) -> int:
     """Snakemake on the book, or on the recorded runs of these names; returns its exit code."""
-    config = {"profile": book.profile}
+    command, config = [sys.executable, "-m", "snakemake"], {"profile": book.profile}
     if names:
+        command += ["records", "--forcerun", "record"]
         config |= {"records": names, "runs": options.runs}
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        *(["records", "--forcerun", "record"] if names else []),
-        *_place(book, options),
-        "--keep-going",
-        "--rerun-incomplete",
-        "--nolock",  # which a kill would leave behind; each step holds a lock that it cannot
-        "--nocolor",
-        "--config",
-        *(f"{key}={json.dumps(value)}" for key, value in config.items()),
-    ]
+    command += [*_place(book, options), "--keep-going", "--rerun-incomplete", "--nocolor"]
+    # Its own lock a kill would leave behind; each step holds one that it cannot.
+    command += ["--nolock", "--config", *(f"{k}={json.dumps(v)}" for k, v in config.items())]
     return _run(command, book, names)
 
 
@@ -196,12 +191,12 @@ def _faults(line: str) -> list[str]:
 def _preflight(book: Book) -> None:
     """What can be known to be wrong before anything is computed, all of it at once."""
     wrong = gate.check_config(book.root / "_config.yml")
-    claims, chapters = load(book.claims), book.chapters()
-    for claim in claims.values():
-        if claim.chapter not in chapters:
-            wrong.append(
-                f"claims.yml: {claim.id!r} names the chapter {claim.chapter!r}, not in _toc.yml"
-            )
+    chapters = book.chapters()
+    wrong += [
+        f"claims.yml: {claim.id!r} names the chapter {claim.chapter!r}, not in _toc.yml"
+        for claim in load(book.claims).values()
+        if claim.chapter not in chapters
+    ]
     for chapter in chapters:
         book.parameters(chapter)
         wrong += gate.check_source(book.source(chapter))
@@ -213,26 +208,25 @@ def _discard_damaged(book: Book) -> None:
     """Delete earlier products that are no longer as they were written: they are made again."""
     products = [(book.executed(chapter), "chapter", chapter) for chapter in book.chapters()]
     for path, *step in [*products, (book.ledger, "ledger"), (book.library, "library")]:
-        with held(book.lock(*step), " ".join(["the", *step]), wait=True):
+        with _alone(book, *step):
             if path.exists() and (wrong := broken_seal(path)):
                 print(f"book: {wrong}; it is made again", file=sys.stderr, flush=True)
                 path.unlink()
 
 
+def _alone(book: Book, *step: str) -> AbstractContextManager:
+    """The lock of a step's product, as ("chapter", NAME), waited for where another makes it."""
+    return held(book.lock(*step), " ".join(["the", *step]), wait=True)
+
+
 def _chapter(book: Book, options) -> None:
     from latebook.execute import execute
 
-    with held(book.lock("chapter", options.chapter), f"the chapter {options.chapter}", wait=True):
-        execute(book, options.chapter)
+    execute(book, options.chapter)
 
 
 def _ledger(book: Book, options) -> None:
     """Gate every executed notebook again, then merge what they recorded."""
-    with held(book.lock("ledger"), "the ledger", wait=True):
-        _merge(book)
-
-
-def _merge(book: Book) -> None:
     claims, records, wrong = load(book.claims), {}, []
     for chapter in book.chapters():
         notebook = read_executed(book.executed(chapter))
@@ -256,26 +250,21 @@ def _verdict(book: Book, options) -> None:
 def _library(book: Book, options) -> None:
     from latebook import library
 
-    with held(book.lock("library"), "the library", wait=True):
-        pages = library.pages("latephase", "experiments")
-        write_sealed(book.library, json.dumps(pages, indent=1) + "\n")
+    pages = library.pages("latephase", "experiments")
+    write_sealed(book.library, json.dumps(pages, indent=1) + "\n")
 
 
 def _site(book: Book, options) -> None:
     from latebook import site
 
-    with held(book.lock("site"), "the site", wait=True):
-        site.build(book)
+    site.build(book)
 
 
+# Of these, one process at a time makes the product.
+_MAKERS = (_chapter, _ledger, _library, _site)
 _STEPS = {
-    "build": _build,
-    "record": _record,
-    "chapter": _chapter,
-    "ledger": _ledger,
-    "verdict": _verdict,
-    "library": _library,
-    "site": _site,
+    step.__name__.removeprefix("_"): step
+    for step in (_build, _record, _chapter, _ledger, _verdict, _library, _site)
 }
 
 if __name__ == "__main__":

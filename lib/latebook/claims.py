@@ -7,7 +7,7 @@ ledger reads is what the reader sees.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,17 +45,23 @@ class Claim:
         bound = self.bound[profile]
         return value <= bound if self.relation == "<=" else value >= bound
 
+    def verdict(self, value: float, profile: str) -> str:
+        """HOLDS or FAILS, or NOT_COVERED where the registry says that theory does not reach."""
+        if self.expect[profile] == NOT_COVERED:
+            return NOT_COVERED
+        return HOLDS if self.satisfied(value, profile) else FAILS
+
     def worst(self, values: list[float]) -> float:
         """The value that speaks most against the claim; NaN if any is NaN."""
-        if any(math.isnan(value) for value in values):
-            return math.nan
-        return max(values) if self.relation == "<=" else min(values)
+        return _extreme(max if self.relation == "<=" else min, values)
 
     def best(self, values: list[float]) -> float:
         """The value that speaks most for the claim: the one by which a control is judged."""
-        if any(math.isnan(value) for value in values):
-            return math.nan
-        return min(values) if self.relation == "<=" else max(values)
+        return _extreme(min if self.relation == "<=" else max, values)
+
+
+def _extreme(of: Callable, values: list[float]) -> float:
+    return math.nan if any(map(math.isnan, values)) else of(values)
 
 
 def load(path: Path) -> dict[str, Claim]:
@@ -83,37 +89,35 @@ def of_chapter(claims: Mapping[str, Claim], chapter: str) -> set[str]:
 
 def _claim(row: Mapping, path: Path) -> Claim:
     name = row.get("id", row) if isinstance(row, Mapping) else row
-    where = f"{path}: claim {name!r}"
+    for fault in _faults(row):
+        raise BookError(f"{path}: claim {name!r}: {fault}")
+    bound = {p: float(number) for p, number in _for_each_profile(row["bound"]).items()}
+    return Claim(**row | {"bound": bound, "expect": _for_each_profile(row.get("expect", HOLDS))})
+
+
+def _faults(row: Mapping) -> Iterator[str]:
+    """What is wrong with a row; the first is told, those behind it may follow from it."""
     if not isinstance(row, Mapping):
-        raise BookError(f"{where}: expected a mapping")
+        yield "expected a mapping"
     if missing := [key for key in _REQUIRED if row.get(key) in (None, "")]:
-        raise BookError(f"{where}: missing {', '.join(missing)}")
+        yield f"missing {', '.join(missing)}"
     if unknown := sorted(set(row) - {*_REQUIRED, *_OPTIONAL}):
-        raise BookError(f"{where}: unknown key {', '.join(unknown)}")
+        yield f"unknown key {', '.join(unknown)}"
     if row["relation"] not in ("<=", ">="):
-        raise BookError(f"{where}: relation is '<=' or '>=', got {row['relation']!r}")
+        yield f"relation is '<=' or '>=', got {row['relation']!r}"
     bound = _for_each_profile(row["bound"])
-    if set(bound) != set(PROFILES) or not all(_is_finite(number) for number in bound.values()):
-        raise BookError(
-            f"{where}: bound is a finite number, or one for each of {PROFILES}, got {bound}"
-        )
+    if set(bound) != set(PROFILES) or not all(map(_is_finite, bound.values())):
+        yield f"bound is a finite number, or one for each of {PROFILES}, got {bound}"
     expect = _for_each_profile(row.get("expect", HOLDS))
-    if set(expect) != set(PROFILES) or not set(expect.values()) <= _EXPECTED:
-        raise BookError(
-            f"{where}: expect is one of {sorted(_EXPECTED)}, or one for each of {PROFILES}, "
-            f"got {expect}"
-        )
-    if NOT_COVERED in expect.values() and set(expect.values()) != {NOT_COVERED}:
-        raise BookError(f"{where}: what theory covers does not depend on the profile, got {expect}")
-    if set(expect.values()) != {HOLDS} and not row.get("expect_reason"):
-        raise BookError(f"{where}: expect: {expect} needs an expect_reason")
-    controls = row.get("controls") or {}
-    if not isinstance(controls, Mapping) or not controls:
-        raise BookError(
-            f"{where}: needs at least one negative control (controls: name: what it is)"
-        )
-    numbers = {profile: float(number) for profile, number in bound.items()}
-    return Claim(**{**row, "bound": numbers, "controls": dict(controls), "expect": dict(expect)})
+    expected = set(expect.values())
+    if set(expect) != set(PROFILES) or not expected <= _EXPECTED:
+        yield f"expect is one of {sorted(_EXPECTED)}, or one for each of {PROFILES}, got {expect}"
+    if NOT_COVERED in expected and expected != {NOT_COVERED}:
+        yield f"what theory covers does not depend on the profile, got {expect}"
+    if expected != {HOLDS} and not row.get("expect_reason"):
+        yield f"expect: {expect} needs an expect_reason"
+    if not isinstance(row.get("controls"), Mapping) or not row["controls"]:
+        yield "needs at least one negative control (controls: name: what it is)"
 
 
 def _for_each_profile(value) -> Mapping:
@@ -121,9 +125,7 @@ def _for_each_profile(value) -> Mapping:
 
 
 def _is_finite(number) -> bool:
-    return (
-        isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-    )
+    return type(number) in (int, float) and math.isfinite(number)
 
 
 def record(id: str, value, *, control: Mapping[str, object] | None = None, seeds=()) -> None:
@@ -156,22 +158,20 @@ def holds(id: str, value) -> bool:
     For sentences that say what the figures show: a notebook never repeats a bound.
     """
     claim = _registered(id)
-    numbers = [float(number) for number in _numbers(value, f"the value of {id}")]
+    numbers = list(map(float, _numbers(value, f"the value of {id}")))
     return claim.satisfied(claim.worst(numbers), _profile())
 
 
 def _registered(id: str) -> Claim:
     path = registry_path()
-    registry = _read_once(path, path.stat().st_mtime_ns)
+    registry = _load_once(path, path.stat().st_mtime_ns)
     if id not in registry:
         raise BookError(f"claims: {id!r} is not registered; known: {', '.join(registry)}")
     return registry[id]
 
 
-@cache
-def _read_once(path: Path, modified: int) -> dict[str, Claim]:
-    # A chapter asks for each of its claims; reading the registry takes a sixth of a second.
-    return load(path)
+# A chapter asks for each of its claims; reading the registry takes a sixth of a second.
+_load_once = cache(lambda path, modified: load(path))
 
 
 def _profile() -> str:
@@ -193,10 +193,8 @@ def _show(claim: Claim, payload: dict) -> None:
 
     profile = _profile()
     value = claim.worst([float(v) for v in payload["values"]])
-    verdict = HOLDS if claim.satisfied(value, profile) else FAILS
-    if claim.expect[profile] == NOT_COVERED:
-        verdict = NOT_COVERED
-    line = f"{claim.id}: {value:.3g} {claim.relation} {claim.bound[profile]:.3g} — {verdict}"
+    bound, verdict = claim.bound[profile], claim.verdict(value, profile)
+    line = f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {verdict}"
     publish_display_data({MIME: payload, "text/plain": line})
 
 

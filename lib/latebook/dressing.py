@@ -62,37 +62,32 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = 
     """
     folder = generated / "notebooks"
     executed = read(book.executed(chapter))
-    for output in (output for cell in executed.cells for output in cell.outputs):
+    for output in executed.outputs:
         _lighten(output.get("data", {}))
     for notebook, end in ((read(book.source(chapter)), ""), (executed, "-executed")):
         first = next(k for k, cell in enumerate(notebook.cells) if cell.is_code)
         notebook.content["cells"].insert(first, _colab_cell(address))
         write_whole(folder / f"{chapter}{end}.ipynb", notebook.text())
     parameters = book.parameters(chapter)
-    name = "seeds" if "seeds" in parameters else next(iter(parameters), None)
-    lines = [
-        f"**Take this chapter with you:** {{download}}`the notebook <_generated/notebooks/"
-        f"{chapter}.ipynb>`, {{download}}`as executed <_generated/notebooks/"
-        f"{chapter}-executed.ipynb>` with the profile *{book.profile}*. Uploaded to Google Colab, "
-        "either fetches the book first.",
-    ]
-    if name:
-        seeds = name == "seeds"
-        value = "[7, 8, 9, 10, 11]" if seeds else parameters[name]
-        # As YAML: papermill takes a list after -p for text.
-        run = f".venv/bin/papermill book/{chapter}.ipynb"
-        lines += [
-            "",
-            "With other parameters, in a checkout of the book"
-            + (", and once for each seed of a sweep:" if seeds else ":"),
-            "",
-            "```bash",
-            f'{run} mine.ipynb -y "{name}: {value}"',
-        ]
-        if seeds:
-            lines.append(f'for s in 7 8 9; do {run} mine-$s.ipynb -y "seeds: [$s]"; done')
-        lines.append("```")
-    return "\n".join(lines) + "\n"
+    copy = f"_generated/notebooks/{chapter}"
+    foot = (
+        f"**Take this chapter with you:** {{download}}`the notebook <{copy}.ipynb>`, "
+        f"{{download}}`as executed <{copy}-executed.ipynb>` with the profile *{book.profile}*. "
+        "Uploaded to Google Colab, either fetches the book first.\n"
+    )
+    if not parameters:
+        return foot
+    # As YAML: papermill takes a list after -p for text.
+    run = f".venv/bin/papermill book/{chapter}.ipynb"
+    name, value = next(iter(parameters.items()))
+    sweep = end = ""
+    if "seeds" in parameters:
+        name, value, sweep = "seeds", "[7, 8, 9, 10, 11]", ", and once for each seed of a sweep"
+        end = f'for s in 7 8 9; do {run} mine-$s.ipynb -y "seeds: [$s]"; done\n'
+    return (
+        f"{foot}\nWith other parameters, in a checkout of the book{sweep}:\n\n"
+        f'```bash\n{run} mine.ipynb -y "{name}: {value}"\n{end}```\n'
+    )
 
 
 def _colab_cell(address: str) -> dict:
@@ -114,10 +109,9 @@ def _figure_files(cell: Cell, name: str, generated: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     offers = []
     for kind, suffix, word in _KINDS:
-        found = [o["data"][kind] for o in cell.outputs if kind in o.get("data", {})]
-        if not found:
+        path = folder / f"{name}.{suffix}"
+        if (content := _shown(cell, kind)) is None:
             continue
-        path, content = folder / f"{name}.{suffix}", joined(found[-1])
         if suffix == "png":
             path.write_bytes(base64.b64decode(content))
         elif suffix == "csv" and len(content) > _LARGE:
@@ -127,9 +121,12 @@ def _figure_files(cell: Cell, name: str, generated: Path) -> str:
             write_whole(path, content)
         offers.append(f"{{download}}`{word} <_generated/figures/{path.name}>`")
     # What moves, for pages that show it again.
-    moving = [
-        joined(o["data"]["text/html"]) for o in cell.outputs if "text/html" in o.get("data", {})
-    ]
-    if moving:
-        write_whole(folder / f"{name}.html", moving[-1])
+    if moving := _shown(cell, "text/html"):
+        write_whole(folder / f"{name}.html", moving)
     return f"Download: {', '.join(offers)}." if offers else ""
+
+
+def _shown(cell: Cell, kind: str) -> str | None:
+    """The last that a cell shows of a type of output."""
+    found = [o["data"][kind] for o in cell.outputs if kind in o.get("data", {})]
+    return joined(found[-1]) if found else None

@@ -64,35 +64,26 @@ def _papermill(chapter, source, output, parameters):
 
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **settings):
-            start = nb_man.cell_start
+            start, last = nb_man.cell_start, len(nb_man.nb.cells)
 
             def announced(cell, cell_index=None, **rest):
                 if cell.cell_type == "code":
-                    elapsed, last = time.monotonic() - began, len(nb_man.nb.cells)
-                    print(
-                        f"{chapter}: {elapsed:5.1f} s, cell {cell_index + 1} of {last}", flush=True
-                    )
+                    at = f"{time.monotonic() - began:5.1f} s, cell {cell_index + 1} of {last}"
+                    print(f"{chapter}: {at}", flush=True)
                 return start(cell, cell_index, **rest)
 
             nb_man.cell_start = announced
             return super().execute_managed_notebook(nb_man, kernel_name, **settings)
 
     papermill_engines.register("announcing", Announcing)
+    how = {"kernel_name": "python3", "engine_name": "announcing", "progress_bar": False}
+    paths = {"input_path": str(source), "output_path": str(output), "cwd": str(source.parent)}
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(output),
-            parameters=parameters,
-            cwd=str(source.parent),
-            kernel_name="python3",
-            engine_name="announcing",
-            progress_bar=False,
-        )
+        papermill.execute_notebook(**paths, parameters=parameters, **how)
     except papermill.PapermillExecutionError as error:
         what = f"{error.ename}: {str(error.evalue).partition(chr(10))[0]}"
-        raise BookError(
-            f"{chapter}: code cell {error.exec_count} raised {what} (see {output})"
-        ) from error
+        where = f"{chapter}: code cell {error.exec_count}"
+        raise BookError(f"{where} raised {what} (see {output})") from error
     except DeadKernelError as error:
         raise BookError(f"{chapter}: the kernel died (out of memory?); see {output}") from error
     except OSError as error:

@@ -9,7 +9,9 @@ Each function returns the list of what is wrong, in one line each; an empty list
 import importlib.util
 import json
 import re
-from html.parser import HTMLParser
+from collections import Counter
+from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 from latebook.claims import MIME
@@ -18,15 +20,29 @@ from latebook.notebooks import Cell, Notebook, cells_sha256, read
 
 _NAN = re.compile(r"(?<![\w.])nan(?![\w])", re.IGNORECASE)
 _RAW_TEX = re.compile(r"\$[^$\s][^$]*\$|\\[a-zA-Z]{3,}")
+# What of a page is no HTML, and what shows TeX for itself or for MathJax to render.
+_SCRIPT = re.compile(r"<!--.*?-->|(<(script|style)\b[^>]*>).*?</\2>", re.DOTALL | re.IGNORECASE)
+_VERBATIM = re.compile(
+    r"<(pre|code|title)\b.*?</\1>"
+    r'|<(\w+)[^>]*\bclass="(?:[^"]* )?math(?: [^"]*)?".*?</\2>',
+    re.DOTALL,
+)
+_LOADS = re.compile(
+    r"""<(script|img|iframe|link|source)\b((?:[^>"']|"[^"]*"|'[^']*')*)>""", re.IGNORECASE
+)
+_ATTRIBUTE = re.compile(r"""([\w-]+)=("[^"]*"|'[^']*'|[^\s"'>]+)""")
+# How a link names a page that the browser does not fetch with this one.
+_MERELY_NAMED = ("canonical", "search", "next", "prev", "index")
 
 
 def check_source(path: Path) -> list[str]:
     """What is wrong with a stored notebook: outputs kept, or no single cell tagged parameters."""
-    wrong = []
     cells = read(path).cells
-    for index, cell in enumerate(cells, start=1):
-        if cell.outputs or cell.execution_count is not None:
-            wrong.append(f"{path.name}: cell {index} is stored with outputs; clear them")
+    wrong = [
+        f"{path.name}: cell {index} is stored with outputs; clear them"
+        for index, cell in enumerate(cells, start=1)
+        if cell.outputs or cell.execution_count is not None
+    ]
     return wrong + _parameters_faults(path.name, cells)
 
 
@@ -69,16 +85,13 @@ def _output_faults(cell: Cell) -> list[str]:
 
 
 def _claim_faults(name: str, code: list[Cell], expected: set[str]) -> list[str]:
-    ids = [payload["id"] for cell in code for payload in _payloads(cell)]
-    faults = [f"{name}: never recorded the claim {id!r}" for id in sorted(expected - set(ids))]
-    faults += [
-        f"{name}: recorded {id!r}, not registered for it" for id in sorted(set(ids) - expected)
-    ]
-    twice = sorted({id for id in ids if ids.count(id) > 1})
-    faults += [f"{name}: recorded {id!r} {ids.count(id)} times" for id in twice]
+    times = Counter(payload["id"] for cell in code for payload in _payloads(cell))
+    faults = [f"never recorded the claim {id!r}" for id in sorted(expected - set(times))]
+    faults += [f"recorded {id!r}, not registered for it" for id in sorted(set(times) - expected)]
+    faults += [f"recorded {id!r} {times[id]} times" for id in sorted(times) if times[id] > 1]
     if any(_payloads(cell) for cell in code[:-1]):
-        faults.append(f"{name}: claims are recorded in the last code cell, not before it")
-    return faults
+        faults.append("claims are recorded in the last code cell, not before it")
+    return [f"{name}: {fault}" for fault in faults]
 
 
 def _payloads(cell: Cell) -> list[dict]:
@@ -94,15 +107,11 @@ def check_parameters(source: Path, parameters: dict, where: str) -> list[str]:
     """Parameters that the notebook does not declare, or declares and the profile does not set."""
     from papermill import inspect_notebook
 
-    declared = set(inspect_notebook(str(source)))
-    wrong = [
-        f"{where}: {source.name} declares no parameter {name!r}, only {', '.join(sorted(declared))}"
-        for name in sorted(set(parameters) - declared)
-    ]
-    return wrong + [
-        f"{where}: sets no {name!r}, which {source.name} declares"
-        for name in sorted(declared - set(parameters))
-    ]
+    name, declared = source.name, inspect_notebook(str(source)).keys()
+    only, given = ", ".join(sorted(declared)), parameters.keys()
+    wrong = [f"{name} declares no parameter {key!r}, only {only}" for key in given - declared]
+    wrong += [f"sets no {key!r}, which {name} declares" for key in declared - given]
+    return [f"{where}: {fault}" for fault in sorted(wrong)]
 
 
 def check_config(path: Path) -> list[str]:
@@ -140,64 +149,39 @@ def _known_keys() -> dict:
     """Jupyter Book's own lists of keys, its schema and its defaults, as nested dictionaries."""
     package = Path(importlib.util.find_spec("jupyter_book").origin).parent
 
-    def of_schema(node):
-        return {key: of_schema(child) for key, child in node.get("properties", {}).items()}
-
-    def of_defaults(node):
-        return (
-            {k: of_defaults(child) for k, child in node.items()} if isinstance(node, dict) else {}
-        )
-
-    def united(one, other):
-        return {key: united(one.get(key, {}), other.get(key, {})) for key in {**one, **other}}
+    def united(schema, defaults):
+        listed = schema.get("properties", {})
+        defaults = defaults if isinstance(defaults, dict) else {}
+        return {k: united(listed.get(k, {}), defaults.get(k)) for k in {**listed, **defaults}}
 
     schema = json.loads((package / "config_schema.json").read_text(encoding="utf8"))
-    known = united(of_schema(schema), of_defaults(read_yaml(package / "default_config.yml")))
+    known = united(schema, read_yaml(package / "default_config.yml"))
     # The schema leaves these open: their content is Sphinx's, or names of the user's.
     known["sphinx"] = known["sphinx"] | {"config": {}, "local_extensions": {}}
     return known | {"bibtex_bibfiles": {}, "bibtex_reference_style": {}, "latex": {}}
 
 
-class _Page(HTMLParser):
-    """Collects what is wrong with a page."""
-
-    def __init__(self):
-        super().__init__()
-        self.faults: list[str] = []
-        # The tag of the element in which TeX is no fault (code, or what MathJax renders), repeated.
-        self._verbatim: list[str] = []
-
-    def handle_data(self, data):
-        if not self._verbatim and (raw := _RAW_TEX.search(data)):
-            self.faults.append(f"shows raw TeX: {raw.group()!r}")
-
-    def handle_endtag(self, tag):
-        if tag in self._verbatim[:1]:
-            self._verbatim.pop()
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        begins = tag in ("script", "style", "pre", "code", "title")
-        begins = begins or "math" in (attributes.get("class") or "").split()
-        if (begins and not self._verbatim) or tag in self._verbatim[:1]:
-            self._verbatim.append(tag)
-        loads = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src"}
-        url = attributes.get(loads.get(tag, ""), "") or ""
-        names = ("canonical", "search", "next", "prev", "index")
-        stays = tag == "link" and attributes.get("rel") in names
-        if re.match(r"(https?:)?//", url) and not stays:
-            self.faults.append(f"<{tag}> loads {url} from elsewhere")
-        if tag == "img":
-            alt = attributes.get("alt") or ""
-            if not alt.strip() or re.fullmatch(r"\S*[0-9a-f]{16,}\S*", alt):
-                self.faults.append(f"<img> without a description (alt={alt!r})")
-
-
 def check_site(html: Path) -> list[str]:
     """Pages that load from elsewhere, show an image undescribed, or TeX that is not rendered."""
-    wrong = []
-    for path in sorted(html.rglob("*.html")):
-        page = _Page()
-        page.feed(path.read_text(encoding="utf8"))
-        wrong += [f"{path.relative_to(html)}: {fault}" for fault in page.faults]
-    return wrong
+    return [
+        f"{path.relative_to(html)}: {fault}"
+        for path in sorted(html.rglob("*.html"))
+        for fault in _page_faults(path.read_text(encoding="utf8"))
+    ]
+
+
+def _page_faults(page: str) -> Iterator[str]:
+    page = _SCRIPT.sub(r"\1", page)
+    for tag, words in _LOADS.findall(page):
+        tag, found = tag.lower(), _ATTRIBUTE.findall(words)
+        attributes = {name.lower(): unescape(value.strip("\"'")) for name, value in found}
+        url = attributes.get("href" if tag == "link" else "src", "")
+        if re.match(r"(https?:)?//", url) and attributes.get("rel") not in _MERELY_NAMED:
+            yield f"<{tag}> loads {url} from elsewhere"
+        alt = attributes.get("alt", "")
+        if tag == "img" and (not alt.strip() or re.fullmatch(r"\S*[0-9a-f]{16,}\S*", alt)):
+            yield f"<img> without a description (alt={alt!r})"
+    shown = re.sub(r"<[^>]*>", "\0", _VERBATIM.sub("", page))
+    for text in unescape(shown).split("\0"):
+        if raw := _RAW_TEX.search(text):
+            yield f"shows raw TeX: {raw.group()!r}"

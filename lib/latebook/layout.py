@@ -65,23 +65,21 @@ class Book:
 
     def chapters(self) -> list[str]:
         """The notebooks of `_toc.yml`, in its order; BookError for an entry without a file."""
-        pages = [self.root / entry for entry in _entries(read_yaml(self.root / "_toc.yml"))]
-        for page in pages:
-            if not any(page.with_name(page.name + end).is_file() for end in (".md", ".ipynb")):
-                raise BookError(
-                    f"_toc.yml names {page.relative_to(self.root)}, but there is no such page"
-                )
-        return [page.name for page in pages if page.with_name(page.name + ".ipynb").is_file()]
+        entries = [*_entries(read_yaml(self.root / "_toc.yml"))]
+        notebooks = [entry for entry in entries if (self.root / f"{entry}.ipynb").is_file()]
+        for entry in entries:
+            if entry not in notebooks and not (self.root / f"{entry}.md").is_file():
+                raise BookError(f"_toc.yml names {entry}, but there is no such page")
+        return [Path(entry).name for entry in notebooks]
 
     def parameters(self, chapter: str) -> dict:
         """The profile's papermill parameters of a chapter; BookError if it has no entry for it."""
-        path = self.root / "profiles" / f"{self.profile}.yml"
-        chapters = read_yaml(path)
-        if not isinstance(chapters, dict) or not isinstance(chapters.get(chapter), dict):
-            raise BookError(
-                f"{path}: no parameters for the chapter {chapter!r} (a mapping, may be {{}})"
-            )
-        return chapters[chapter]
+        chapters = read_yaml(path := self.root / "profiles" / f"{self.profile}.yml")
+        found = chapters.get(chapter) if isinstance(chapters, dict) else None
+        if not isinstance(found, dict):
+            none = f"no parameters for the chapter {chapter!r} (a mapping, may be {{}})"
+            raise BookError(f"{path}: {none}")
+        return found
 
 
 def _entries(toc) -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from latebook import BookError
-from latebook.claims import FAILS, HOLDS, NOT_COVERED, Claim
+from latebook.claims import Claim
 from latebook.files import broken_seal, write_sealed
 
 MISSING = "missing"
@@ -52,19 +52,14 @@ def _entry(claim: Claim, found: list[tuple[dict, float]], profile: str) -> dict:
         return entry | {"problem": f"{claim.chapter} recorded no value"}
     payload, seconds = found[0]
     values = [float(value) for value in payload["values"]]
-    controls = {
+    entry |= {"values": values, "value": claim.worst(values)}
+    entry |= {"seeds": payload["seeds"], "seconds": seconds}
+    entry["controls"] = {
         name: _control(claim, [float(value) for value in payload["controls"][name]], profile)
         for name in claim.controls
         if name in payload["controls"]
     }
-    entry |= {
-        "value": claim.worst(values),
-        "values": values,
-        "seeds": payload["seeds"],
-        "seconds": seconds,
-        "controls": controls,
-    }
-    entry["verdict"] = _verdict(claim, entry["value"], profile)
+    entry["verdict"] = claim.verdict(entry["value"], profile)
     return entry | {"problem": _problem(claim, entry, len(found))}
 
 
@@ -72,12 +67,6 @@ def _control(claim: Claim, values: list[float], profile: str) -> dict:
     value = claim.best(values)
     violates = not math.isnan(value) and not claim.satisfied(value, profile)
     return {"value": value, "violates": violates}
-
-
-def _verdict(claim: Claim, value: float, profile: str) -> str:
-    if claim.expect[profile] == NOT_COVERED:
-        return NOT_COVERED
-    return HOLDS if claim.satisfied(value, profile) else FAILS
 
 
 def _problem(claim: Claim, entry: dict, times: int) -> str | None:
@@ -97,20 +86,11 @@ def _problem(claim: Claim, entry: dict, times: int) -> str | None:
 
 def write(path: Path, ledger: list[dict]) -> None:
     """Write the ledger as JSON. Infinity is written 1e999, a JSON number every reader takes."""
-    text = json.dumps(_encoded(ledger), indent=1, ensure_ascii=False)
-    write_sealed(path, text.replace('"∞"', "1e999").replace('"-∞"', "-1e999") + "\n")
-
-
-def _encoded(value):
-    if isinstance(value, dict):
-        return {key: _encoded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_encoded(item) for item in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
+    text = json.dumps(ledger, indent=1, ensure_ascii=False)
+    # A number ends its line, a text that says the same is closed by a quotation mark.
+    text = re.sub(r"\bInfinity(?=,?$)", "1e999", text, flags=re.MULTILINE)
+    text = re.sub(r"\bNaN(?=,?$)", "null", text, flags=re.MULTILINE)
+    write_sealed(path, text + "\n")
 
 
 def read(path: Path) -> list[dict]:
@@ -142,19 +122,25 @@ def number(value: float | None, bound: float = math.nan) -> str:
     return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "−")
 
 
+def _cells(entry: dict) -> tuple[str, str, str, dict[str, str]]:
+    """What the tables say in an entry's row: measured, relation, bound, and each control."""
+    relation = "≤" if entry["relation"] == "<=" else "≥"
+    controls = {name: number(control["value"]) for name, control in entry["controls"].items()}
+    return number(entry["value"], entry["bound"]), relation, number(entry["bound"]), controls
+
+
 def plain_table(ledger: list[dict]) -> str:
     """The verdicts as lines for the terminal."""
     width = max(len(entry["id"]) for entry in ledger)
     lines = []
     for entry in ledger:
-        controls = ", ".join(number(c["value"]) for c in entry["controls"].values())
+        measured, relation, bound, controls = _cells(entry)
         mark = "RED  " + entry["problem"] if entry["problem"] else ""
-        relation = "≤" if entry["relation"] == "<=" else "≥"
         lines.append(
-            f"  {entry['id']:<{width}}  {number(entry['value'], entry['bound']):>9} {relation} "
-            f"{number(entry['bound']):<8} {entry['verdict']:<8} controls: {controls}  {mark}"
+            f"  {entry['id']:<{width}}  {measured:>9} {relation} {bound:<8} "
+            f"{entry['verdict']:<8} controls: {', '.join(controls.values())}  {mark}".rstrip()
         )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def markdown_table(ledger: list[dict]) -> str:
@@ -166,14 +152,10 @@ def markdown_table(ledger: list[dict]) -> str:
         "|---|---|---|---|---|",
     ]
     for entry in ledger:
-        relation = "≤" if entry["relation"] == "<=" else "≥"
-        controls = "; ".join(
-            f"{name}: {number(c['value'])}" for name, c in entry["controls"].items()
-        )
+        measured, relation, bound, controls = _cells(entry)
         reason = f" ({entry['expect_reason']})" if entry["expect_reason"] else ""
-        measured = number(entry["value"], entry["bound"])
         lines.append(
-            f"| [{entry['statement']}]({entry['chapter']}.ipynb) | {measured} "
-            f"| {relation} {number(entry['bound'])} | **{entry['verdict']}**{reason} | {controls} |"
+            f"| [{entry['statement']}]({entry['chapter']}.ipynb) | {measured} | {relation} {bound} "
+            f"| **{entry['verdict']}**{reason} | {'; '.join(map(': '.join, controls.items()))} |"
         )
     return "\n".join([*lines, "", ":::"]) + "\n"

@@ -13,7 +13,7 @@ import io
 import pkgutil
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import ModuleType, SimpleNamespace
 
 from sphinx.application import Sphinx
@@ -49,36 +49,30 @@ def pages(package: str, *beside: str) -> dict[str, str]:
     beside it are a door each.
     """
     front = importlib.import_module(package)
+    names = sorted(set(front.__all__) - {"__version__"}, key=str.lower)
+    owned = {name: getattr(front, name) for name in names}
     rooms = [(module, module.__name__.split(".")[1]) for module in _modules(package, 2)]
     rooms += [(module, name) for name in beside for module in _modules(name, 1)]
-    names = sorted(set(front.__all__) - {"__version__"}, key=str.lower)
-    owned = [(package, name, getattr(front, name)) for name in names]
-    doors: dict[str, list] = {}
-    for module, door in rooms:
-        if found := [(module.__name__, *entry) for entry in _public(module)]:
-            doors.setdefault(door, []).append((module, found))
-    everything = [entry for rooms in doors.values() for _, found in rooms for entry in found]
-    fields = {name for *_, thing in everything for name in _fields(thing)}
-    homes = {n: f"{where}.{n}" for where, n, _ in everything if n not in fields}
-    homes |= {name: f"{package}.{name}" for _, name, _ in owned}
-    homes |= {home: home for home in homes.values()}
-    homes |= {module.__name__: module.__name__ for rooms in doors.values() for module, _ in rooms}
-    at_front = {id(thing): f"{package}.{name}" for _, name, thing in owned}
+    rooms = [(module, door, found) for module, door in rooms if (found := _public(module))]
+    fields = {name for *_, found in rooms for thing in found.values() for name in _fields(thing)}
+    homes = {n: f"{m.__name__}.{n}" for m, _, found in rooms for n in found if n not in fields}
+    homes |= {name: f"{package}.{name}" for name in names}
+    homes |= {home: home for home in [*homes.values(), *(m.__name__ for m, *_ in rooms)]}
+    at_front = {id(thing): homes[name] for name, thing in owned.items()}
+    result = {}
     with _documenter(homes) as documented:
-        result = {"front": "\n".join(_section(*entry, documented) for entry in owned)}
-        for door, rooms in doors.items():
-            lines = []
-            for module, found in rooms:
-                text = _as_rst(inspect.getdoc(module).splitlines(), None, homes)
-                block = ["", f".. py:module:: {module.__name__}", "", *text, ""]
-                for where, name, thing in found:
-                    if id(thing) in at_front:
-                        block += ["", f":py:obj:`{name} <{at_front[id(thing)]}>`", ""]
-                    else:
-                        block += documented(f"{where}::{name}", thing)
-                lines += [f"## {module.__name__}\n", _block(block)]
-            result[door] = "\n".join(lines)
-    return result
+        for name, thing in owned.items():
+            result.setdefault("front", []).append(_section(name, documented(package, name, thing)))
+        for module, door, found in rooms:
+            text = _as_rst(inspect.getdoc(module).splitlines(), None, homes)
+            block = ["", f".. py:module:: {module.__name__}", "", *text, ""]
+            for name, thing in found.items():
+                if id(thing) in at_front:
+                    block += ["", f":py:obj:`{name} <{at_front[id(thing)]}>`", ""]
+                else:
+                    block += documented(module.__name__, name, thing)
+            result.setdefault(door, []).append(_section(module.__name__, block))
+    return {page: "\n".join(sections) for page, sections in result.items()}
 
 
 def _modules(package: str, depth: int) -> Iterable[ModuleType]:
@@ -90,46 +84,46 @@ def _modules(package: str, depth: int) -> Iterable[ModuleType]:
             yield importlib.import_module(entry.name)
 
 
-def _public(module: ModuleType) -> list[tuple[str, object]]:
+def _public(module: ModuleType) -> dict[str, object]:
     """The documented functions and classes that a module defines, in the order of its text."""
-    return [
-        (name, thing)
+    return {
+        name: thing
         for name, thing in vars(module).items()
         if not name.startswith("_")
         and (inspect.isfunction(thing) or inspect.isclass(thing))
         and thing.__module__ == module.__name__
         and thing.__doc__
-    ]
+    }
 
 
-def _section(where: str, name: str, thing: object, documented: Callable) -> str:
-    return f"## {name}\n\n" + _block(documented(f"{where}::{name}", thing))
-
-
-def _block(lines: list[str]) -> str:
-    return "\n".join(["````{eval-rst}", *lines, "````", ""])
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([f"## {title}\n", "````{eval-rst}", *lines, "````", ""])
 
 
 @contextlib.contextmanager
 def _documenter(homes: dict[str, str]):
-    """A function that has autodoc write the directive of a name, "package.module::name"."""
+    """A function that has autodoc write the directive of what a module has by a name."""
     said = io.StringIO()
     with docutils_namespace(), tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/out"
         app = Sphinx(folder, None, out, out, "dummy", _OPTIONS, status=None, warning=said)
-        app.connect("autodoc-process-docstring", _docstring_of(homes))
 
-        def documented(name: str, thing: object) -> list[str]:
+        def process(app, what, name, thing, options, lines):
+            lines[:] = _as_rst(lines, _explained(thing), homes)
+
+        app.connect("autodoc-process-docstring", process)
+
+        def documented(module: str, name: str, thing: object) -> list[str]:
             kind = app.registry.documenters["class" if inspect.isclass(thing) else "function"]
             wanted = {"members": None, "member-order": "bysource"} if inspect.isclass(thing) else {}
             options = process_documenter_options(kind, app.config, wanted)
             bridge = DocumenterBridge(app.env, None, options, 0, _STATE)
-            kind(bridge, name).generate()
+            kind(bridge, f"{module}::{name}").generate()
             text = "\n".join(bridge.result)
             for defined, public in _PUBLIC.items():
                 text = text.replace(defined, public)
             canonical = f"{thing.__module__}.{thing.__qualname__}"
-            if ":canonical:" not in text and canonical != name.replace("::", "."):
+            if ":canonical:" not in text and canonical != f"{module}.{name}":
                 text = text.replace("   :module:", f"   :canonical: {canonical}\n   :module:", 1)
             return text.splitlines()
 
@@ -138,21 +132,11 @@ def _documenter(homes: dict[str, str]):
             raise ValueError(f"autodoc: {warned}")
 
 
-def _docstring_of(homes: dict[str, str]) -> Callable:
-    def process(app, what, name, thing, options, lines):
-        lines[:] = _as_rst(lines, _explained(thing), homes)
-
-    return process
-
-
 def _explained(thing) -> set[str]:
     """The names that a docstring may explain: a function's parameters, a dataclass's fields."""
-    if dataclasses.is_dataclass(thing):
-        return _fields(thing)
-    try:
-        return set(inspect.signature(thing).parameters)
-    except (TypeError, ValueError):
-        return set()
+    with contextlib.suppress(TypeError, ValueError):  # it has no signature
+        return _fields(thing) or set(inspect.signature(thing).parameters)
+    return set()
 
 
 def _fields(thing) -> set[str]:

@@ -23,13 +23,10 @@ _PARTS = (
 
 def _folder() -> Path:
     spec = importlib.util.find_spec("mathjax")
-    folders = (
-        [Path(f) / "static" / "mathjax" for f in spec.submodule_search_locations] if spec else []
-    )
-    source = next((folder for folder in folders if (folder / _COMPONENT).is_file()), None)
-    if source is None:
-        raise BookError("MathJax not found: the package django-static-mathjax is not installed")
-    return source
+    for package in spec.submodule_search_locations if spec else ():
+        if ((source := Path(package) / "static" / "mathjax") / _COMPONENT).is_file():
+            return source
+    raise BookError("MathJax not found: the package django-static-mathjax is not installed")
 
 
 def copy_to(target: Path) -> None:

@@ -47,6 +47,11 @@ class Notebook:
         return [Cell(cell) for cell in self.content["cells"]]
 
     @property
+    def outputs(self) -> list[dict]:
+        """Those of all cells, in their order."""
+        return [output for cell in self.cells for output in cell.outputs]
+
+    @property
     def made_by(self) -> dict:
         """What `execute` wrote down of the run that made it."""
         return self.content["metadata"]["latephase"]
@@ -77,12 +82,12 @@ def read(path: Path) -> Notebook:
         raise BookError(
             f"{path} is not a readable notebook: {type(error).__name__} {error}"
         ) from error
-    for output in (output for cell in cells for output in cell.get("outputs", [])):
-        if "text" in output:
-            output["text"] = joined(output["text"])
-        if "text/plain" in output.get("data", {}):
-            output["data"]["text/plain"] = joined(output["data"]["text/plain"])
-    return Notebook(content)
+    notebook = Notebook(content)
+    for output in notebook.outputs:
+        for texts, key in ((output, "text"), (output.get("data", {}), "text/plain")):
+            if key in texts:
+                texts[key] = joined(texts[key])
+    return notebook
 
 
 def joined(text: str | list[str]) -> str:

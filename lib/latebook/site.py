@@ -27,11 +27,8 @@ def build(book: Book) -> None:
     """Build the site of the executed book into `_build/html`; BookError if anything is amiss."""
     _restore(book.html)
     stage, out = book.product("stage"), book.product("site")
-    for folder in (stage, out):
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        else:
-            folder.unlink(missing_ok=True)
+    for earlier in (stage, out):
+        shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink(missing_ok=True)
     _stage(book, stage)
     _jupyter_book(stage, out, book.product("site", ".log"))
     made = out / "_build" / "html"
@@ -83,14 +80,11 @@ def _config(path: Path, profile: str) -> str:
     config = read_yaml(path)
     html = config.setdefault("html", {})
     html["extra_footer"] = f"<p>Computed with the profile <em>{profile}</em>.</p>"
-    if not (address := _address()):
-        return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    config["repository"] = {"url": address, "branch": "main", "path_to_book": ""}
-    config["launch_buttons"] = {
-        "notebook_interface": "jupyterlab",
-        "binderhub_url": "https://mybinder.org",
-    }
-    html |= {"use_repository_button": True, "use_issues_button": True}
+    if address := _address():
+        config["repository"] = {"url": address, "branch": "main", "path_to_book": ""}
+        binder = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
+        config["launch_buttons"] = binder
+        html |= {"use_repository_button": True, "use_issues_button": True}
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
@@ -104,75 +98,51 @@ def _address() -> str:
 
 def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
     """The figures a chapter hands to other pages with `glue("name", figure, display=False)`."""
-    for output in (output for cell in notebook.cells for output in cell.outputs):
-        picture = output.get("data", {}).get("application/papermill.record/image/svg+xml")
-        if picture:
-            name = output["metadata"]["scrapbook"]["name"]
-            yield name, joined(picture)
+    for output in notebook.outputs:
+        if picture := output.get("data", {}).get("application/papermill.record/image/svg+xml"):
+            yield output["metadata"]["scrapbook"]["name"], joined(picture)
 
 
 def _report(book: Book, notebooks: dict) -> str:
-    lines = ["| Chapter | Seconds | Seeds and parameters | Commit |", "|---|---|---|---|"]
+    chapters = [["Chapter", "Seconds", "Seeds and parameters", "Commit"]]
     for chapter, notebook in notebooks.items():
         made_by = notebook.made_by
         settings = ", ".join(f"`{k}={v}`" for k, v in made_by["parameters"].items())
-        lines.append(
-            f"| [{chapter}]({chapter}.ipynb) | {made_by['seconds']:.1f} | {settings} "
-            f"| `{made_by['commit'][:10]}` |"
-        )
-    made_by = next(iter(notebooks.values())).made_by["environment"]
-    rows = {
-        "Profile": book.profile,
-        "Python": made_by["python"],
-        "System": made_by["system"],
-        "Cores": made_by["cores"],
-        "Device": made_by["device"],
-        **made_by["versions"],
-        **{f"sha256 of {name}": f"`{sha}`" for name, sha in provenance.data(book.root).items()},
-    }
-    table = [
-        "| What | Value |",
-        "|---|---|",
-        *(f"| {what} | {value} |" for what, value in rows.items()),
-    ]
-    runs = [
-        f"| {path.stem} | {run['duration']:.0f} | {run['seed']} | {run['device']} "
-        f"| `{run.get('commit', 'not noted')[:10]}` "
-        f"| `{run.get('data', {}).get('sha256', 'made in the run')}` |"
-        for path in sorted((book.root / "results").glob("*.json"))
-        for run in [recorded(path.stem, path.parent)]
-    ]
-    if runs:
-        head = "| Recorded run | Seconds | Seed | Device | Commit | sha256 of its data |"
-        table += ["", head, "|---|---|---|---|---|---|", *runs]
-    return "\n".join([*lines, "", *table]) + "\n"
+        seconds, commit = f"{made_by['seconds']:.1f}", f"`{made_by['commit'][:10]}`"
+        chapters.append([f"[{chapter}]({chapter}.ipynb)", seconds, settings, commit])
+    made_in = next(iter(notebooks.values())).made_by["environment"]
+    around = [["What", "Value"], ["Profile", book.profile]]
+    around += [[key.title(), made_in[key]] for key in ("python", "system", "cores", "device")]
+    around += made_in["versions"].items()
+    around += [(f"sha256 of {n}", f"`{sha}`") for n, sha in provenance.data(book.root).items()]
+    runs = [["Recorded run", "Seconds", "Seed", "Device", "Commit", "sha256 of its data"]]
+    for path in sorted((book.root / "results").glob("*.json")):
+        run = recorded(path.stem, path.parent)
+        commit = run.get("commit", "not noted")[:10]
+        data = run.get("data", {}).get("sha256", "made in the run")
+        about = [run["seed"], run["device"], f"`{commit}`", f"`{data}`"]
+        runs.append([path.stem, f"{run['duration']:.0f}", *about])
+    return "\n".join(_table(rows) for rows in (chapters, around, runs) if rows[1:])
+
+
+def _table(rows: list) -> str:
+    """A MyST table, its head in the first row."""
+    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in rows]
+    return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
 
 
 def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        # A page is a large tree, no garbage: to look for some takes a seventh of the time.
-        "import gc; gc.disable(); from jupyter_book.cli.main import main; main()",
-        "build",
-        str(stage),
-        "--path-output",
-        str(out),
-        "-W",
-        "-n",
-        "--keep-going",
-        "-q",
-    ]
+    # A page is a large tree, no garbage: to look for some takes a seventh of the time.
+    main = "import gc; gc.disable(); from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", main, "build", str(stage), "--path-output", str(out)]
+    command += ["-W", "-n", "--keep-going", "-q"]
     # The theme and its extensions warn of their own deprecations; those are not the book's.
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     write_whole(log, done.stdout + done.stderr)
     if done.returncode != 0:
-        lines = [
-            line
-            for line in log.read_text(encoding="utf8").splitlines()
-            if re.search("WARNING|ERROR|CRITICAL|rror:", line)
-        ]
+        said = log.read_text(encoding="utf8").splitlines()
+        lines = (line for line in said if re.search("WARNING|ERROR|CRITICAL|rror:", line))
         plain = (re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{stage}/", "") for line in lines)
         told = "\n".join(dict.fromkeys(plain))
         raise BookError(f"{told}\njupyter-book refused the site (log: {log})")
