@@ -6,12 +6,17 @@ import importlib
 import inspect
 import re
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import torch
 
 import latephase
+import latephase.training.checkpoints
 from latebook import library
 from latebook.layout import Book
 from latebook.notebooks import read
+from latephase.zoo.tasks import separable_points
 from tests.conftest import ROOT
 
 NAMES = [name for name in latephase.__all__ if name != "__version__"]
@@ -54,6 +59,38 @@ def test_the_pages_have_every_name_that_a_chapter_imports(pages):
                 ):
                     names = {alias.name for alias in node.names if not alias.name.isupper()}
                     assert names <= said, f"{chapter}: {names - said}"
+
+
+def test_doors_take_a_task(tmp_path):
+    task = separable_points(12, 3, seed=1)
+    direction, margin = latephase.hard_margin(task)
+    assert latephase.hard_margin(task.x, task.y)[1] == margin
+    assert (latephase.hard_margin(task)[0] == direction).all()
+    net = torch.nn.Linear(3, 1, bias=False)
+    assert latephase.homogeneity_degree(net, task) == latephase.homogeneity_degree(net, task.x)
+    settings = latephase.Settings(steps=3)
+    run = latephase.train(net, task, settings, tmp_path / "run")
+    assert latephase.training.checkpoints.read_run(tmp_path / "run") != run
+    assert hash(run) == hash(run)
+    assert "\n" not in repr(run)
+    with pytest.raises(ValueError, match="one folder after a task"):
+        latephase.train(net, task, settings, "a", "b")
+    with pytest.raises(ValueError, match="expected Settings and a folder"):
+        latephase.train(net, task, settings, settings)
+    with pytest.raises(ValueError, match="y: expected numbers, got <U1"):
+        latephase.diagnose(net, task.x, np.array(["a"] * 12))
+
+
+def test_a_network_without_a_matrix_is_diagnosed_and_drawn():
+    net = torch.nn.Module()
+    net.w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    net.forward = lambda x: x @ net.w
+    found = latephase.diagnose(net, separable_points(12, 3, seed=1))
+    assert found.loss == "exponential"
+    assert '"loss": "exponential"' in found.to_json()
+    assert len(found.layers) == 0
+    assert list(found.layers.drop(columns="shape"))
+    plt.close(found.plot())
 
 
 def test_the_front_page_has_the_names_with_their_signatures_and_methods(pages):

@@ -117,6 +117,7 @@ def test_objects_in_a_checkpoint_are_refused_and_not_made(files, capsys, monkeyp
         ({"device": "quantum"}, "cannot be used"),
         ({"figure": "out.gif"}, "expected .svg, .png or .pdf"),
         ({"json": "nowhere/out.json"}, "there is no folder"),
+        ({"json": "out.svg", "figure": "out.svg"}, "expected two files"),
     ],
 )
 def test_input_it_cannot_use_is_named(files, capsys, change, message):

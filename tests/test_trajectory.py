@@ -1,5 +1,6 @@
 """The result object: saved without pickle, whole or not at all."""
 
+import copy
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -203,3 +204,31 @@ def test_write_to():
     np.testing.assert_allclose(came, t.direction[-1], rtol=1e-6)
     with pytest.raises(ValueError, match="expected a module with 6 trainable parameters, got 2"):
         t.write_to(torch.nn.Linear(2, 1, bias=False))
+
+
+def test_a_copy_extends_as_the_flow_does_and_says_what_it_holds():
+    flow = trajectory()
+    for twin in (copy.copy(flow), copy.deepcopy(flow)):
+        assert twin.extend(1e9) is twin
+        np.testing.assert_array_equal(twin.direction, flow.direction)
+    assert copy.deepcopy(flow).direction is not flow.direction
+    below = flow.replace(smoothed_margin=np.array([-3.2, -3.1, -3.0, -2.96]))
+    assert "α -3.2 to -2.96" in repr(below)
+
+
+@pytest.mark.parametrize("alpha", ["a", None, [1.0, 2.0], -1.0, 0.0])
+def test_no_record_is_nearest_to_what_is_no_margin(alpha):
+    with pytest.raises(ValueError, match="at: expected a positive smoothed margin"):
+        trajectory().at(alpha)
+
+
+def test_a_flow_below_zero_is_not_drawn_on_logarithmic_axes():
+    below = trajectory().replace(smoothed_margin=np.array([-3.2, -3.1, -3.0, -2.96]))
+    with pytest.raises(ValueError, match="expected records with α > 0"):
+        below.plot()
+
+
+@pytest.mark.parametrize("levels", [10, "ab", [10, None], [[1, 2]]])
+def test_levels_that_are_no_list_of_numbers_are_refused(levels):
+    with pytest.raises(ValueError, match="at: expected a list of smoothed margins"):
+        gradient_flow(torch.nn.Linear(2, 1, bias=False), np.eye(2), np.ones(2), at=levels)

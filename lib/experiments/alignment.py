@@ -256,7 +256,7 @@ def _flow(velocity, derivative, missing, w0, longest, **tolerances) -> np.ndarra
     return solution.y.T
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """Rank and neighbour alignment of a deep linear network's layers, with their bounds.
 

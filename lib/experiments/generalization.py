@@ -78,7 +78,7 @@ def spread(values: Sequence[float] | np.ndarray) -> float:
     return float(np.ptp(values)) if len(values) else float("inf")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fitted:
     """A training run beside the margin bound; first axis = checkpoints, K of them.
 
@@ -175,7 +175,7 @@ def curvature_exponent(
     return -float(min(1.0, moving.min(initial=degree) / degree))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decay:
     """How a flow comes to its limit: three series over its records, and their exponents in ln t.
 

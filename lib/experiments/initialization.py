@@ -35,7 +35,7 @@ from latephase.problem.margins import Problem
 SMALLEST = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Onset:
     """The accepted steps of the flow from a start on, [steps + 1] each.
 
@@ -103,7 +103,7 @@ def onset(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Approach:
     """How a direction comes to its limit; arrays [records].
 
@@ -165,7 +165,7 @@ class Approach:
         return float(tails(self.path_length)[last] / bound)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Polynomial:
     """h = Σ_k h_k: powers [terms, d] and coefficients [terms] of each form, by degree k ≥ 4."""
 

@@ -18,7 +18,7 @@ def circle_masses(vectors: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(turned, bins=edges, weights=(vectors**2).sum(axis=1))[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VariationMargin:
     """Solution of `variation_margin`: mass [2, k] of the neurons +, -; dual [n]; both sum to 1."""
 

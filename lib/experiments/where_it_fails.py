@@ -95,7 +95,7 @@ class Hat:
         return self.contrast(x)[0] * x / (x - 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Path:
     """A flow at even or uneven values of σ = ln ln ρ; arrays of shape [records].
 

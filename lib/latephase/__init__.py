@@ -8,7 +8,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latephase.flow.errors import NotSeparated, StepCollapse
+    from latephase.flow.errors import NotSeparated, SolverError, StepCollapse
     from latephase.flow.gradient_flow import gradient_flow
     from latephase.flow.trajectory import Trajectory
     from latephase.measures.diagnosis import Diagnosis, diagnose
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latephase.problem.losses import Loss
     from latephase.problem.task import Task
     from latephase.training.descent import gradient_descent
+    from latephase.training.settings import Settings
     from latephase.training.train import train
 
     __version__: str
@@ -25,6 +26,8 @@ __all__ = [
     "Diagnosis",
     "Loss",
     "NotSeparated",
+    "Settings",
+    "SolverError",
     "StepCollapse",
     "Task",
     "Trajectory",
@@ -41,6 +44,8 @@ _HOME = {
     "Diagnosis": "measures.diagnosis",
     "Loss": "problem.losses",
     "NotSeparated": "flow.errors",
+    "Settings": "training.settings",
+    "SolverError": "flow.errors",
     "StepCollapse": "flow.errors",
     "Task": "problem.task",
     "Trajectory": "flow.trajectory",

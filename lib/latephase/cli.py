@@ -111,7 +111,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     print(_table(found))
     if options.json:
         about = {n: str(getattr(options, n)) for n in ("checkpoint", "model", "data")}
-        row = {**about, "loss": options.loss, **json.loads(found.to_json())}
+        row = {**about, **json.loads(found.to_json())}
         text = json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False)
         _write(options.json, lambda stream: stream.write(f"{text}\n".encode()))
     if options.figure:
@@ -205,6 +205,8 @@ def make_module(factory: str, arguments: str):
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
+    if options.json and options.figure and options.json.absolute() == options.figure.absolute():
+        raise ValueError(f"--json and --figure: expected two files, got {options.json} twice")
     for path in (options.json, options.figure):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.absolute().parent}")

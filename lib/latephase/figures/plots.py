@@ -271,6 +271,8 @@ def layer_ratios(axes: Axes, layers: Sequence[str], ratios: Sequence[float]) -> 
 
 def trajectory_summary(flow) -> mpl.figure.Figure:
     """Return a figure of a `Trajectory`: α/‖W‖^L and 1 - cos(W, -∇R) against α."""
+    if not (flow.smoothed_margin > 0.0).any():
+        raise ValueError("plot: expected records with α > 0, which a logarithmic axis has room for")
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(flow.smoothed_margin, flow.normalized_smoothed_margin, color=BLUE, marker=".")
     left.set(xscale="log", xlabel="smoothed margin α", ylabel="normalized smoothed margin")
@@ -287,6 +289,6 @@ def diagnosis_summary(found) -> mpl.figure.Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     sorted_margins(left, found.margins)
-    shown = found.layers.nlargest(12, "frobenius_norm").sort_index()
+    shown = found.layers.sort_values("frobenius_norm", ascending=False).head(12).sort_index()
     layer_ratios(right, shown["layer"], shown["spectral_ratio"])
     return figure

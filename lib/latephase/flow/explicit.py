@@ -30,7 +30,7 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EarlyState:
     """W [P] with α, p [n, ·], ln q, ∇α there, r, the σ of the step there, and its rejections."""
 

@@ -52,7 +52,7 @@ def gradient_flow(
     at: smoothed margins, increasing, on which the flow lands: the result has one record for each
         level, with level ≤ α ≤ level·(1 + 1e-3), and ends at the last, in place of `until` and
         `records`. Its settings["margin_drop"] is `largest_drop` of the normalized smoothed margin
-        over all steps that the solver accepted.
+        over all steps that the solver accepted. `extend` then goes on with its own records.
 
     Raises ValueError for input it cannot use; NotSeparated where the risk stays large;
     StepCollapse at a kink that is not a ReLU's.
@@ -115,7 +115,10 @@ def _landing(flow: Trajectory, levels: list[float]) -> Trajectory:
 
 
 def _checked_levels(at: Sequence[float] | np.ndarray, until: float) -> list[float]:
-    levels = [float(level) for level in at]
+    try:
+        levels = [float(level) for level in at]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"at: expected a list of smoothed margins, got {at!r}") from error
     apart = all(a * (1.0 + TUNING.landing) < b for a, b in pairwise(levels))
     if not levels or not apart or not 0.0 < levels[0] <= levels[-1] <= 1e300:
         raise ValueError(

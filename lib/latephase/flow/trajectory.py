@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -104,15 +105,24 @@ class Trajectory:
     continuation: Callable[[Trajectory, float], Trajectory] | None = None
 
     def __repr__(self) -> str:
-        low, high = self.smoothed_margin.min(initial=np.inf), self.smoothed_margin.max(initial=0.0)
+        alpha = self.smoothed_margin
+        reached = f"α {alpha.min():.3g} to {alpha.max():.3g}, " if len(self) else ""
         return (
-            f"Trajectory({len(self)} records, α {low:.3g} to {high:.3g}, degree {self.degree:g}, "
+            f"Trajectory({len(self)} records, {reached}degree {self.degree:g}, "
             f"{self.direction.shape[-1]} parameters, {self.margins.shape[-1]} examples)"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # The continuation holds the module and the loss, and either may refuse to be pickled.
         return self.__dict__ | {"continuation": None}
+
+    def __copy__(self) -> Trajectory:
+        return self.replace()
+
+    def __deepcopy__(self, memo: dict) -> Trajectory:
+        # The continuation is shared: each call of it makes a flow of its own.
+        fields = {name: value for name, value in vars(self).items() if name != "continuation"}
+        return self.replace(**copy.deepcopy(fields, memo))
 
     def __len__(self) -> int:
         return len(self.smoothed_margin)
@@ -132,10 +142,12 @@ class Trajectory:
         Raises ValueError for an α that the records, each within a thousandth, do not reach.
         """
         positive = np.maximum(self.smoothed_margin, np.finfo(float).tiny)
-        first, last = positive.min(), positive.max()
-        if not first / (1.0 + TUNING.landing) <= alpha <= last * (1.0 + TUNING.landing):
+        first, last = self.smoothed_margin.min(), self.smoothed_margin.max()
+        within = (first / (1.0 + TUNING.landing), last * (1.0 + TUNING.landing))
+        number = np.ndim(alpha) == 0 and isinstance(alpha, (int, float, np.number))
+        if not number or alpha <= 0.0 or not within[0] <= alpha <= within[1]:
             raise ValueError(
-                f"at: expected a smoothed margin that the {len(self)} records reach, from "
+                f"at: expected a positive smoothed margin that the {len(self)} records reach, from "
                 f"{first:.6g} to {last:.6g}, got {alpha!r}"
             )
         return self.record(int(np.argmin(np.abs(np.log(positive) - np.log(alpha)))))

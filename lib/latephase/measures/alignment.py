@@ -38,7 +38,7 @@ def saliency(module: torch.nn.Module, x: Tensor | np.ndarray) -> np.ndarray:
     return gradient.cpu().numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gradients:
     """The gradient beside the weights at the k records of a flow of degree L.
 

@@ -31,8 +31,8 @@ class Diagnosis:
     None without a degree of homogeneity: normalized_margin, normalized_smoothed_margin and the
     KKT residuals. None where the dtype does not resolve the dual variables, ε·max|p| > 0.01:
     alignment, dual and the KKT residuals. margins [n] are those of W itself; `layers` has a row
-    for each weight of two or more axes. alignment is cos(W, -∇R) over the whole data. Two are
-    equal only if they are one object.
+    for each weight of two or more axes. alignment is cos(W, -∇R) over the whole data; `loss` is its
+    name. Two are equal only if they are one object.
     """
 
     smoothed_margin: float
@@ -48,6 +48,7 @@ class Diagnosis:
     homogeneity_defect: float
     training_error: float
     layers: pd.DataFrame
+    loss: str
 
     @property
     def raw_margins(self) -> np.ndarray:
@@ -178,7 +179,19 @@ def _diagnosis(batches, p, y, loss, degree, defect) -> Diagnosis:
         homogeneity_defect=defect,
         training_error=float((margins <= 0).double().mean()),
         layers=_layers(batches.module),
+        loss=loss.name,
     )
+
+
+_LAYER_COLUMNS = [
+    "layer",
+    "shape",
+    "frobenius_norm",
+    "spectral_norm",
+    "spectral_ratio",
+    "alignment_with_next",
+    "imbalance_with_next",
+]
 
 
 def _layers(module: torch.nn.Module) -> pd.DataFrame:
@@ -204,7 +217,7 @@ def _layers(module: torch.nn.Module) -> pd.DataFrame:
             row["alignment_with_next"] = float(abs(above[2] @ top[1]))
             row["imbalance_with_next"] = layers.balancedness(w, upper) / norm**2
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_LAYER_COLUMNS)
 
 
 def _plain(value):

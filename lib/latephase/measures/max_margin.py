@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import nnls
+from torch import Tensor
+
+from latephase.problem.task import Task, inputs_and_labels
 
 
-def hard_margin(x, y) -> tuple[np.ndarray, float]:
+def hard_margin(
+    x: Tensor | np.ndarray | Task, y: Tensor | np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
     """Return (unit direction w [d], margin) that maximizes min_i y_i ⟨w, x_i⟩ over ‖w‖ = 1.
 
-    A support vector machine through the origin. Its dual as a least-distance problem,
+    x [n, d] and y [n] in {-1, +1}, or a Task for both. A support vector machine through the
+    origin. Its dual as a least-distance problem,
     min ‖Zᵀλ‖² + (Σλ - 1)² over λ ≥ 0 with rows z_i = y_i x_i, is solved exactly by the active-set
     method for nonnegative least squares (Lawson and Hanson 1974): w ∝ Zᵀλ.
     Raises ValueError where the data is not separable through the origin.
@@ -23,7 +29,9 @@ def hard_margin(x, y) -> tuple[np.ndarray, float]:
     return direction, margin
 
 
-def hard_margin_dual(x, y) -> np.ndarray:
+def hard_margin_dual(
+    x: Tensor | np.ndarray | Task, y: Tensor | np.ndarray | None = None
+) -> np.ndarray:
     """Return the dual solution q [n] ≥ 0, Σq = 1, of `hard_margin`: Σ q_i y_i x_i = margin · w.
 
     Exactly zero off the support vectors. Unique where those are linearly independent.
@@ -34,6 +42,7 @@ def hard_margin_dual(x, y) -> np.ndarray:
 
 
 def _hard_margin(x, y) -> tuple[np.ndarray, float, np.ndarray]:
+    x, y = inputs_and_labels(x, y)
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64).reshape(-1)
     if x.ndim != 2 or len(x) == 0 or y.shape != (len(x),):
         raise ValueError(f"expected x [n, d] and y [n], got {list(x.shape)} and {list(y.shape)}")

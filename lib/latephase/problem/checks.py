@@ -68,7 +68,7 @@ def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
 
 def finite_inputs(x: Tensor | np.ndarray) -> Tensor:
     """Return x as a tensor of its own dtype; ValueError if empty or not finite."""
-    x = torch.as_tensor(x).detach()
+    x = _as_tensor("x", x)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x: expected at least one example, got shape {list(x.shape)}")
     if not (x.is_floating_point() or x.dtype in (torch.int32, torch.int64)):
@@ -90,6 +90,14 @@ def checked_outputs(output: Tensor, finite: bool = True) -> Tensor:
     return output
 
 
+def _as_tensor(name: str, values: object) -> Tensor:
+    try:
+        return torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = getattr(values, "dtype", type(values).__name__)
+        raise ValueError(f"{name}: expected numbers, got {kind}: {error}") from error
+
+
 def checked_labels(
     y: Tensor | np.ndarray, output: Tensor, n: int, loss_name: str
 ) -> tuple[Tensor, int]:
@@ -97,7 +105,7 @@ def checked_labels(
 
     Binary labels come back float64 in {-1, +1}, others int64 in 0..k-1.
     """
-    y = torch.as_tensor(y).detach()
+    y = _as_tensor("y", y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y.reshape(-1)
     if y.shape != (n,):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latephase.problem.checks import call_with, checked_inputs, frozen_copy, parameter_slots
+from latephase.problem.task import Task
 from latephase.problem.vectors import root_mean_square, to_numpy
 
 # A module counts as homogeneous when Φ(cw) = c^L Φ(w) holds to this relative accuracy; rounding
@@ -15,7 +16,7 @@ HOMOGENEITY_TOLERANCE = 1e-9
 
 
 def homogeneity_degree(
-    module: torch.nn.Module, x: Tensor | np.ndarray
+    module: torch.nn.Module, x: Tensor | np.ndarray | Task
 ) -> tuple[float | None, float]:
     """Return (degree L or None, defect) of the outputs in the trainable parameters.
 
@@ -33,6 +34,7 @@ def homogeneity_degree(
     2.0
     """
     module = frozen_copy(module)
+    x = x.x if isinstance(x, Task) else x
     return _degree(module, _few(module, x), frozenset())
 
 

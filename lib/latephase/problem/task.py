@@ -70,7 +70,7 @@ def inputs_and_labels(
         if y is not None:
             raise ValueError(
                 f"y: expected none beside the task {x.name!r}, which has its own labels; got "
-                f"{_kind(y)} (name the arguments that follow: loss=…)"
+                f"{_kind(y)} (name the arguments that follow it)"
             )
         return x.x, x.y
     if y is None:

@@ -208,7 +208,7 @@ def _flush_folder(folder: Path) -> None:
 # The run.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """The checkpoints of a training run; arrays with one entry a checkpoint.
 
@@ -230,6 +230,10 @@ class Run:
     seconds: np.ndarray
     schedule: tuple[dict, ...]
     provenance: dict
+
+    def __repr__(self) -> str:
+        last = f"ln R {self.log_risk[-1]:.4g} at step {self.steps[-1]}"
+        return f"Run({len(self)} checkpoints, {last}, in {str(self.folder)!r})"
 
     def __len__(self) -> int:
         return len(self.steps)

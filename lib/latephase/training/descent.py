@@ -119,7 +119,7 @@ def gradient_descent(
     return kept.trajectory(degree, descent.loss, evaluations, settings)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Iterate:
     """W and what one forward and one backward pass tell about it."""
 

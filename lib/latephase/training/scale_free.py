@@ -33,7 +33,7 @@ from latephase.training.train import Run, Settings
 from latephase.training.train import train as train_network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """One network on its training set: margins of W itself [n], and what they are measured by.
 
@@ -86,7 +86,7 @@ def error_rate(module: nn.Module, x: Tensor, y: Tensor, batch_size: int = BATCH)
     return float((true_margins(pairwise_margins(outputs, y.cpu())) <= 0).double().mean())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class History:
     """A training run as this book draws it; first axis = checkpoints, K of them.
 

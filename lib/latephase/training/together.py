@@ -123,7 +123,7 @@ def shares(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return losses / total, (np.log(total) - smallest)[:, 0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Descents:
     """Runs of `descend`: r runs on n examples, k numbers of steps of which iterates were kept.
 

@@ -32,8 +32,8 @@ def train(
     module: torch.nn.Module,
     x: Tensor | np.ndarray | Task,
     y: Tensor | np.ndarray | Settings | None = None,
-    settings: Settings | str | os.PathLike | None = None,
-    folder: str | os.PathLike | None = None,
+    settings: Settings | str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
     *,
     save_every: float = 60.0,
     progress: bool = False,
@@ -57,9 +57,13 @@ def train(
     run was begun with other versions or another number of threads, since bits may differ then.
     """
     if isinstance(y, Settings):
+        if settings is not None and folder is not None:
+            raise ValueError(
+                f"expected one folder after a task and Settings, got {settings!r} and {folder!r}"
+            )
         y, settings, folder = None, y, folder if settings is None else settings
     x, y = inputs_and_labels(x, y)
-    if not isinstance(settings, Settings) or folder is None:
+    if not isinstance(settings, Settings) or not isinstance(folder, str | os.PathLike):
         raise ValueError(f"expected Settings and a folder, got {settings!r} and {folder!r}")
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
