@@ -137,9 +137,10 @@ def test_layers_stay_within_their_bounds_and_moved_ones_do_not():
     frame = pd.DataFrame({"start": [start], "weights": [weights]})
     ((shifted, random),) = alignment.moved(frame)
     assert min(shifted, random) > 1
-    rows = alignment.layer_rows(alpha, ranks)
-    worst = rows.pivot(
-        index=["measure", "layer", "smoothed margin α"], columns="number", values="value"
-    )
+    run = SimpleNamespace(model="deep linear", seed=3, alpha=alpha, ranks=ranks)
+    rows = alignment.layer_rows(run)
+    assert set(rows.model) == {"deep linear"}
+    where = ["measure", "layer", "smoothed margin α"]
+    worst = rows.pivot(index=where, columns="measured or bound", values="value")
     assert (worst.measured <= worst.bound).all()
     assert len(rows) == 8 * len(alpha)

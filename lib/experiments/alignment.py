@@ -105,7 +105,8 @@ def directions(run) -> pd.DataFrame:
     plane = pd.DataFrame(settling.leading_plane(both)[0])
     plane = plane.set_axis(["first principal component", "second principal component"], axis=1)
     names = np.repeat(["W/‖W‖", "−∇R/‖∇R‖"], len(run.flow))
-    return plane.assign(direction=names, **{ALPHA: np.tile(run.flow.smoothed_margin, 2)})
+    alpha = np.tile(run.flow.smoothed_margin, 2)
+    return plane.assign(direction=names, model=run.model, seed=run.seed, **{ALPHA: alpha})
 
 
 def saliency_maps(run) -> tuple[np.ndarray, np.ndarray]:
@@ -160,14 +161,15 @@ def layers(run, until: float) -> tuple[list, np.ndarray, list]:
     return split_weights(run.problem.w0, shapes), np.array(alpha), weights
 
 
-def layer_rows(alpha: np.ndarray, ranks: LowRank) -> pd.DataFrame:
-    """Return the numbers of the first two layers, and their bounds, at each α [k]."""
+def layer_rows(run) -> pd.DataFrame:
+    """Return the numbers of the first two layers, and their bounds, at each run.alpha [k]."""
+    ranks = run.ranks
     kinds = {"1 − ‖W‖₂²/‖W‖_F²": (ranks.rank, ranks.rank_bound, "layer {}".format),
              "1 − ⟨v, u⟩²": (ranks.neighbor, ranks.neighbor_bound,
                              lambda k: f"layers {k}, {k + 1}")}  # fmt: skip
     parts = [
-        pd.DataFrame({ALPHA: alpha, "layer": name(k + 1), "number": which, "value": table[:, k]})
-        .assign(measure=measure)
+        pd.DataFrame({"model": run.model, "seed": run.seed, ALPHA: run.alpha, "value": table[:, k]})
+        .assign(**{"measure": measure, "layer": name(k + 1), "measured or bound": which})
         for measure, (value, bound, name) in kinds.items()
         for which, table in (("measured", value), ("bound", bound))
         for k in (0, 1)
