@@ -99,7 +99,8 @@ def with_runs(book, tmp_path, monkeypatch) -> FixtureBook:
     one["training"]["batch"] = 8
     one["data"]["content"] = content_sha256(arrays)
     (book.root / "recordings").mkdir()
-    shutil.copy(ROOT / "recordings" / "make.py", book.root / "recordings")
+    for script in ("make.py", "writing.py"):
+        shutil.copy(ROOT / "recordings" / script, book.root / "recordings")
     book.write_yaml("recordings/runs.yml", {"zero": one, "one": one | {"seed": 1}})
     return book
 
