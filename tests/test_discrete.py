@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import latephase as lp
 from experiments import discrete
@@ -10,22 +9,7 @@ from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
 from latephase.training import together
 from latephase.zoo import tasks
-from latephase.zoo.networks import deep_linear, linear, two_layer
-
-SEEDS = (0, 1, 2)
-TASKS = [tasks.separable_points(10, 3, margin=0.4, seed=seed) for seed in SEEDS]
-
-
-def networks(make):
-    return [make(torch.Generator().manual_seed(seed)) for seed in SEEDS]
-
-
-MAKERS = {
-    "linear": lambda g: linear(3, generator=g),
-    "deep linear": lambda g: deep_linear([3, 4, 2, 1], generator=g),
-    "squared ReLU": lambda g: two_layer(3, 6, "squared_relu", generator=g),
-    "fixed signs": lambda g: two_layer(3, 6, "squared_relu", fixed_signs=True, generator=g),
-}
+from tests.test_together import MAKERS, TASKS, networks
 
 
 def test_the_curvature_is_the_hessians():
