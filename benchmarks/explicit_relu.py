@@ -1,4 +1,4 @@
-"""Plain ReLU networks by small explicit steps: a slow independent oracle for the nonsmooth flow."""
+"""Plain and leaky ReLU networks by small explicit steps: an oracle for the nonsmooth flow."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ def explicit_relu_flow(
     step: float,
     levels: Sequence[float],
     arc: float = 20.0,
+    slope: float = 0.0,
 ) -> ExplicitFlow:
-    """Follow f(x) = W_L relu(… relu(W_1 x)) from `weights` [out, in] by W += h‖W‖ g/‖g‖.
+    """Follow f(x) = W_L σ(… σ(W_1 x)) from `weights` [out, in] by W += h‖W‖ g/‖g‖.
 
-    g = ∇α of α = -ln Σ e^{-p}, p = y f(x) with x [n, d], y [n] of ±1; a gate is open where its
-    pre-activation is positive, and shut at 0, as in PyTorch. h = `step` is the relative arc length
-    of a step; where the flow slides along a kink, these steps chatter about it at a distance of
-    order h. Stops at the last of the rising `levels` of α, when g = 0, or after the relative arc
-    length `arc`.
+    σ(z) = max(z, slope·z) with 0 ≤ slope < 1. g = ∇α of α = -ln Σ e^{-p}, p = y f(x) with
+    x [n, d], y [n] of ±1; a gate is open where its pre-activation is positive, and shut at 0, as
+    in PyTorch. h = `step` is the relative arc length of a step; where the flow slides along a
+    kink, these steps chatter about it at a distance of order h. Stops at the last of the rising
+    `levels` of α, when g = 0, or after the relative arc length `arc`.
+    Raises ValueError for a start beyond the first level.
     """
     sizes = np.cumsum([w.size for w in weights])
     flat, g = np.concatenate([np.ravel(w) for w in weights]).astype(float), np.zeros(sizes[-1])
@@ -64,7 +66,7 @@ def explicit_relu_flow(
         for k, w in enumerate(layers, 1):
             np.matmul(w, values[k - 1], out=values[k])
             if k < len(layers):
-                np.maximum(values[k], 0.0, out=values[k])
+                np.maximum(values[k], slope * values[k], out=values[k])
         p = y * values[-1][0]
         least = p.min()
         relative = np.exp(least - p)
@@ -77,7 +79,9 @@ def explicit_relu_flow(
             np.matmul(shares[k + 1], values[k].T, out=slopes[k])
             if k:
                 np.matmul(layers[k].T, shares[k + 1], out=shares[k])
-                np.multiply(shares[k], np.sign(values[k], out=gates[k]), out=shares[k])
+                # The sign of σ(z) is that of z; its maximum with the slope is σ'(z).
+                np.maximum(np.sign(values[k], out=gates[k]), slope, out=gates[k])
+                np.multiply(shares[k], gates[k], out=shares[k])
 
     p, q, alpha = forward()
     if alpha >= levels[0]:

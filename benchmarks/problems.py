@@ -93,7 +93,7 @@ CASES = {
 
 
 def save(name: str, content: dict, arrays: dict | None = None, folder: Path = RESULTS) -> Path:
-    """Write results/name.json, and arrays to name.npz, with the machine's description.
+    """Write name.json and, with arrays, name.npz to the folder, with the machine's description.
 
     They appear whole or not at all. The seed is 0 where the content does not say another.
     """

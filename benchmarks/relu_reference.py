@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/relu_reference.py
 
-Each network is followed from its start at two relative arc lengths a step, to α = 100 or over the
-relative arc length of the settings. What is kept of the smaller steps, at α = 10 and 100, is the
-direction [levels reached, P], the norm and the margins [levels reached, n], and the direction's
-distance to that of the larger steps, which is the reference's own error. It takes about 45 minutes
-of one core. Each network is kept in `_build/relu_reference` once it is done, so that an interrupted
+Each network is followed from its start at three relative arc lengths a step, to α = 100 or over
+the relative arc length of the settings. What is kept of the smallest steps, at α = 10 and 100, is
+the direction [levels reached, P], the norm and the margins [levels reached, n]; `apart` has, for
+each level, the distances of the larger steps' directions from it, in the settings' order. Where the
+two do not fall with the step, the flow is not unique or close to it. It takes about 20 minutes of
+one core. Each network is kept in `_build/relu_reference` once it is done, so that an interrupted
 run goes on; at the end results/relu_reference.json and .npz have all.
 """
 
@@ -18,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from explicit_relu import explicit_relu_flow
-from problems import save
+from problems import RESULTS, save
 from relu_networks import LIST, entries, network
 
 from latebook import BookError, provenance, records
 
-SETTINGS = {"steps": [4e-5, 2e-5], "levels": [10.0, 100.0], "arc": 40.0}
+SETTINGS = {"steps": [4e-5, 2e-5, 1e-5], "levels": [10.0, 100.0], "arc": 40.0}
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ROOT / "_build" / "relu_reference"
 
@@ -68,15 +69,18 @@ def part(name: str) -> dict:
         )
     norms = [np.linalg.norm(end.weights, axis=1) for end in ends]
     directions = [end.weights / norm[:, None] for end, norm in zip(ends, norms, strict=True)]
-    both = min(len(d) for d in directions)
-    apart = np.linalg.norm(directions[0][:both] - directions[1][:both], axis=1)
+    all_of_them = min(len(direction) for direction in directions)
+    apart = [
+        [float(np.linalg.norm(larger[k] - directions[-1][k])) for larger in directions[:-1]]
+        for k in range(all_of_them)
+    ]
     row = {
         "network": name,
         "parameters": sum(w.size for w in start),
         "runs": runs,
-        "apart": apart.tolist(),
+        "apart": apart,
     }
-    arrays = {"direction": directions[1], "norm": norms[1], "margins": ends[1].margins}
+    arrays = {"direction": directions[-1], "norm": norms[-1], "margins": ends[-1].margins}
     save(name, row | provenance_of(entry, sum(run["seconds"] for run in runs)), arrays, PARTS)
     return records.recorded(name, PARTS)
 
@@ -92,12 +96,13 @@ def provenance_of(content: dict, duration: float) -> dict:
 
 
 def told(row: dict) -> str:
-    """A row in a line: the arc length and α of the end, and how far the two step sizes differ."""
+    """A row in a line: the arc length and α of the end, and the larger steps' distances."""
     run = row["runs"][-1]
     separated = "never" if run["separated"] is None else f"{run['separated']:.3f}"
     return (
         f"arc {run['arc']:6.2f}  α {run['alpha']:8.3g}  separated at {separated}  "
-        f"apart {' '.join(f'{a:.1e}' for a in row['apart']):<16} dead {run['dead']} "
+        f"apart {', '.join(' '.join(f'{a:.1e}' for a in each) for each in row['apart'])}  "
+        f"dead {run['dead']} "
         f"{sum(r['seconds'] for r in row['runs']):6.1f} s"
     )
 
@@ -112,7 +117,7 @@ def assemble() -> None:
     separated = sum(row["runs"][-1]["separated"] is not None for row in rows)
     print(f"{separated} of {len(rows)} were separated")
     duration = sum(run["seconds"] for row in rows for run in row["runs"])
-    save("relu_reference", {"rows": rows} | provenance_of(entries(), duration), arrays)
+    save("relu_reference", {"rows": rows} | provenance_of(entries(), duration), arrays, RESULTS)
 
 
 if __name__ == "__main__":

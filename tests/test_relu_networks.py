@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import relu_networks
+from benchmarks.explicit_relu import explicit_relu_flow
 from torch import nn
+from torch.nn.utils import vector_to_parameters
+
+from latebook.records import recorded
 
 ENTRIES = relu_networks.entries()
 DIMENSION = {"circle": 2, "gaussian": 40, "pictures": 64}
@@ -59,3 +63,49 @@ def test_labels_are_quadrants_sides_of_a_plane_and_balanced_classes():
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match=r"relu_networks\.yml, got 'circle-2-40': circle-2-41,"):
         relu_networks.network("circle-2-40")
+
+
+def test_the_reference_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(relu_networks.LIST.parent)
+    import relu_reference
+
+    followed = []
+
+    def counted(*words):
+        followed.append(words)
+        return explicit_relu_flow(*words)
+
+    three = dict(list(ENTRIES.items())[:3])
+    coarse = {"steps": [0.04, 0.02, 0.01], "levels": [10.0, 100.0], "arc": 3.0}
+    for name, value in {
+        "entries": lambda: three,
+        "explicit_relu_flow": counted,
+        "SETTINGS": coarse,
+        "PARTS": tmp_path / "parts",
+        "RESULTS": tmp_path,
+    }.items():
+        monkeypatch.setattr(relu_reference, name, value)
+    relu_reference.main(["gaussian-2-9"])
+    assert len(followed) == 3
+    assert not list(tmp_path.glob("*.json"))
+    relu_reference.main()
+    assert len(followed) == 9
+    assert "of 3 were separated" in capsys.readouterr().out
+    record = recorded("relu_reference", tmp_path)
+    assert [row["network"] for row in record["rows"]] == list(three)
+    row, arrays = record["rows"][2], record["arrays"]
+    assert row["runs"][2]["levels"] == [10.0]
+    assert len(row["apart"]) == 1
+    assert row["apart"][0][0] > row["apart"][0][1] > 0
+    assert arrays["gaussian-2-9_direction"].shape == (1, row["parameters"])
+    module, x, y = relu_networks.network("gaussian-2-9")
+    vector_to_parameters(
+        torch.from_numpy(arrays["gaussian-2-9_norm"] * arrays["gaussian-2-9_direction"][0]),
+        module.parameters(),
+    )
+    margins = (y * module(x)[:, 0]).detach().numpy()
+    # Interpolated within a step of 0.01, as the weights are.
+    np.testing.assert_allclose(margins, arrays["gaussian-2-9_margins"][0], rtol=5e-3)
+    monkeypatch.setattr(relu_reference, "SETTINGS", coarse | {"arc": 2.0})
+    relu_reference.main(["gaussian-2-9"])
+    assert len(followed) == 12
