@@ -23,12 +23,14 @@ CLAIM = {
     "bound": 1.0,
     "reason": "one is small",
     "controls": {"large": "a large number"},
+    "cases": 1,
+    "few": "a fixture",
 }
 
 
 def chapter(name: str, *code: str) -> nbformat.NotebookNode:
     """A chapter with a parameters cell, the given code cells and a last cell that records."""
-    last = f"claims.record('{name}/small', number, control={{'large': 2.0}}, seeds=[0])"
+    last = f"claims.record('{name}/small', [number], control={{'large': [2.0]}}, seeds=[0])"
     return new_notebook(
         cells=[
             new_markdown_cell(f"# The {name} chapter\n\nIt measures a number, $x \\le 1$."),
