@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
-from latebook import BookError, gate, ledger
+from latebook import BookError, compare, gate, ledger, registration
 from latebook.claims import PROFILES, load, of_chapter
-from latebook.files import broken_seal, held, read_yaml, require_room, write_sealed
+from latebook.files import broken_seal, held, read_yaml, require_room, write_sealed, write_whole
 from latebook.layout import Book
 from latebook.notebooks import read_executed
 from latebook.records import lacking, runs
@@ -36,6 +36,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
     parser.add_argument("--runs", default="recordings/runs.yml", help="for the step `record`")
+    parser.add_argument("--ledger", help="for the step `compare`: another's, not this build's")
+    parser.add_argument("--why", default="", help="for the step `reference`: what changed it")
     parser.add_argument("names", nargs="*", metavar="NAME", help="the same: runs to make anew")
     options = parser.parse_args(words)
     if options.names and options.step != "record":
@@ -233,11 +235,13 @@ def _ledger(book: Book, options) -> None:
         expected = of_chapter(claims, chapter)
         wrong += gate.check_executed(notebook, book.source(chapter), expected)
         if not wrong:
-            seconds = notebook.made_by["seconds"]
-            records[chapter] = {"seconds": seconds, "claims": gate.recorded(notebook)}
+            claimed = gate.recorded(notebook)
+            records[chapter] = {"made_by": notebook.made_by, "claims": claimed}
     if wrong:
         raise BookError("\n".join(wrong))
-    ledger.write(book.ledger, ledger.entries(claims, records, book.profile))
+    registered = registration.dates(book, claims, compare.reference(book))
+    write_whole(book.product("ledger", ".schema.json"), ledger.SCHEMA.read_text(encoding="utf8"))
+    ledger.write(book.ledger, ledger.entries(claims, records, book.profile, registered))
 
 
 def _verdict(book: Book, options) -> None:
@@ -245,6 +249,20 @@ def _verdict(book: Book, options) -> None:
     entries = ledger.read(book.ledger)
     if wrong := ledger.problems(entries):
         raise BookError("\n".join(["red claims:", ledger.plain_table(entries), *wrong]))
+
+
+def _compare(book: Book, options) -> int:
+    """The ledger, or another, beside the committed reference: 1 if a claim differs."""
+    if (reference := compare.reference(book)) is None:
+        raise BookError(f"{book.reference}: no reference is committed for this profile")
+    other = Path(options.ledger) if options.ledger else book.ledger
+    found = compare.compare(reference, ledger.read(other, own=not options.ledger))
+    print(f"{other} beside {book.reference}:\n{compare.table(found)}\n{compare.counted(found)}")
+    return int(any(comparison.status in compare.RED for comparison in found))
+
+
+def _reference(book: Book, options) -> None:
+    compare.renew(book, options.why)
 
 
 def _library(book: Book, options) -> None:
@@ -264,7 +282,10 @@ def _site(book: Book, options) -> None:
 _MAKERS = (_chapter, _ledger, _library, _site)
 _STEPS = {
     step.__name__.removeprefix("_"): step
-    for step in (_build, _record, _chapter, _ledger, _verdict, _library, _site)
+    for step in (
+        *(_build, _record, _compare, _reference),
+        *(_chapter, _ledger, _verdict, _library, _site),
+    )
 }
 
 if __name__ == "__main__":

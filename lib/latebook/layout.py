@@ -35,6 +35,11 @@ class Book:
         return self.product("ledger", ".json")
 
     @property
+    def reference(self) -> Path:
+        """The committed ledger that others' are compared with."""
+        return self.root / "results" / f"ledger.{self.profile}.json"
+
+    @property
     def library(self) -> Path:
         """What autodoc made of the library: a page's text by the name of its door, as JSON."""
         return self.product("library", ".json")
