@@ -108,7 +108,7 @@ def _report(book: Book, notebooks: dict) -> str:
     for chapter, notebook in notebooks.items():
         made_by = notebook.made_by
         settings = ", ".join(f"`{k}={v}`" for k, v in made_by["parameters"].items())
-        seconds, commit = f"{made_by['seconds']:.1f}", f"`{made_by['commit'][:10]}`"
+        seconds, commit = f"{made_by['seconds']:.1f}", f"`{provenance.short(made_by['commit'])}`"
         chapters.append([f"[{chapter}]({chapter}.ipynb)", seconds, settings, commit])
     made_in = next(iter(notebooks.values())).made_by["environment"]
     around = [["What", "Value"], ["Profile", book.profile]]
@@ -118,7 +118,7 @@ def _report(book: Book, notebooks: dict) -> str:
     runs = [["Recorded run", "Seconds", "Seed", "Device", "Commit", "sha256 of its data"]]
     for path in sorted((book.root / "results").glob("*.json")):
         run = recorded(path.stem, path.parent)
-        commit = run.get("commit", "not noted")[:10]
+        commit = provenance.short(run.get("commit", "not noted"))
         data = run.get("data", {}).get("sha256", "made in the run")
         about = [run["seed"], run["device"], f"`{commit}`", f"`{data}`"]
         runs.append([path.stem, f"{run['duration']:.0f}", *about])
