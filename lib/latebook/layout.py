@@ -58,6 +58,17 @@ class Book:
         of_profile = "" if self.profile == PROFILES[0] else f"-{self.profile}"
         return self.build / f"{name}{of_profile}{end}"
 
+    def product_of(self, step: str, chapter: str | None = None) -> Path:
+        """What a step makes, as ("chapter", NAME): a file, or the folder of the site."""
+        products = {"ledger": self.ledger, "library": self.library, "site": self.html}
+        products["verdict"] = self.product("verdict", ".ok")
+        return self.executed(chapter) if step == "chapter" else products[step]
+
+    def mark(self, step: str, chapter: str | None = None) -> Path:
+        """What tells Snakemake that a step is done. It may delete it, unlike the product."""
+        product = self.product_of(step, chapter)
+        return product.with_name(f".{product.name}.done")
+
     def lock(self, step: str, chapter: str | None = None) -> Path:
         """What a process holds while it takes the step."""
         return self.product("-".join([f".{step}", *([chapter] if chapter else [])]), ".lock")
