@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book record test test-site test-slow house links lab environment lint audit lock clean profile
-.PHONY: cores chapter wheel
+.PHONY: cores chapter wheel compare reference why
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
@@ -25,6 +25,8 @@ help: ## list the targets
 	@echo 'RUN=NAME                  make record: which run of recordings/runs.yml'
 	@echo 'RUNS=FILE                 make record: other runs, as recordings/paper.yml'
 	@echo 'PROFILE=quick|full|paper  how much the chapters compute (quick)'
+	@echo 'LEDGER=FILE               make compare: another ledger than this build has made'
+	@echo 'WHY=TEXT                  make reference: the reason, for the message of its commit'
 	@echo 'CORES=N                   cores to use (all)'
 	@echo 'CLUSTER=slurm             book, record: run the jobs there, see profiles/slurm/config.yaml'
 	@echo 'VENV=DIR                  where the environment is made (.venv)'
@@ -34,6 +36,12 @@ help: ## list the targets
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
 	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)
+
+compare: profile ## hold the ledger, or LEDGER=FILE, against the committed reference
+	$(IN_ENVIRONMENT) -m latebook compare --profile '$(PROFILE)' $(if $(LEDGER),--ledger '$(LEDGER)')
+
+reference: why book ## commit the ledger as the reference of its profile, WHY="..."
+	$(IN_ENVIRONMENT) -m latebook reference --profile '$(PROFILE)' --why "$$WHY"
 
 record: cores ## make the recorded runs in results/ that are missing, or RUN=NAME anew
 	$(IN_ENVIRONMENT) -m latebook record$(if $(RUN), $(RUN)) --runs '$(RUNS)' $(JOBS)
@@ -94,6 +102,9 @@ lock: ## renew requirements.lock and environment.yml from pyproject.toml
 
 clean: ## remove what was built, keep the environment and recorded results
 	rm -rf _build .snakemake build .pytest_cache .ruff_cache
+
+why:
+	@[ -n "$$WHY" ] || { echo 'latephase: make reference asks for its reason, WHY="..."' >&2; exit 2; }
 
 profile:
 	@for known in $(PROFILES); do [ "$$known" != '$(PROFILE)' ] || exit 0; done; \

@@ -21,10 +21,28 @@ CLAIM = {
     "metric": "the number",
     "relation": "<=",
     "bound": 1.0,
+    "tolerance": {"relative": 0.1, "floor": 0.01},
     "reason": "one is small",
     "controls": {"large": "a large number"},
     "cases": 1,
     "few": "a fixture",
+}
+
+# What `execute` writes down of the run of a chapter.
+_PARTS = ("cells", "library", "pipeline", "parameters", "claims", "lock", "environment")
+MADE_BY = {
+    "profile": "quick",
+    "parameters": {"number": 0.5},
+    "seconds": 1.5,
+    "commit": "c" * 40,
+    "date": "2026-11-28T12:00:00+00:00",
+    "inputs": "1" * 64,
+    "parts": dict.fromkeys(_PARTS, "2" * 64),
+    "opened": {"results/one.json": "3" * 64},
+    "environment": {
+        **{"python": "3.12.3", "system": "Linux x86_64", "cores": 2, "device": "cpu"},
+        **{"threads": 1, "versions": {"torch": "2.15.0"}},
+    },
 }
 
 
@@ -52,7 +70,7 @@ class FixtureBook:
         self.root = root
         (root / "book").mkdir(parents=True)
         (root / "profiles").mkdir()
-        for name in ("Snakefile", "_config.yml"):
+        for name in ("Snakefile", "_config.yml", "CITATION.cff"):
             shutil.copy(ROOT / name, root / name)
         for name in ("_static", "_inventories"):
             shutil.copytree(ROOT / "book" / name, root / "book" / name)

@@ -16,11 +16,21 @@ from pathlib import Path
 
 import yaml
 
-from latebook import BookError, dressing, gate, ledger, mathjax, pages, provenance
+from latebook import (
+    BookError,
+    codecheck,
+    compare,
+    dressing,
+    gate,
+    ledger,
+    mathjax,
+    pages,
+    provenance,
+)
 from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
 from latebook.notebooks import Notebook, joined, read_executed
-from latebook.records import recorded
+from latebook.records import recorded, stored
 
 
 def build(book: Book) -> None:
@@ -39,6 +49,7 @@ def build(book: Book) -> None:
     pages.finish(made)
     if wrong := gate.check_site(made):
         raise BookError("\n".join(wrong))
+    codecheck.write(book)
     _put_in_place(made, book.html)
     shutil.rmtree(out)
 
@@ -67,7 +78,7 @@ def _stage(book: Book, stage: Path) -> None:
     library = book.library.read_text(encoding="utf8") if book.shows_library else "{}"
     for door, text in json.loads(library).items():
         write_whole(generated / "library" / f"{door}.md", text)
-    write_whole(generated / "report.md", _report(book, notebooks))
+    write_whole(generated / "report.md", _report(book, notebooks, entries))
 
 
 def _config(path: Path, profile: str) -> str:
@@ -103,26 +114,50 @@ def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
             yield output["metadata"]["scrapbook"]["name"], joined(picture)
 
 
-def _report(book: Book, notebooks: dict) -> str:
-    chapters = [["Chapter", "Seconds", "Seeds and parameters", "Commit"]]
-    for chapter, notebook in notebooks.items():
-        made_by = notebook.made_by
-        settings = ", ".join(f"`{k}={v}`" for k, v in made_by["parameters"].items())
-        seconds, commit = f"{made_by['seconds']:.1f}", f"`{made_by['commit'][:10]}`"
-        chapters.append([f"[{chapter}]({chapter}.ipynb)", seconds, settings, commit])
-    made_in = next(iter(notebooks.values())).made_by["environment"]
-    around = [["What", "Value"], ["Profile", book.profile]]
-    around += [[key.title(), made_in[key]] for key in ("python", "system", "cores", "device")]
-    around += made_in["versions"].items()
-    around += [(f"sha256 of {n}", f"`{sha}`") for n, sha in provenance.data(book.root).items()]
+def _report(book: Book, notebooks: dict[str, Notebook], entries: list[dict]) -> str:
+    made_by = {chapter: notebook.made_by for chapter, notebook in notebooks.items()}
+    chapters = [["Chapter", "Finished", "Seconds", "Seeds and parameters", "Commit"]]
+    for chapter, made in made_by.items():
+        settings = ", ".join(f"`{k}={v}`" for k, v in made["parameters"].items())
+        about = [made["date"], f"{made['seconds']:.1f}", settings, f"`{made['commit']}`"]
+        chapters.append([f"[{chapter}]({chapter}.ipynb)", *about])
+    data = [["What", "Value"], ["Profile", book.profile]]
+    data += [[f"sha256 of {n}", f"`{sha}`"] for n, sha in provenance.data(book.root).items()]
     runs = [["Recorded run", "Seconds", "Seed", "Device", "Commit", "sha256 of its data"]]
-    for path in sorted((book.root / "results").glob("*.json")):
-        run = recorded(path.stem, path.parent)
-        commit = run.get("commit", "not noted")[:10]
-        data = run.get("data", {}).get("sha256", "made in the run")
-        about = [run["seed"], run["device"], f"`{commit}`", f"`{data}`"]
-        runs.append([path.stem, f"{run['duration']:.0f}", *about])
-    return "\n".join(_table(rows) for rows in (chapters, around, runs) if rows[1:])
+    for name in stored(book.root / "results"):
+        run = recorded(name, book.root / "results")
+        commit = run.get("commit", "not noted")
+        sha = run.get("data", {}).get("sha256", "made in the run")
+        about = [run["seed"], run["device"], f"`{commit}`", f"`{sha}`"]
+        runs.append([name, f"{run['duration']:.0f}", *about])
+    tables = [chapters, *_environments(made_by), data, runs]
+    tables = [_table(rows) for rows in tables if rows[1:]]
+    return "\n".join([*tables[:1], _compared(book, entries), *tables[1:]])
+
+
+def _environments(made_by: dict[str, dict]) -> Iterator[list]:
+    """A table of each environment in which chapters ran; where there are several, of which."""
+    ran_in: dict[str, list[str]] = {}
+    for chapter, made in made_by.items():
+        ran_in.setdefault(json.dumps(made["environment"], sort_keys=True), []).append(chapter)
+    for environment, chapters in ran_in.items():
+        made_in = json.loads(environment)
+        rows = [["Environment", "Value" if len(ran_in) == 1 else f"of {', '.join(chapters)}"]]
+        keys = ("python", "system", "cores", "device", "threads")
+        rows += [[key.title(), made_in[key]] for key in keys]
+        rows += [[name, made_in["versions"][name]] for name in provenance.PACKAGES]
+        yield rows
+
+
+def _compared(book: Book, entries: list[dict]) -> str:
+    """How the ledger stands to the committed reference, and what did not come out the same."""
+    if (reference := compare.reference(book)) is None:
+        return f"No reference ledger is committed for the profile *{book.profile}*.\n"
+    found = compare.compare(reference, entries)
+    rows = [["Claim", "Compared with the reference", "Value"]]
+    rows += [[f"`{c.id}`", c.status, c.why] for c in found if c.status != compare.REPRODUCED]
+    said = f"Of the claims of the reference ledger `{book.reference.name}`: "
+    return f"{said}{compare.counted(found)}.\n\n" + (_table(rows) if rows[1:] else "")
 
 
 def _table(rows: list) -> str:
