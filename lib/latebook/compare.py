@@ -21,7 +21,7 @@ STATUSES = (REPRODUCED, WITHIN, DIFFERS, MISSING, NEW)
 # Those that a comparison does not pass with.
 RED = (DIFFERS, MISSING)
 # What two rows must have in common before their values can be compared.
-_REGISTERED = ("chapter", "relation", "bound", "metric", "tolerance")
+_REGISTERED = ("chapter", "relation", "bound", "metric", "over_seeds", "tolerance")
 _OF_ROW = ("verdict", "seeds", "dropped")
 # Apart by no more than this share: the same sums, taken in another order.
 ROUNDING = 1e-12
@@ -38,9 +38,19 @@ class Comparison:
     why: str = ""
 
 
-def reference(book: Book) -> list[dict] | None:
-    """The committed reference of the book's profile, None where there is none."""
-    return ledger.read(book.reference, own=False) if book.reference.exists() else None
+def reference(book: Book) -> list[dict]:
+    """The committed reference of the book's profile; BookError where there is none, or no whole."""
+    if not book.reference.exists():
+        raise BookError(f"no reference is committed for the profile {book.profile!r}")
+    return ledger.read(book.reference, own=False)
+
+
+def known(book: Book) -> list[dict] | None:
+    """The same for what can do without: None where there is none, or none of this schema."""
+    try:
+        return reference(book)
+    except BookError:
+        return None
 
 
 def compare(reference: list[dict], other: list[dict]) -> list[Comparison]:
@@ -67,7 +77,8 @@ def compare(reference: list[dict], other: list[dict]) -> list[Comparison]:
 def _compare(reference: dict, row: dict) -> Comparison:
     for key in (*_REGISTERED, *_OF_ROW):
         if reference[key] != row[key]:
-            return Comparison(row["id"], DIFFERS, f"{key}: {row[key]}, reference {reference[key]}")
+            said = f"{key} {_short(row[key])}, reference {_short(reference[key])}"
+            return Comparison(row["id"], DIFFERS, said)
     exact = True
     for seed, value, other in zip(row["seeds"], row["values"], reference["values"], strict=True):
         tolerance = reference["tolerance"]
@@ -123,7 +134,7 @@ def renew(book: Book, why: str) -> None:
             "a reference is measured at a commit; these chapters were not, commit and remove them "
             f"from {folder}, then make it again: {', '.join(unclear)}"
         )
-    old = reference(book) or []
+    old = known(book) or []
     if not (changes := changed(old, rows)):
         print(f"{book.reference.name}: every row is as it was; nothing to renew.")
         return

@@ -147,7 +147,7 @@ def _of_verdict(book: Book) -> dict[str, str]:
 
 def _of_site(book: Book) -> dict[str, str]:
     root = book.root
-    pages = [*root.glob("_*.yml"), *root.glob("C*.md"), *_below(root / "book")]
+    pages = [*root.glob("_*.yml"), *root.glob("C*.*"), *_below(root / "book")]
     return {
         **_executed(book),
         **_of_verdict(book),

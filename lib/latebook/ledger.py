@@ -8,6 +8,7 @@ made.
 import json
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -82,6 +83,7 @@ def _entry(claim: Claim, found: list[dict], profile: str, made_by: dict | None) 
         "expected": claim.expect[profile],
         "expect_reason": claim.expect_reason,
         "range": claim.range[profile],
+        "over_seeds": claim.over_seeds,
         "value": None,
         "verdict": MISSING,
         "values": [],
@@ -100,7 +102,7 @@ def _entry(claim: Claim, found: list[dict], profile: str, made_by: dict | None) 
     if any(math.isnan(float(value)) for of in numbers for value in of["values"]):
         return entry | {"problem": "a value is NaN"}
     values = [float(value) for value in payload["values"]]
-    value = claim.worst(values)
+    value = claim.of_seeds(values)
     entry |= {"value": value, "verdict": claim.verdict(value, profile), "values": values}
     entry |= {"seeds": payload["seeds"], "dropped": payload["dropped"]}
     entry["controls"] = {
@@ -138,7 +140,7 @@ def _problem(claim: Claim, entry: dict, times: int) -> str | None:
         return f"negative control passes: {', '.join(passing)}"
     if entry["verdict"] != entry["expected"]:
         return f"expected {entry['expected']!r}, got {entry['verdict']!r}"
-    if entry["range"] and not entry["range"][0] <= entry["value"] <= entry["range"][1]:
+    if claim.outside(entry["value"], entry["profile"]):
         return f"{entry['value']!r} is out of the registered range {entry['range']}"
     return None
 
@@ -240,9 +242,11 @@ def _inconsistent(row: dict) -> str | None:
     upper = row["relation"] == "<="
     for name, numbers in (("", row), *row["controls"].items()):
         values = [float(value) for value in numbers["values"]]
-        value = max(values) if upper == (not name) else min(values)
+        value = _judged("best" if name else row["over_seeds"], upper, values)
         within = value <= row["bound"] if upper else value >= row["bound"]
         of = f"the control {name}" if name else "the claim"
+        if len(values) != len(numbers["seeds"]):
+            return f"{of} has {len(values)} values for {len(numbers['seeds'])} seeds"
         if value != float(numbers["value"]):
             return f"{of} has the value {numbers['value']}, but its values say {value!r}"
         if name and numbers["violates"] is within:
@@ -250,6 +254,13 @@ def _inconsistent(row: dict) -> str | None:
         if not name and _OF_VALUES.get(row["verdict"], within) is not within:
             return f"the verdict is {row['verdict']!r}, but its value is {value!r}"
     return None
+
+
+def _judged(how: str, upper: bool, values: list[float]) -> float:
+    best_first = sorted(values, reverse=not upper)
+    if how == "median":
+        return statistics.median(values)
+    return best_first[0] if how == "best" else best_first[-1]
 
 
 def problems(ledger: list[dict]) -> list[str]:

@@ -151,11 +151,16 @@ def _environments(made_by: dict[str, dict]) -> Iterator[list]:
 
 def _compared(book: Book, entries: list[dict]) -> str:
     """How the ledger stands to the committed reference, and what did not come out the same."""
-    if (reference := compare.reference(book)) is None:
-        return f"No reference ledger is committed for the profile *{book.profile}*.\n"
-    found = compare.compare(reference, entries)
+    try:
+        found = compare.compare(compare.reference(book), entries)
+    except BookError as error:
+        return f"There is no comparison: {str(error).replace(f'{book.root}/', '')}.\n"
     rows = [["Claim", "Compared with the reference", "Value"]]
-    rows += [[f"`{c.id}`", c.status, c.why] for c in found if c.status != compare.REPRODUCED]
+    rows += [
+        [f"`{c.id}`", c.status, c.why.replace("|", r"\|")]
+        for c in found
+        if c.status != compare.REPRODUCED
+    ]
     said = f"Of the claims of the reference ledger `{book.reference.name}`: "
     return f"{said}{compare.counted(found)}.\n\n" + (_table(rows) if rows[1:] else "")
 
