@@ -24,6 +24,8 @@ CLAIM = {
     "tolerance": {"relative": 0.1, "floor": 0.01},
     "reason": "one is small",
     "controls": {"large": "a large number"},
+    "cases": 1,
+    "few": "a fixture",
 }
 
 # What `execute` writes down of the run of a chapter.
@@ -46,7 +48,7 @@ MADE_BY = {
 
 def chapter(name: str, *code: str) -> nbformat.NotebookNode:
     """A chapter with a parameters cell, the given code cells and a last cell that records."""
-    last = f"claims.record('{name}/small', number, control={{'large': 2.0}}, seeds=[0])"
+    last = f"claims.record('{name}/small', [number], control={{'large': [2.0]}}, seeds=[0])"
     return new_notebook(
         cells=[
             new_markdown_cell(f"# The {name} chapter\n\nIt measures a number, $x \\le 1$."),

@@ -18,7 +18,8 @@ def executed(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for position, cell in enumerate(code, start=1):
         cell.execution_count = position
-    payload = {"id": "first/small", "values": ["0.5"], "controls": {"large": ["2.0"]}, "seeds": [0]}
+    payload = {"id": "first/small", "values": ["0.5"], "seeds": [0], "dropped": {}}
+    payload["controls"] = {"large": {"values": ["2.0"], "seeds": [0]}}
     code[-1].outputs = [new_output("display_data", {MIME: payload, "text/plain": "holds"})]
     return notebook
 

@@ -83,6 +83,14 @@ def test_what_theory_does_not_cover_gets_no_other_verdict():
         assert (made["verdict"], made["problem"]) == ("not covered by theory", None)
 
 
+def test_a_row_says_which_of_its_seeds_is_judged():
+    made = entry([0.1, 1.5, 0.2], over_seeds="median")
+    assert (made["value"], made["over_seeds"], made["problem"]) == (0.2, "median", None)
+    ledger.check([made], "the ledger")
+    with pytest.raises(BookError, match="has the value 0.2, but its values say 1.5"):
+        ledger.check([made | {"over_seeds": "worst"}], "the ledger")
+
+
 def test_a_record_of_another_chapter_is_an_error():
     row = claim(CLAIM | {"chapter": "second"})
     payload = {"id": row.id, "dropped": {}, "controls": {}} | numbers(0.5)

@@ -307,7 +307,7 @@ def markdown_table(ledger: list[dict]) -> str:
     lines = [
         ":::{div} verdicts",
         "",
-        "| Claim | Measured (worst) | Bound | Verdict | Negative controls (must violate) |",
+        "| Claim | Measured | Bound | Verdict | Negative controls (must violate) |",
         "|---|---|---|---|---|",
     ]
     for entry in ledger:
