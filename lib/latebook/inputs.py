@@ -41,12 +41,17 @@ def of_chapter(book: Book, chapter: str, anew: bool = False) -> dict[str, str]:
     return {
         "cells": _sha256_of(_essence(read(book.source(chapter)))),
         "library": _library(),
-        "pipeline": _sources(_closure(_EXECUTING)),
+        "pipeline": _sources(executing()),
         "parameters": _sha256_of([book.profile, book.parameters(chapter)]),
         "claims": _sha256_of(claims),
         "lock": file_sha256(lock) if lock.exists() else _sha256_of(None),
         "environment": environment_sha256(provenance.environment()),
     }
+
+
+def executing() -> list[Path]:
+    """The pipeline's modules that can change a chapter's numbers or what the gate says of them."""
+    return _closure(_EXECUTING)
 
 
 def environment_sha256(environment: dict) -> str:
