@@ -90,7 +90,6 @@ class Claim:
         """The value that speaks most for the claim: the one by which a control is judged."""
         return _extreme(min if self.relation == "<=" else max, values)
 
-
     def is_absurd(self, value: float, profile: str) -> bool:
         """Whether a value speaks so much for the claim that it can only be a fault.
 
@@ -209,7 +208,9 @@ def _is_number(number) -> bool:
 def _is_range(pair) -> bool:
     if pair is None:
         return True
-    return isinstance(pair, list) and list(map(_is_number, pair)) == [True] * 2 and pair[0] < pair[1]
+    return (
+        isinstance(pair, list) and list(map(_is_number, pair)) == [True] * 2 and pair[0] < pair[1]
+    )
 
 
 def record(
