@@ -5,6 +5,7 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
+import errno
 import json
 import os
 import re
@@ -152,13 +153,33 @@ def _restore(html: Path) -> None:
     """Undo what a process left that was killed between the two renames of `_put_in_place`."""
     old = html.with_name(f".{html.name}.old")
     if old.exists() and not html.exists():
-        old.rename(html)
+        _move(old, html)
 
 
 def _put_in_place(made: Path, html: Path) -> None:
+    """Rename what was made to `html`; where that fails the earlier site stands there again."""
     old = html.with_name(f".{html.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if html.exists():
-        html.rename(old)
-    made.rename(html)
+        _move(html, old)
+    try:
+        _move(made, html)
+    except OSError:
+        shutil.rmtree(html, ignore_errors=True)
+        _restore(html)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _move(folder: Path, to: Path) -> None:
+    """Rename a folder, or copy it whole first where that crosses file systems, as in an overlay."""
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside = to.with_name(f"{to.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(folder, aside)
+        aside.rename(to)
+        shutil.rmtree(folder)
