@@ -254,7 +254,9 @@ def test_a_full_disk_leaves_the_old_ledger(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(BookError, match=r"cannot write .*ledger\.json.*: No space left on device"):
+    with pytest.raises(
+        BookError, match=r"cannot write .*ledger\.json\.sha256: No space left on device"
+    ):
         ledger.write(path, [entry(1.5)])
     assert path.read_text() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == [".ledger.json.sha256", path.name]
