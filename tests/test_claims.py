@@ -195,8 +195,8 @@ def test_each_profile_has_its_bound_and_each_chapter_its_claims(published, monke
     assert claims.holds("first/small", 0.5)
     monkeypatch.setenv("LATEPHASE_PROFILE", "full")
     assert not claims.holds("first/small", 0.5)
-    assert claims.of_chapter(registry, "first") == {"first/small"}
-    assert claims.of_chapter(registry, "second") == set()
+    assert set(claims.of_chapter(registry, "first")) == {"first/small"}
+    assert claims.of_chapter(registry, "second") == {}
 
 
 def test_holds_judges_the_worst_number(published):

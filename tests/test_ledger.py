@@ -87,7 +87,7 @@ def test_a_row_says_which_of_its_seeds_is_judged():
     made = entry([0.1, 1.5, 0.2], over_seeds="median")
     assert (made["value"], made["over_seeds"], made["problem"]) == (0.2, "median", None)
     ledger.check([made], "the ledger")
-    with pytest.raises(BookError, match=r"has the value 0\.2, but its values say 1\.5"):
+    with pytest.raises(BookError, match="but its values say"):
         ledger.check([made | {"over_seeds": "worst"}], "the ledger")
 
 

@@ -300,9 +300,9 @@ def _ledger(book: Book, options) -> None:
     inputs.require_fresh(book)
     claims, records, wrong = load(book.claims), {}, []
     for chapter in book.chapters():
-        notebook = read_executed(book.executed(chapter))
-        expected = of_chapter(claims, chapter)
-        wrong += gate.check_executed(notebook, book.source(chapter), expected)
+        notebook, source = read_executed(book.executed(chapter)), book.source(chapter)
+        expected, parameters = of_chapter(claims, chapter), book.parameters(chapter)
+        wrong += gate.check_executed(notebook, source, expected, book.profile, parameters)
         if not wrong:
             claimed = gate.recorded(notebook)
             records[chapter] = {"made_by": notebook.made_by, "claims": claimed}

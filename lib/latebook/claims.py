@@ -129,9 +129,9 @@ def load(path: Path) -> dict[str, Claim]:
     return claims
 
 
-def of_chapter(claims: Mapping[str, Claim], chapter: str) -> set[str]:
-    """The ids of the claims that a chapter must record."""
-    return {claim.id for claim in claims.values() if claim.chapter == chapter}
+def of_chapter(claims: Mapping[str, Claim], chapter: str) -> dict[str, Claim]:
+    """The claims that a chapter must record, by id."""
+    return {id: claim for id, claim in claims.items() if claim.chapter == chapter}
 
 
 def _claim(row: Mapping, path: Path) -> Claim:
@@ -208,9 +208,8 @@ def _is_number(number) -> bool:
 def _is_range(pair) -> bool:
     if pair is None:
         return True
-    return (
-        isinstance(pair, list) and list(map(_is_number, pair)) == [True] * 2 and pair[0] < pair[1]
-    )
+    numbers = isinstance(pair, list) and all(map(_is_number, pair))
+    return numbers and len(pair) == 2 and pair[0] < pair[1]
 
 
 def record(
@@ -322,11 +321,15 @@ def _some(values: list, what: str) -> list:
 def _show(claim: Claim, payload: dict) -> None:
     from IPython.display import publish_display_data
 
-    profile = _profile()
-    value = claim.of_seeds([float(v) for v in payload["values"]])
-    bound, verdict = claim.bound[profile], claim.verdict(value, profile)
-    line = f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {verdict}"
-    publish_display_data({MIME: payload, "text/plain": line})
+    text = line(claim, [float(v) for v in payload["values"]], _profile())
+    publish_display_data({MIME: payload, "text/plain": text})
+
+
+def line(claim: Claim, values: list[float], profile: str) -> str:
+    """What a reader sees below the cell that recorded the values of a claim."""
+    value, bound = claim.of_seeds(values), claim.bound[profile]
+    verdict = claim.verdict(value, profile)
+    return f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {verdict}"
 
 
 def registry_path() -> Path:

@@ -38,7 +38,8 @@ def execute(book: Book, chapter: str, threads: int = 1) -> None:
     environment, opened = _seen(book.root, log, chapter)
     _require_unchanged(book, chapter, parts, opened)
     notebook = read(failed)
-    _require(gate.check_executed(notebook, source, expected), f" (see {failed})")
+    wrong = gate.check_executed(notebook, source, expected, book.profile, parameters)
+    _require(wrong, f" (see {failed})")
     notebook.content["metadata"]["latephase"] = {
         "profile": book.profile,
         "parameters": parameters,
