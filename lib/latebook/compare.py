@@ -59,8 +59,9 @@ def compare(reference: list[dict], other: list[dict]) -> list[Comparison]:
     *Reproduced* is a claim with the reference's verdict and seeds, each of whose values, and of
     its controls', equals the reference's or is apart by no more than ROUNDING of it. *Within
     tolerance*: each is apart by no more than the larger of the reference's `floor` and `relative`
-    times the reference's value; a control is compared by whether it violates the bound. Whatever
-    is apart by more, or registered otherwise, *differs*.
+    times the reference's value; of a claim that judges the median of its seeds, the median is; a
+    control is compared by whether it violates the bound. Whatever is apart by more, or registered
+    otherwise, *differs*.
     """
     if (of := reference[0]["profile"]) != (got := other[0]["profile"]):
         raise BookError(f"a ledger of the profile {got!r} cannot be compared with one of {of!r}")
@@ -79,18 +80,20 @@ def _compare(reference: dict, row: dict) -> Comparison:
         if reference[key] != row[key]:
             said = f"{key} {_short(row[key])}, reference {_short(reference[key])}"
             return Comparison(row["id"], DIFFERS, said)
-    exact = True
-    for seed, value, other in zip(row["seeds"], row["values"], reference["values"], strict=True):
-        tolerance = reference["tolerance"]
+    names = [f"seed {seed}" for seed in row["seeds"]]
+    pairs = list(zip(names, row["values"], reference["values"], strict=True))
+    exact = all(_same(value, other) for _, value, other in pairs)
+    if row["over_seeds"] == "median":  # registered because rounding decides where one seed ends
+        pairs = [("median", row["value"], reference["value"])]
+    tolerance = reference["tolerance"]
+    for name, value, other in pairs:
         allowed = max(tolerance["floor"], tolerance["relative"] * abs(other))
         if not _same(value, other) and not abs(value - other) <= allowed < math.inf:
-            return Comparison(
-                row["id"], DIFFERS, f"seed {seed}: {value!r}, reference {other!r} ± {allowed:.2g}"
-            )
-        exact = exact and _same(value, other)
-    for name, other in reference["controls"].items():
-        control = row["controls"].get(name)
-        if control is None or any(control[k] != other[k] for k in ("seeds", "violates")):
+            said = f"{name}: {value!r}, reference {other!r} ± {allowed:.2g}"
+            return Comparison(row["id"], DIFFERS, said)
+    for name in row["controls"] | reference["controls"]:
+        control, other = row["controls"].get(name), reference["controls"].get(name)
+        if not control or not other or any(control[k] != other[k] for k in ("seeds", "violates")):
             return Comparison(row["id"], DIFFERS, f"the control {name}")
         exact = exact and all(map(_same, control["values"], other["values"]))
     why = "" if exact else f"{row['value']!r}, reference {reference['value']!r}"
