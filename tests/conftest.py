@@ -9,7 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from latebook.claims import MIME
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,6 +63,18 @@ def chapter(name: str, *code: str) -> nbformat.NotebookNode:
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
         },
     )
+
+
+def recorded(notebook: nbformat.NotebookNode, text=None, **change) -> nbformat.NotebookNode:
+    """The notebook as a run without a fault leaves it, but for a change of what it recorded."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for position, cell in enumerate(code, start=1):
+        cell.execution_count = position
+    payload = {"id": "first/small", "values": ["0.5"], "seeds": [0], "dropped": {}}
+    payload |= {"controls": {"large": {"values": ["2.0"], "seeds": [0]}}} | change
+    data = {MIME: payload, "text/plain": text or "first/small: 0.5 <= 1 — holds"}
+    code[-1].outputs = [new_output("display_data", data)]
+    return notebook
 
 
 class FixtureBook:

@@ -234,10 +234,11 @@ def _reaching(tree: ast.AST) -> Iterator[str]:
 def _patching(tree: ast.AST, imported: set[str]) -> Iterator[str]:
     """Assignments into what was imported, but for PyTorch's own switches."""
     for node in ast.walk(tree):
-        stored = isinstance(node, ast.Attribute | ast.Subscript)
-        if stored and not isinstance(node.ctx, ast.Load) and _root(node) in imported:
-            if not (place := ast.unparse(node)).startswith("torch.backends."):
-                yield f"changes {place}, which it imported"
+        if not isinstance(node, ast.Attribute | ast.Subscript) or isinstance(node.ctx, ast.Load):
+            continue
+        place = ast.unparse(node)
+        if _root(node) in imported and not place.startswith("torch.backends."):
+            yield f"changes {place}, which it imported"
 
 
 def _is_record(node: ast.AST) -> bool:
