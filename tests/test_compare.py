@@ -234,6 +234,9 @@ def test_a_strangers_ledger_is_compared_where_it_is(repository):
     assert repository.call("compare", "--ledger", str(theirs)).returncode == 1
     theirs.write_text(ledger.text([ledger.sealed(entry() | {"profile": "full"})]))
     assert "cannot be compared" in repository.call("compare", "--ledger", str(theirs)).stderr
+    theirs.write_text(ledger.text([entry(id="first/other")]))
+    done = repository.call("compare", "--ledger", str(theirs))
+    assert (done.returncode, "1 missing, 1 new" in done.stdout) == (1, True), done.stdout
     made.write_text(made.read_text() + " ")
     assert "cut off or changed" in repository.call("compare").stderr
 
