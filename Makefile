@@ -35,7 +35,7 @@ help: ## list the targets
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
-	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' --threads '$(THREADS)' $(JOBS)
+	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)$(if $(filter-out 1,$(THREADS)), --threads '$(THREADS)')
 
 record: cores ## make the recorded runs in results/ that are missing, or RUN=NAME anew
 	$(IN_ENVIRONMENT) -m latebook record$(if $(RUN), $(RUN)) --runs '$(RUNS)' $(JOBS)
