@@ -37,7 +37,7 @@ help: ## list the targets
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
-	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' --threads '$(THREADS)' $(JOBS)
+	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)$(if $(filter-out 1,$(THREADS)), --threads '$(THREADS)')
 
 compare: profile ## hold the ledger, or LEDGER=FILE, against the committed reference
 	$(IN_ENVIRONMENT) -m latebook compare --profile '$(PROFILE)' $(if $(LEDGER),--ledger '$(LEDGER)')

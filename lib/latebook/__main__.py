@@ -160,12 +160,12 @@ def _snakemake(book: Book, options, names: list[str] = ()) -> tuple[int, bool]:
     of nothing that it knows itself.
     """
     command = [sys.executable, "-m", "snakemake", "--profile", "none"]
-    command += ["--rerun-triggers", "software-env"]
     config = {"profile": book.profile, "threads": options.threads}
     if names:
         command += ["records", "--forcerun", "record"]
         config |= {"records": names, "runs": options.runs}
-    command += [*_place(book, options), "--keep-going", "--rerun-incomplete", "--nocolor"]
+    command += ["--rerun-triggers", "software-env", *_place(book, options)]
+    command += ["--keep-going", "--rerun-incomplete", "--nocolor"]
     # Its own lock a kill would leave behind; each step holds one that it cannot.
     command += ["--nolock", "--config", *(f"{k}={json.dumps(v)}" for k, v in config.items())]
     return _run(command, book, names)

@@ -82,7 +82,11 @@ def _compare(reference: dict, row: dict) -> Comparison:
             return Comparison(row["id"], DIFFERS, said)
     names = [f"seed {seed}" for seed in row["seeds"]]
     pairs = list(zip(names, row["values"], reference["values"], strict=True))
-    exact = all(_same(value, other) for _, value, other in pairs)
+    other_than = [
+        f"{name}: {value!r}, reference {other!r}"
+        for name, value, other in pairs
+        if not _same(value, other)
+    ]
     if row["over_seeds"] == "median":  # registered because rounding decides where one seed ends
         pairs = [("median", row["value"], reference["value"])]
     tolerance = reference["tolerance"]
@@ -95,9 +99,9 @@ def _compare(reference: dict, row: dict) -> Comparison:
         control, other = row["controls"].get(name), reference["controls"].get(name)
         if not control or not other or any(control[k] != other[k] for k in ("seeds", "violates")):
             return Comparison(row["id"], DIFFERS, f"the control {name}")
-        exact = exact and all(map(_same, control["values"], other["values"]))
-    why = "" if exact else f"{row['value']!r}, reference {reference['value']!r}"
-    return Comparison(row["id"], REPRODUCED if exact else WITHIN, why)
+        if not all(map(_same, control["values"], other["values"])):
+            other_than.append(f"the control {name}")
+    return Comparison(row["id"], WITHIN if other_than else REPRODUCED, "; ".join(other_than[:2]))
 
 
 def _same(value: float, other: float) -> bool:
