@@ -9,6 +9,7 @@ SHELL := /bin/sh
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
+THREADS ?= 1
 CLUSTER ?=
 # Where Snakemake runs the jobs: here, or on the cluster that profiles/$(CLUSTER) describes.
 JOBS = --cores $(CORES)$(if $(CLUSTER), --cluster '$(CLUSTER)')
@@ -28,6 +29,7 @@ help: ## list the targets
 	@echo 'LEDGER=FILE               make compare: another ledger than this build has made'
 	@echo 'WHY=TEXT                  make reference: the reason, for the message of its commit'
 	@echo 'CORES=N                   cores to use (all)'
+	@echo 'THREADS=N                 threads of a chapter, part of what decides its numbers (1)'
 	@echo 'CLUSTER=slurm             book, record: run the jobs there, see profiles/slurm/config.yaml'
 	@echo 'VENV=DIR                  where the environment is made (.venv)'
 	@echo 'PYTHON=COMMAND            the Python it is made with, 3.11 or newer (python3)'
@@ -35,7 +37,7 @@ help: ## list the targets
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
-	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)
+	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)$(if $(filter-out 1,$(THREADS)), --threads '$(THREADS)')
 
 compare: profile ## hold the ledger, or LEDGER=FILE, against the committed reference
 	$(IN_ENVIRONMENT) -m latebook compare --profile '$(PROFILE)' $(if $(LEDGER),--ledger '$(LEDGER)')
@@ -111,6 +113,6 @@ profile:
 	echo 'latephase: unknown PROFILE=$(PROFILE); known: $(PROFILES)' >&2; exit 2
 
 cores:
-	@case '$(CORES)' in \
-	''|0*|*[!0-9]*) echo 'latephase: CORES=$(CORES) is not a positive number' >&2; exit 2 ;; \
-	esac
+	@for number in 'CORES=$(CORES)' 'THREADS=$(THREADS)'; do case "$${number#*=}" in \
+	''|0*|*[!0-9]*) echo "latephase: $$number is not a positive number" >&2; exit 2 ;; \
+	esac; done

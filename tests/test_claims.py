@@ -23,6 +23,7 @@ def test_one_bound_serves_every_profile(tmp_path):
     ("change", "message"),
     [
         ({"bound": None}, "missing bound"),
+        ({"tolerance": None}, "missing tolerance"),
         ({"reason": ""}, "missing reason"),
         ({"bound": "0.1"}, "bound is a finite number"),
         ({"bound": float("nan")}, "bound is a finite number"),

@@ -1,5 +1,6 @@
 """A ledger beside the reference: what counts as reproduced, and how a reference is renewed."""
 
+import copy
 import json
 import math
 import os
@@ -18,7 +19,7 @@ INF = math.inf
 def two(change):
     """A reference and the same rows with a change, both as they are read from a file."""
     rows = [entry([0.5, 0.8, 0.1], [2.0, INF]), entry(0.001, id="first/other")]
-    other = [dict(row) for row in rows]
+    other = copy.deepcopy(rows)
     change(other)
     return rows, other
 
@@ -48,6 +49,8 @@ def values(*numbers):
         (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [2.1, INF])), "within tolerance"),
         (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [2.0, 3.0])), "within tolerance"),
         (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [0.9, INF])), "differs"),
+        (lambda rows: rows[0].update(controls={}), "differs"),
+        (lambda rows: rows[0]["controls"].update(more=rows[0]["controls"]["large"]), "differs"),
         (lambda rows: rows[0].update(seeds=[7, 8, 10]), "differs"),
         (lambda rows: rows[0].update(dropped={"8": "no late phase"}), "differs"),
         (lambda rows: rows[0].update(verdict="fails"), "differs"),
@@ -67,6 +70,18 @@ def test_an_infinite_value_is_reproduced_by_itself_alone():
     for value, expected in ((INF, "reproduced"), (1.5, "differs")):
         assert compare.compare(row(INF), row(value))[0].status == expected
     assert compare.compare(row(1.5), row(INF))[0].status == "differs"
+
+
+def test_where_the_median_is_judged_the_median_is_compared():
+    def row(*values):
+        return [entry([*values], over_seeds="median")]
+
+    for values, expected in (
+        ((0.5, 0.1, 0.9), "reproduced"),
+        ((0.5, 0.4, 0.6), "within tolerance"),
+        ((0.56, 0.1, 0.9), "differs"),
+    ):
+        assert compare.compare(row(0.5, 0.1, 0.9), row(*values))[0].status == expected
 
 
 def test_rows_that_one_of_the_two_lacks_are_named():
@@ -219,6 +234,9 @@ def test_a_strangers_ledger_is_compared_where_it_is(repository):
     assert repository.call("compare", "--ledger", str(theirs)).returncode == 1
     theirs.write_text(ledger.text([ledger.sealed(entry() | {"profile": "full"})]))
     assert "cannot be compared" in repository.call("compare", "--ledger", str(theirs)).stderr
+    theirs.write_text(ledger.text([entry(id="first/other")]))
+    done = repository.call("compare", "--ledger", str(theirs))
+    assert (done.returncode, "1 missing, 1 new" in done.stdout) == (1, True), done.stdout
     made.write_text(made.read_text() + " ")
     assert "cut off or changed" in repository.call("compare").stderr
 

@@ -163,6 +163,8 @@ ROWS = [
     lambda: entry([1.1, INF], expect="fails", expect_reason="it is large", id="first/fails"),
     lambda: entry([2.0, 1.5], [0.5, -INF], relation=">=", id="first/above"),
     lambda: entry(0.5, expect="not covered by theory", expect_reason="kinks", id="first/beyond"),
+    lambda: entry([0.1, 5.0, 0.5], over_seeds="median", id="first/median"),
+    lambda: entry([5.0, INF, 0.5], over_seeds="best", id="first/best"),
 ]
 
 
@@ -175,14 +177,15 @@ def test_every_verdict_follows_from_the_file_alone(tmp_path):
     ledger.write(path, made_ledger())
     done = ran(path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "4 verdicts follow from their values\n"
+    assert done.stdout == "6 verdicts follow from their values\n"
 
 
 # What is edited in the file, by a row's id, and what then is wrong.
 EDITS = [
     (lambda row: row.update(verdict="fails"), "verdict is 'fails', but its value is 0.5"),
     (lambda row: row.update(value=0.4), "the claim has the value 0.4, but its values say 0.5"),
-    (lambda row: row["values"].append(3.0), "the claim has the value 0.5, but its values say 3.0"),
+    (lambda row: row["values"].__setitem__(0, 3.0), "has the value 0.5, but its values say 3.0"),
+    (lambda row: row.update(over_seeds="best"), "has the value 0.5, but its values say 0.1"),
     (lambda row: row.update(bound=0.3), "verdict is 'holds', but its value is 0.5"),
     (lambda row: row["controls"]["large"].update(violates=False), "control large violates"),
     (lambda row: row["controls"]["large"].update(values=[0.1, 2.0]), "control large has the value"),
@@ -208,6 +211,7 @@ def test_a_verdict_that_does_not_follow_is_refused_by_both(tmp_path, edit, wrong
         (lambda rows: rows[0]["tolerance"].update(floor=9.0), "first/small: changed since"),
         (lambda rows: rows[0]["measured"].update(commit="d" * 40), "first/small: changed since"),
         (lambda rows: rows.append(rows[0]), "more than once: first/small"),
+        (lambda rows: rows[0]["seeds"].append(9), "the claim has 2 values for 3 seeds"),
         (lambda rows: rows[0].pop("metric"), "'metric' is a required property"),
         (lambda rows: rows[0].update(extra=1), "'extra' was unexpected"),
         (lambda rows: rows[0].update(kind="guess"), "'guess' is not one of"),
@@ -250,7 +254,9 @@ def test_a_full_disk_leaves_the_old_ledger(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(BookError, match=r"cannot write .*ledger\.json: No space left on device"):
+    with pytest.raises(
+        BookError, match=r"cannot write .*ledger\.json\.sha256: No space left on device"
+    ):
         ledger.write(path, [entry(1.5)])
     assert path.read_text() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == [".ledger.json.sha256", path.name]

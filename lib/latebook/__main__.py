@@ -49,8 +49,9 @@ def main(words: list[str] | None = None) -> int:
         stream.reconfigure(errors="backslashreplace")  # a terminal may lack the sign ≤
     try:
         book = Book(Path.cwd(), options.profile)
-        surroundings.settle(book.build, options.threads)
         step = _STEPS[options.step]
+        if step is not _reference:  # a commit has its author's name, and perhaps a signature
+            surroundings.settle(book.build, options.threads)
         makes = [options.step, *filter(None, [options.chapter])]
         with _alone(book, *makes) if step in _MAKERS else contextlib.nullcontext():
             if step not in _NOTING:
@@ -159,12 +160,12 @@ def _snakemake(book: Book, options, names: list[str] = ()) -> tuple[int, bool]:
     of nothing that it knows itself.
     """
     command = [sys.executable, "-m", "snakemake", "--profile", "none"]
-    command += ["--rerun-triggers", "software-env"]
     config = {"profile": book.profile, "threads": options.threads}
     if names:
         command += ["records", "--forcerun", "record"]
         config |= {"records": names, "runs": options.runs}
-    command += [*_place(book, options), "--keep-going", "--rerun-incomplete", "--nocolor"]
+    command += ["--rerun-triggers", "software-env", *_place(book, options)]
+    command += ["--keep-going", "--rerun-incomplete", "--nocolor"]
     # Its own lock a kill would leave behind; each step holds one that it cannot.
     command += ["--nolock", "--config", *(f"{k}={json.dumps(v)}" for k, v in config.items())]
     return _run(command, book, names)
@@ -307,7 +308,7 @@ def _ledger(book: Book, options) -> None:
             records[chapter] = {"made_by": notebook.made_by, "claims": claimed}
     if wrong:
         raise BookError("\n".join(wrong))
-    registered = registration.dates(book, claims, compare.reference(book))
+    registered = registration.dates(book, claims, compare.known(book))
     write_whole(book.product("ledger", ".schema.json"), ledger.SCHEMA.read_text(encoding="utf8"))
     ledger.write(book.ledger, ledger.entries(claims, records, book.profile, registered))
 
@@ -322,8 +323,7 @@ def _verdict(book: Book, options) -> None:
 
 def _compare(book: Book, options) -> int:
     """The ledger, or another, beside the committed reference: 1 if a claim differs."""
-    if (reference := compare.reference(book)) is None:
-        raise BookError(f"{book.reference}: no reference is committed for this profile")
+    reference = compare.reference(book)
     other = Path(options.ledger) if options.ledger else book.ledger
     found = compare.compare(reference, ledger.read(other, own=not options.ledger))
     print(f"{other} beside {book.reference}:\n{compare.table(found)}\n{compare.counted(found)}")

@@ -20,10 +20,13 @@ MIME = "application/vnd.latephase.claim+json"
 PROFILES = ("quick", "full", "paper")
 HOLDS, FAILS, NOT_COVERED = "holds", "fails", "not covered by theory"
 
-_REQUIRED = ("id", "chapter", "statement", "source", "metric", "relation", "bound", "reason")
+_REQUIRED = (
+    *("id", "chapter", "statement", "source", "metric"),
+    *("relation", "bound", "tolerance", "reason"),
+)
 _OPTIONAL = (
     *("controls", "expect", "expect_reason", "kind"),
-    *("tolerance", "range", "over_seeds", "cases", "few"),
+    *("range", "over_seeds", "cases", "few"),
 )
 _EXPECTED = {HOLDS, FAILS, NOT_COVERED}
 KINDS = ("theorem", "paper", "prediction", "observation", "instrument")
@@ -52,12 +55,12 @@ class Claim:
     metric: str
     relation: str
     bound: Mapping[str, float]
+    tolerance: Mapping[str, float]
     reason: str
     controls: Mapping[str, str]
     expect: Mapping[str, str]
     expect_reason: str = ""
     kind: str | None = None
-    tolerance: Mapping[str, float] | None = None
     range: Mapping[str, list[float] | None] = field(default_factory=lambda: _for_each_profile(None))
     over_seeds: str = "worst"
     cases: Mapping[str, int | None] = field(default_factory=lambda: _for_each_profile(None))
@@ -141,7 +144,7 @@ def _claim(row: Mapping, path: Path) -> Claim:
     read = {"bound": {p: float(n) for p, n in _for_each_profile(row["bound"]).items()}}
     read["expect"] = _for_each_profile(row.get("expect", HOLDS))
     read |= {key: _for_each_profile(row.get(key)) for key in ("range", "cases")}
-    if _is_number(row.get("tolerance")):
+    if _is_number(row["tolerance"]):
         read["tolerance"] = {"relative": row["tolerance"], "floor": 0.0}
     return Claim(**row | read)
 
@@ -177,7 +180,7 @@ def _faults_of_measuring(row: Mapping, expect: Mapping) -> Iterator[str]:
     for key, allowed in (("kind", (None, *KINDS)), ("over_seeds", (None, *OVER_SEEDS))):
         if row.get(key) not in allowed:
             yield f"{key} is one of {allowed[1:]}, got {row[key]!r}"
-    tolerance = row.get("tolerance", 0)
+    tolerance = row["tolerance"]
     parts = tolerance if isinstance(tolerance, Mapping) else {"relative": tolerance, "floor": 0}
     if set(parts) != {"relative", "floor"} or not all(map(_is_number, parts.values())):
         yield f"tolerance is a number or {{relative: a number, floor: a number}}, got {tolerance}"

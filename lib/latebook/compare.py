@@ -21,7 +21,7 @@ STATUSES = (REPRODUCED, WITHIN, DIFFERS, MISSING, NEW)
 # Those that a comparison does not pass with.
 RED = (DIFFERS, MISSING)
 # What two rows must have in common before their values can be compared.
-_REGISTERED = ("chapter", "relation", "bound", "metric", "tolerance")
+_REGISTERED = ("chapter", "relation", "bound", "metric", "over_seeds", "tolerance")
 _OF_ROW = ("verdict", "seeds", "dropped")
 # Apart by no more than this share: the same sums, taken in another order.
 ROUNDING = 1e-12
@@ -38,9 +38,19 @@ class Comparison:
     why: str = ""
 
 
-def reference(book: Book) -> list[dict] | None:
-    """The committed reference of the book's profile, None where there is none."""
-    return ledger.read(book.reference, own=False) if book.reference.exists() else None
+def reference(book: Book) -> list[dict]:
+    """The committed reference of the book's profile; BookError where there is none, or no whole."""
+    if not book.reference.exists():
+        raise BookError(f"no reference is committed for the profile {book.profile!r}")
+    return ledger.read(book.reference, own=False)
+
+
+def known(book: Book) -> list[dict] | None:
+    """The same for what can do without: None where there is none, or none of this schema."""
+    try:
+        return reference(book)
+    except BookError:
+        return None
 
 
 def compare(reference: list[dict], other: list[dict]) -> list[Comparison]:
@@ -49,8 +59,9 @@ def compare(reference: list[dict], other: list[dict]) -> list[Comparison]:
     *Reproduced* is a claim with the reference's verdict and seeds, each of whose values, and of
     its controls', equals the reference's or is apart by no more than ROUNDING of it. *Within
     tolerance*: each is apart by no more than the larger of the reference's `floor` and `relative`
-    times the reference's value; a control is compared by whether it violates the bound. Whatever
-    is apart by more, or registered otherwise, *differs*.
+    times the reference's value; of a claim that judges the median of its seeds, the median is; a
+    control is compared by whether it violates the bound. Whatever is apart by more, or registered
+    otherwise, *differs*.
     """
     if (of := reference[0]["profile"]) != (got := other[0]["profile"]):
         raise BookError(f"a ledger of the profile {got!r} cannot be compared with one of {of!r}")
@@ -67,23 +78,30 @@ def compare(reference: list[dict], other: list[dict]) -> list[Comparison]:
 def _compare(reference: dict, row: dict) -> Comparison:
     for key in (*_REGISTERED, *_OF_ROW):
         if reference[key] != row[key]:
-            return Comparison(row["id"], DIFFERS, f"{key}: {row[key]}, reference {reference[key]}")
-    exact = True
-    for seed, value, other in zip(row["seeds"], row["values"], reference["values"], strict=True):
-        tolerance = reference["tolerance"]
+            said = f"{key} {_short(row[key])}, reference {_short(reference[key])}"
+            return Comparison(row["id"], DIFFERS, said)
+    names = [f"seed {seed}" for seed in row["seeds"]]
+    pairs = list(zip(names, row["values"], reference["values"], strict=True))
+    other_than = [
+        f"{name}: {value!r}, reference {other!r}"
+        for name, value, other in pairs
+        if not _same(value, other)
+    ]
+    if row["over_seeds"] == "median":  # registered because rounding decides where one seed ends
+        pairs = [("median", row["value"], reference["value"])]
+    tolerance = reference["tolerance"]
+    for name, value, other in pairs:
         allowed = max(tolerance["floor"], tolerance["relative"] * abs(other))
         if not _same(value, other) and not abs(value - other) <= allowed < math.inf:
-            return Comparison(
-                row["id"], DIFFERS, f"seed {seed}: {value!r}, reference {other!r} ± {allowed:.2g}"
-            )
-        exact = exact and _same(value, other)
-    for name, other in reference["controls"].items():
-        control = row["controls"].get(name)
-        if control is None or any(control[k] != other[k] for k in ("seeds", "violates")):
+            said = f"{name}: {value!r}, reference {other!r} ± {allowed:.2g}"
+            return Comparison(row["id"], DIFFERS, said)
+    for name in row["controls"] | reference["controls"]:
+        control, other = row["controls"].get(name), reference["controls"].get(name)
+        if not control or not other or any(control[k] != other[k] for k in ("seeds", "violates")):
             return Comparison(row["id"], DIFFERS, f"the control {name}")
-        exact = exact and all(map(_same, control["values"], other["values"]))
-    why = "" if exact else f"{row['value']!r}, reference {reference['value']!r}"
-    return Comparison(row["id"], REPRODUCED if exact else WITHIN, why)
+        if not all(map(_same, control["values"], other["values"])):
+            other_than.append(f"the control {name}")
+    return Comparison(row["id"], WITHIN if other_than else REPRODUCED, "; ".join(other_than[:2]))
 
 
 def _same(value: float, other: float) -> bool:
@@ -123,7 +141,7 @@ def renew(book: Book, why: str) -> None:
             "a reference is measured at a commit; these chapters were not, commit and remove them "
             f"from {folder}, then make it again: {', '.join(unclear)}"
         )
-    old = reference(book) or []
+    old = known(book) or []
     if not (changes := changed(old, rows)):
         print(f"{book.reference.name}: every row is as it was; nothing to renew.")
         return

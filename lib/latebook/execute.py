@@ -31,11 +31,11 @@ def execute(book: Book, chapter: str, threads: int = 1) -> None:
     began = time.monotonic()
     folder = book.build / "kernels" / book.profile / chapter
     log = _lay_kernel(book.root, folder)
-    surroundings.of_a_kernel(folder, book.profile, threads)
+    surroundings.of_a_kernel(book.build, folder, book.profile, threads)
     commit, parts = provenance.commit(book.root), inputs.of_chapter(book, chapter)
     _papermill(chapter, source, failed, parameters)
     seconds = time.monotonic() - began
-    environment, opened = _seen(log, chapter)
+    environment, opened = _seen(book.root, log, chapter)
     _require_unchanged(book, chapter, parts, opened)
     notebook = read(failed)
     wrong = gate.check_executed(notebook, source, expected, book.profile, parameters)
@@ -63,11 +63,10 @@ def _lay_kernel(root: Path, folder: Path) -> Path:
     words = [sys.executable, "-m", "latebook.kernel", str(root), str(log)]
     spec = {"argv": [*words, "-f", "{connection_file}"], "display_name": "Python 3"}
     write_whole(folder / "kernels" / "python3" / "kernel.json", json.dumps(spec))
-    (folder / "home").mkdir()
     return log
 
 
-def _seen(log: Path, chapter: str) -> tuple[dict, dict[str, str]]:
+def _seen(root: Path, log: Path, chapter: str) -> tuple[dict, dict[str, str]]:
     """What the kernel wrote down: its environment, and the files it opened with their hashes."""
     try:
         lines = [json.loads(line) for line in log.read_text(encoding="utf8").splitlines()]
@@ -80,7 +79,10 @@ def _seen(log: Path, chapter: str) -> tuple[dict, dict[str, str]]:
         name, sha256 = line["opened"], line["sha256"]
         if opened.setdefault(name, sha256) != sha256:
             raise BookError(f"{chapter}: {name} changed while the chapter ran; run it again")
-    return environment, dict(sorted(opened.items()))
+    pipeline = [*map(str, inputs.executing())]  # which is a part of its own
+    return environment, {
+        name: opened[name] for name in sorted(opened) if str(root / name) not in pipeline
+    }
 
 
 def _require_unchanged(book: Book, chapter: str, parts: dict, opened: dict) -> None:

@@ -41,12 +41,17 @@ def of_chapter(book: Book, chapter: str, anew: bool = False) -> dict[str, str]:
     return {
         "cells": _sha256_of(_essence(read(book.source(chapter)))),
         "library": _library(),
-        "pipeline": _sources(_closure(_EXECUTING)),
+        "pipeline": _sources(executing()),
         "parameters": _sha256_of([book.profile, book.parameters(chapter)]),
         "claims": _sha256_of(claims),
         "lock": file_sha256(lock) if lock.exists() else _sha256_of(None),
         "environment": environment_sha256(provenance.environment()),
     }
+
+
+def executing() -> list[Path]:
+    """The pipeline's modules that can change a chapter's numbers or what the gate says of them."""
+    return _closure(_EXECUTING)
 
 
 def environment_sha256(environment: dict) -> str:
@@ -147,7 +152,7 @@ def _of_verdict(book: Book) -> dict[str, str]:
 
 def _of_site(book: Book) -> dict[str, str]:
     root = book.root
-    pages = [*root.glob("_*.yml"), *root.glob("C*.md"), *_below(root / "book")]
+    pages = [*root.glob("_*.yml"), *root.glob("C*.*"), *_below(root / "book")]
     return {
         **_executed(book),
         **_of_verdict(book),

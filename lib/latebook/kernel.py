@@ -68,7 +68,6 @@ class Watch:
             "os.link": self.on_rename,
             "os.remove": self.on_write,
             "os.rmdir": self.on_write,
-            "os.truncate": self.on_write,
             "sqlite3.connect": self.on_database,
             "import": self.on_import,
             "subprocess.Popen": self.on_program,
@@ -110,7 +109,7 @@ class Watch:
         self.on_read(path)
 
     def on_read(self, path: str) -> None:
-        if self.is_free(path):
+        if self.is_free(path) or not os.path.exists(path):
             return
         if _below(path, self.root) or _any_below(path, self.packages):
             if self.is_declared(path):
@@ -132,6 +131,8 @@ class Watch:
         return any(_below(name, p) and self.called_by((by,)) for p, by in _READERS.items())
 
     def on_write(self, path, *rest) -> None:
+        if rest and rest[-1] != -1:
+            return  # relative to a folder that is open, and was so for writing
         path = self.resolved(path)
         if _below(path, self.root) and not self.is_free(path) and "__pycache__" not in path:
             self.refuse(f"{self.named(path)}: a chapter writes nothing into the book")
@@ -142,7 +143,9 @@ class Watch:
         if _below(path, self.root) and not free and not self.called_by(_IMPORTING):
             self.refuse(f"{self.named(path)}: listed; what a chapter reads it has to name")
 
-    def on_mkdir(self, path, *rest) -> None:
+    def on_mkdir(self, path, mode, folder) -> None:
+        if folder != -1:
+            return
         path = self.resolved(path)
         self.on_write(path)
         if not os.path.exists(path):

@@ -242,12 +242,11 @@ def _inconsistent(row: dict) -> str | None:
     upper = row["relation"] == "<="
     for name, numbers in (("", row), *row["controls"].items()):
         values = [float(value) for value in numbers["values"]]
-        of_seeds = "best" if name else row["over_seeds"]
-        worst = max(values) if upper else min(values)
-        best = min(values) if upper else max(values)
-        value = {"worst": worst, "best": best, "median": statistics.median(values)}[of_seeds]
+        value = _judged("best" if name else row["over_seeds"], upper, values)
         within = value <= row["bound"] if upper else value >= row["bound"]
         of = f"the control {name}" if name else "the claim"
+        if len(values) != len(numbers["seeds"]):
+            return f"{of} has {len(values)} values for {len(numbers['seeds'])} seeds"
         if value != float(numbers["value"]):
             return f"{of} has the value {numbers['value']}, but its values say {value!r}"
         if name and numbers["violates"] is within:
@@ -255,6 +254,13 @@ def _inconsistent(row: dict) -> str | None:
         if not name and _OF_VALUES.get(row["verdict"], within) is not within:
             return f"the verdict is {row['verdict']!r}, but its value is {value!r}"
     return None
+
+
+def _judged(how: str, upper: bool, values: list[float]) -> float:
+    best_first = sorted(values, reverse=not upper)
+    if how == "median":
+        return statistics.median(values)
+    return best_first[0] if how == "best" else best_first[-1]
 
 
 def problems(ledger: list[dict]) -> list[str]:

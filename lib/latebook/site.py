@@ -5,6 +5,7 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
+import errno
 import json
 import os
 import re
@@ -16,21 +17,10 @@ from pathlib import Path
 
 import yaml
 
-from latebook import (
-    BookError,
-    codecheck,
-    compare,
-    dressing,
-    gate,
-    ledger,
-    mathjax,
-    pages,
-    provenance,
-)
+from latebook import BookError, codecheck, dressing, gate, ledger, mathjax, pages, report
 from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
 from latebook.notebooks import Notebook, joined, read_executed
-from latebook.records import recorded, stored
 
 
 def build(book: Book) -> None:
@@ -78,7 +68,7 @@ def _stage(book: Book, stage: Path) -> None:
     library = book.library.read_text(encoding="utf8") if book.shows_library else "{}"
     for door, text in json.loads(library).items():
         write_whole(generated / "library" / f"{door}.md", text)
-    write_whole(generated / "report.md", _report(book, notebooks, entries))
+    write_whole(generated / "report.md", report.page(book, notebooks, entries))
 
 
 def _config(path: Path, profile: str) -> str:
@@ -114,58 +104,6 @@ def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
             yield output["metadata"]["scrapbook"]["name"], joined(picture)
 
 
-def _report(book: Book, notebooks: dict[str, Notebook], entries: list[dict]) -> str:
-    made_by = {chapter: notebook.made_by for chapter, notebook in notebooks.items()}
-    chapters = [["Chapter", "Finished", "Seconds", "Seeds and parameters", "Commit"]]
-    for chapter, made in made_by.items():
-        settings = ", ".join(f"`{k}={v}`" for k, v in made["parameters"].items())
-        about = [made["date"], f"{made['seconds']:.1f}", settings, f"`{made['commit']}`"]
-        chapters.append([f"[{chapter}]({chapter}.ipynb)", *about])
-    data = [["What", "Value"], ["Profile", book.profile]]
-    data += [[f"sha256 of {n}", f"`{sha}`"] for n, sha in provenance.data(book.root).items()]
-    runs = [["Recorded run", "Seconds", "Seed", "Device", "Commit", "sha256 of its data"]]
-    for name in stored(book.root / "results"):
-        run = recorded(name, book.root / "results")
-        commit = run.get("commit", "not noted")
-        sha = run.get("data", {}).get("sha256", "made in the run")
-        about = [run["seed"], run["device"], f"`{commit}`", f"`{sha}`"]
-        runs.append([name, f"{run['duration']:.0f}", *about])
-    tables = [chapters, *_environments(made_by), data, runs]
-    tables = [_table(rows) for rows in tables if rows[1:]]
-    return "\n".join([*tables[:1], _compared(book, entries), *tables[1:]])
-
-
-def _environments(made_by: dict[str, dict]) -> Iterator[list]:
-    """A table of each environment in which chapters ran; where there are several, of which."""
-    ran_in: dict[str, list[str]] = {}
-    for chapter, made in made_by.items():
-        ran_in.setdefault(json.dumps(made["environment"], sort_keys=True), []).append(chapter)
-    for environment, chapters in ran_in.items():
-        made_in = json.loads(environment)
-        rows = [["Environment", "Value" if len(ran_in) == 1 else f"of {', '.join(chapters)}"]]
-        keys = ("python", "system", "cores", "device", "threads")
-        rows += [[key.title(), made_in[key]] for key in keys]
-        rows += [[name, made_in["versions"][name]] for name in provenance.PACKAGES]
-        yield rows
-
-
-def _compared(book: Book, entries: list[dict]) -> str:
-    """How the ledger stands to the committed reference, and what did not come out the same."""
-    if (reference := compare.reference(book)) is None:
-        return f"No reference ledger is committed for the profile *{book.profile}*.\n"
-    found = compare.compare(reference, entries)
-    rows = [["Claim", "Compared with the reference", "Value"]]
-    rows += [[f"`{c.id}`", c.status, c.why] for c in found if c.status != compare.REPRODUCED]
-    said = f"Of the claims of the reference ledger `{book.reference.name}`: "
-    return f"{said}{compare.counted(found)}.\n\n" + (_table(rows) if rows[1:] else "")
-
-
-def _table(rows: list) -> str:
-    """A MyST table, its head in the first row."""
-    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in rows]
-    return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
-
-
 def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
     # A page is a large tree, no garbage: to look for some takes a seventh of the time.
     main = "import gc; gc.disable(); from jupyter_book.cli.main import main; main()"
@@ -187,13 +125,33 @@ def _restore(html: Path) -> None:
     """Undo what a process left that was killed between the two renames of `_put_in_place`."""
     old = html.with_name(f".{html.name}.old")
     if old.exists() and not html.exists():
-        old.rename(html)
+        _move(old, html)
 
 
 def _put_in_place(made: Path, html: Path) -> None:
+    """Rename what was made to `html`; where that fails the earlier site stands there again."""
     old = html.with_name(f".{html.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if html.exists():
-        html.rename(old)
-    made.rename(html)
+        _move(html, old)
+    try:
+        _move(made, html)
+    except OSError:
+        shutil.rmtree(html, ignore_errors=True)
+        _restore(html)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _move(folder: Path, to: Path) -> None:
+    """Rename a folder, or copy it whole first where that crosses file systems, as in an overlay."""
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside = to.with_name(f"{to.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(folder, aside)
+        aside.rename(to)
+        shutil.rmtree(folder)

@@ -44,19 +44,21 @@ def settle(build: Path, threads: int) -> None:
         os.environ["MATPLOTLIBRC"] = str(style)
 
 
-def of_a_kernel(folder: Path, profile: str, threads: int) -> None:
+def of_a_kernel(build: Path, folder: Path, profile: str, threads: int) -> None:
     """Narrow this process's environment to what a chapter's kernel may know.
 
     Jupyter finds its kernels and keeps its files in `folder`. The sums of one thread have one
     order: another number of threads is asked for, and is written into the result.
     """
+    settle(build, threads)
     for name in [*os.environ]:
         if name.startswith("LATEPHASE_") and name not in _OF_A_CHAPTER:
             del os.environ[name]
+    (folder / "home").mkdir(parents=True)
+    Path(os.environ["MPLCONFIGDIR"]).mkdir(parents=True, exist_ok=True)
     count = str(threads)
     os.environ |= {
         "LATEPHASE_PROFILE": profile,
-        "LATEPHASE_THREADS": count,
         "HOME": str(folder / "home"),
         "JUPYTER_PATH": str(folder),
         "JUPYTER_DATA_DIR": str(folder),
