@@ -11,8 +11,6 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from latebook.claims import MIME
-
 ROOT = Path(__file__).resolve().parents[1]
 
 CLAIM = {
@@ -67,6 +65,9 @@ def chapter(name: str, *code: str) -> nbformat.NotebookNode:
 
 def recorded(notebook: nbformat.NotebookNode, text=None, **change) -> nbformat.NotebookNode:
     """The notebook as a run without a fault leaves it, but for a change of what it recorded."""
+    # Not above: test_mutants.py has the library imported from elsewhere.
+    from latebook.claims import MIME
+
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for position, cell in enumerate(code, start=1):
         cell.execution_count = position

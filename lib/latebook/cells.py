@@ -219,7 +219,8 @@ def _reaching(tree: ast.AST) -> Iterator[str]:
             if "vnd.latephase" in node.value:
                 yield "names the type of a claim's output, which claims.record alone makes"
         for name in names - {None}:
-            if name in _ROUNDABOUT or (name.startswith("__") and name not in _HARMLESS):
+            dunder = name.startswith("__") and name.isidentifier() and name not in _HARMLESS
+            if name in _ROUNDABOUT or dunder:
                 yield f"uses {name}, behind which code and names are hidden"
             elif name in _READING or name.startswith(("read_", "fetch_")):
                 yield f"uses {name}: inputs come through latebook.records and the library alone"

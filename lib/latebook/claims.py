@@ -263,7 +263,7 @@ def record(
 
 
 def _by_seed(given, seeds: list[int] | None, what: str) -> dict:
-    """Numbers and their seeds, one by one, as {"values": [text], "seeds": [int]}."""
+    """Numbers, as text, and their seeds, one by one, as they stand in the output."""
     if isinstance(given, Mapping):
         pairs = {int(seed): _numbers(of_seed, what) for seed, of_seed in given.items()}
         values = [text for texts in pairs.values() for text in texts]
