@@ -54,7 +54,7 @@ test: cores ## run the tests that take minutes
 
 test-site: ## run the tests of the built site in a browser, after make book
 	$(IN_ENVIRONMENT) -m uv pip install --python python --quiet --require-hashes \
-	    --requirement tests/site/requirements.lock
+	    --target _build/tests-site --requirement tests/site/requirements.lock
 	$(IN_ENVIRONMENT) -m pytest tests/site
 
 test-slow: cores ## run the kills, the sabotage and the whole builds
