@@ -262,6 +262,17 @@ def test_a_notebook_dated_in_the_future_keeps_results_and_builds(one):
     assert json.loads((one.root / "_build/ledger.json").read_text())[0]["value"] == 0.25
 
 
+def test_a_newer_notebook_with_older_times_runs_again(one):
+    """A release unpacked over an older build: archives keep the times of what they hold."""
+    assert one.build().returncode == 0
+    one.write_notebook("first", chapter("first", "number = 0.25"))
+    os.utime(one.root / "book/first.ipynb", (1e9, 1e9))
+    done = one.build()
+    assert done.returncode == 0, done.stderr
+    assert "first: other cells" in done.stdout
+    assert json.loads((one.root / "_build/ledger.json").read_text())[0]["value"] == 0.25
+
+
 def test_the_surroundings_decide_nothing(one, tmp_path, monkeypatch):
     """A foreign kernel named python3, a Snakemake profile, start-up files, no home, LC_ALL=C."""
     false = tmp_path / "kernels/python3/kernel.json"

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-# What a process needs to run where it is; PYTHONPATH is a developer's, environment.sh drops it.
+# What a process needs to run where it is; environment.sh takes PYTHONPATH, a developer's, away.
 _KEPT = {"PATH", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM", "COLUMNS", "NO_COLOR"}
 _KEPT |= {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH"}
 _KEPT |= {"PYTHONDONTWRITEBYTECODE"}
