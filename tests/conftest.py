@@ -46,9 +46,9 @@ MADE_BY = {
 }
 
 
-def chapter(name: str, *code: str) -> nbformat.NotebookNode:
+def chapter(name: str, *code: str, value: str = "number") -> nbformat.NotebookNode:
     """A chapter with a parameters cell, the given code cells and a last cell that records."""
-    last = f"claims.record('{name}/small', [number], control={{'large': [2.0]}}, seeds=[0])"
+    last = f"claims.record('{name}/small', [{value}], control={{'large': [2.0]}}, seeds=[0])"
     return new_notebook(
         cells=[
             new_markdown_cell(f"# The {name} chapter\n\nIt measures a number, $x \\le 1$."),

@@ -237,9 +237,9 @@ def test_records_that_a_loop_names_are_dependencies(one):
         write(f"run_{k}", one.root / "results", dict.fromkeys(PROVENANCE, 0.5))
     code = (
         "from latebook.records import recorded\n\n"
-        "number = max(recorded(f'run_{k}')['duration'] for k in range(2))"
+        "longest = max(recorded(f'run_{k}')['duration'] for k in range(2))"
     )
-    one.write_notebook("first", chapter("first", code))
+    one.write_notebook("first", chapter("first", code, value="longest"))
     done = one.build()
     assert done.returncode == 0, done.stderr
     path = one.root / "_build/executed/quick/first.ipynb"
@@ -255,7 +255,7 @@ def test_records_that_a_loop_names_are_dependencies(one):
 
 def test_a_notebook_dated_in_the_future_keeps_results_and_builds(one):
     assert one.build().returncode == 0
-    one.write_notebook("first", chapter("first", "number = 0.25"))
+    one.write_notebook("first", chapter("first", value="number / 2"))
     os.utime(one.root / "book/first.ipynb", (4e9, 4e9))
     done = one.build()
     assert done.returncode == 0, done.stderr
@@ -265,7 +265,7 @@ def test_a_notebook_dated_in_the_future_keeps_results_and_builds(one):
 def test_a_newer_notebook_with_older_times_runs_again(one):
     """A release unpacked over an older build: archives keep the times of what they hold."""
     assert one.build().returncode == 0
-    one.write_notebook("first", chapter("first", "number = 0.25"))
+    one.write_notebook("first", chapter("first", value="number / 2"))
     os.utime(one.root / "book/first.ipynb", (1e9, 1e9))
     done = one.build()
     assert done.returncode == 0, done.stderr
@@ -299,11 +299,11 @@ def test_the_surroundings_decide_nothing(one, tmp_path, monkeypatch):
         "GIT_DIR": "/nowhere",
     }.items():
         monkeypatch.setenv(name, str(value))
-    code = (
-        "import os\n\nassert os.environ['OMP_NUM_THREADS'] == '1'\n"
-        "assert os.environ['HOME'] != '/nowhere'"
+    code = "import torch\n\nassert torch.get_num_threads() == 1"
+    plot = (
+        "import matplotlib\n\nassert matplotlib.rcParams['figure.dpi'] != 3\n"
+        "assert 'nowhere' not in matplotlib.get_configdir()"
     )
-    plot = "import matplotlib\n\nassert matplotlib.rcParams['figure.dpi'] != 3"
     one.write_notebook("first", chapter("first", code, plot))
     there = one.root.with_name("bücher")
     one.root = one.root.rename(there)

@@ -19,8 +19,6 @@ from latebook.files import write_whole
 from latebook.layout import Book
 
 NOT_COMMITTED = {"commit": "not committed", "date": None}
-# In C where it was compiled with it: an old registry takes a fifth of a second otherwise.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def dates(book: Book, claims: Mapping[str, Claim], reference: list[dict] | None) -> dict[str, dict]:
@@ -131,7 +129,8 @@ def _versions(book: Book, commits: list[str], names: list[str]) -> dict[str, dic
 def _registered(text: str) -> dict[str, list] | None:
     """By id the relation, bound and metric of a version's claims; None where it cannot be read."""
     try:
-        rows = yaml.load(text, Loader=_LOADER)
+        # In C where it was compiled with it: a version takes a fifth of a second otherwise.
+        rows = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
         return None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
