@@ -101,5 +101,23 @@ class Tuning:
     blurred: float = 1e-4
     few_shares: float = 100.0
 
+    # The implicit step along kinks. Residual, relative to the step, at which gates are looked at,
+    # and at which they must still be consistent.
+    loose: float = 1e-3
+    tight: float = 1e-9
+    # Looks at the gates before the step is shortened.
+    rounds: int = 60
+    # Part of its layer's size below which z counts as zero; rounding leaves 1e-16 of it.
+    zero: float = 1e-13
+    # By how much a gate may leave [0, 1]: rounding of μ/c.
+    gate: float = 1e-7
+    kinked_iterations: int = 25
+    # Relative diagonal that keeps dependent rows (duplicates, dead units) factorable.
+    kink_regularization: float = 1e-13
+    # Residuals of the curvature's Krylov solution, far from the stage's solution and near it.
+    krylov: float = 1e-2
+    fine_krylov: float = 1e-3
+    krylov_dimension: int = 40
+
 
 TUNING = Tuning()
