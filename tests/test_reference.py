@@ -4,11 +4,20 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.stiff_flow import stiff_direction_flow
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import latephase
 from experiments.margin_maximization import planar_variation_bound, variation_margin
 from latephase.measures.max_margin import hard_margin_dual
-from tests.references import finite_differences, physical_flow
+from latephase.zoo import networks
+from tests.references import (
+    explicit_relu_flow,
+    finite_differences,
+    leaky_relu_on_orthonormal_inputs,
+    leaky_relu_on_symmetric_points,
+    physical_flow,
+    relu_on_orthogonally_separable_points,
+)
 
 
 def pushed_apart(n, dimension, seed):
@@ -155,3 +164,125 @@ def test_stiff_direction_flow_finds_the_svm_direction():
     assert alpha >= 1e3 * (1 - 1e-6)
     # The direction's own distance at α = 1e3 is below 1e-3.
     np.testing.assert_allclose(direction, np.ones(2) / np.sqrt(2), atol=1e-3)
+
+
+def weights_of(module):
+    return [w.detach().numpy() for w in module.parameters() if w.requires_grad]
+
+
+@pytest.mark.parametrize(("slope", "widths"), [(0.0, [3, 7, 5, 1]), (0.2, [3, 6, 1])])
+def test_explicit_steps_are_those_of_pytorchs_gradients(slope, widths):
+    step, level, rng = 0.02, 3.0, np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((12, 3)))
+    y = torch.sign(x[:, 0] + 0.3 * x[:, 1])
+    module = networks.mlp(widths, "relu", generator=torch.Generator().manual_seed(1))
+    for k in range(1, len(module), 2):
+        module[k] = torch.nn.LeakyReLU(slope)
+    flow = explicit_relu_flow(weights_of(module), x.numpy(), y.numpy(), step, [level], slope=slope)
+    weights, states, alphas = list(module.parameters()), [], []
+    for _ in range(flow.steps + 1):
+        alpha = -torch.logsumexp(-y * module(x)[:, 0], 0)
+        alphas.append(alpha.item())
+        states.append(parameters_to_vector(weights).detach().numpy().copy())
+        gradients = torch.autograd.grad(alpha, weights)
+        length = parameters_to_vector(gradients).norm()
+        with torch.no_grad():
+            factor = step * parameters_to_vector(weights).norm() / length
+            for w, g in zip(weights, gradients, strict=True):
+                w += factor * g
+    assert alphas[-2] < level <= alphas[-1] == pytest.approx(flow.last, rel=1e-12)
+    part = (level - alphas[-2]) / (alphas[-1] - alphas[-2])
+    expected = states[-2] + part * (states[-1] - states[-2])
+    np.testing.assert_allclose(flow.weights[0], expected, atol=1e-12)  # rounding
+    assert 0 < flow.separated < flow.steps
+
+
+def test_explicit_steps_name_the_examples_whose_output_stays_0():
+    ones, y = [np.ones((1, 1)), np.ones((1, 1))], np.ones(2)
+    flow = explicit_relu_flow(ones, np.array([[1.0], [-1.0]]), y, 0.01, [1.0], arc=2.0)
+    assert (flow.dead.tolist(), flow.separated, flow.moving) == ([1], None, True)
+    assert -1e-3 < flow.last <= 0  # -ln(1 + e^{-p})
+    still = explicit_relu_flow(ones, -np.ones((2, 1)), y, 0.01, [1.0])
+    assert (still.dead.tolist(), still.moving, still.steps) == ([0, 1], False, 0)
+    assert still.weights.shape == (0, 2)
+    with pytest.raises(ValueError, match=r"a start below α = 0\.1, got α = 1$"):
+        explicit_relu_flow(ones, np.ones((1, 1)), np.ones(1), 0.01, [0.1])
+
+
+def kkt_residual(module, task, weights, multipliers):
+    """‖W - Σ λ_i ∇p_i(W)‖ and p(W) at the given weights, gates as PyTorch's."""
+    trained = [w for w in module.parameters() if w.requires_grad]
+    vector_to_parameters(torch.from_numpy(weights), trained)
+    p = task.y * module(task.x)[:, 0]
+    pulled = torch.autograd.grad(p @ torch.from_numpy(multipliers), trained)
+    return np.linalg.norm(weights - parameters_to_vector(pulled).numpy()), p.detach().numpy()
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.5, 0.9])
+def test_the_limit_on_orthonormal_inputs_is_a_kkt_point_with_equal_multipliers(slope):
+    known = leaky_relu_on_orthonormal_inputs(slope=slope)
+    at_one = known.directions / known.margin  # p = 1; the degree is 1
+    multipliers = np.full(6, 2 / (1 + slope**2))
+    residual, p = kkt_residual(known.module, known.task, at_one, multipliers)
+    assert residual < 1e-13
+    np.testing.assert_allclose(p, 1.0, rtol=1e-13)
+    assert multipliers == pytest.approx(1 / (6 * known.margin**2), rel=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_limit_on_orthogonally_separable_points_is_a_kkt_point(seed):
+    known = relu_on_orthogonally_separable_points(width=2, seed=seed)
+    x, y = known.task.x.numpy(), known.task.y.numpy()
+    products, same = x @ x.T, np.equal.outer(y, y)
+    assert products[same].min() > 0 > products[~same].max()
+    multipliers, norms = np.empty(12), []
+    for label in (1, -1):
+        of_class = x[y == label]
+        gamma = latephase.hard_margin(of_class, np.ones(6))[1]
+        multipliers[y == label] = hard_margin_dual(of_class, np.ones(6)) / gamma
+        norms.append(gamma**-0.5)
+    rows = np.array(norms)[:, None] * known.directions
+    weights = np.concatenate([rows.ravel(), [norms[0], -norms[1]]])
+    residual, p = kkt_residual(known.module, known.task, weights, multipliers)
+    assert residual < 1e-12
+    assert p.min() == pytest.approx(1.0, rel=1e-12)
+    assert 1 / (weights @ weights) == pytest.approx(known.margin, rel=1e-12)
+    # The classes' directions are not those of the whole set's support vector machine.
+    whole = latephase.hard_margin(x, y)[0]
+    assert np.abs(known.directions @ whole).max() < 0.99
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.5])
+def test_the_limit_on_symmetric_points_is_a_kkt_point(slope):
+    known = leaky_relu_on_symmetric_points(width=2, slope=slope)
+    x, y = known.task.x.numpy(), known.task.y.numpy()
+    gamma = 4 * known.margin / (1 + slope)
+    # The dual is not unique: a point and its mirror image give one row y x.
+    shares = hard_margin_dual(x, y).reshape(2, -1).mean(axis=0)
+    multipliers = np.tile(shares, 2) * 2 / (gamma * (1 + slope))
+    norm = ((1 + slope) * gamma) ** -0.5
+    rows = norm * np.array([known.directions, -known.directions])
+    weights = np.concatenate([rows.ravel(), [norm, -norm]])
+    residual, p = kkt_residual(known.module, known.task, weights, multipliers)
+    assert residual < 1e-12
+    assert p.min() == pytest.approx(1.0, rel=1e-12)
+    assert 1 / (weights @ weights) == pytest.approx(known.margin, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("limit", "slope", "share"),
+    [
+        # Seen at α = 300: 0.982 to 0.992, and 0.9992 to 0.99998, over five seeds.
+        (relu_on_orthogonally_separable_points, 0.0, 0.97),
+        (leaky_relu_on_symmetric_points, 0.3, 0.999),
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_explicit_steps_approach_the_known_limits(limit, slope, share, seed):
+    known = limit(seed=seed)
+    x, y = known.task.x.numpy(), known.task.y.numpy()
+    flow = explicit_relu_flow(weights_of(known.module), x, y, 1e-3, [300.0], slope=slope)
+    weights = flow.weights[0]
+    margin = flow.margins[0].min() / (weights @ weights)
+    # Both limits are the largest margin there is.
+    assert share < margin / known.margin < 1
