@@ -1,6 +1,6 @@
 """Stacks of linear layers with elementwise kinks between them, in NumPy: `Kinked`, but fast.
 
-h_0 = x, z_l = h_l W_lᵀ, h_{l+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, and
+h_0 = x, z_l = h_l W_lᵀ, h_{i+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, and
 outputs z_{L-1}. With δ_l the derivative in z_l, the gradient in W_l is Σ δ_l h_lᵀ: a row of
 B = [J; Z] is an outer product in each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
 """
@@ -46,7 +46,7 @@ class Chain:
         self.sites = [(link.name, link.where, link.shape[:1]) for link in links if link.bent]
         examples, start, units = len(x), 0, 0
         self.parts, lows, spans, owners, owned, site = [], [], [], [], [], []
-        for l, link in enumerate(links):
+        for i, link in enumerate(links):
             width = link.shape[0] if link.bent else 0
             self.parts.append(slice(start, start + examples * width))
             ones = np.ones((examples, width))
@@ -54,7 +54,7 @@ class Chain:
             spans.append(((link.high - np.asarray(link.low)) * ones).reshape(-1))
             owners.append(np.repeat(np.arange(examples), width))
             owned.append(np.tile(units + np.arange(width), examples))
-            site.append(np.full(examples * width, l))
+            site.append(np.full(examples * width, i))
             start, units = start + examples * width, units + width
         self.K = start
         self.low, self.span = np.concatenate(lows), np.concatenate(spans)
@@ -126,7 +126,7 @@ class ChainPoint:
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
         deltas, c = self._pulled(lam, mu)
-        return self._gathered(lambda l: deltas[l].T @ self.inputs[l]), c
+        return self._gathered(lambda i: deltas[i].T @ self.inputs[i]), c
 
     def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return J v [n·pairs] and Z_A v [A]."""
@@ -140,16 +140,16 @@ class ChainPoint:
         dh, _, _ = self._pushed(moved)
         last = len(deltas) - 1
         change: list = [None] * len(deltas)
-        for l in range(last, 0, -1):
-            above = None if change[l] is None else change[l] @ self.weights[l]
-            if _trained(self.chain.links[l]):
-                own = deltas[l] @ moved[l]
+        for i in range(last, 0, -1):
+            above = None if change[i] is None else change[i] @ self.weights[i]
+            if _trained(self.chain.links[i]):
+                own = deltas[i] @ moved[i]
                 above = own if above is None else above + own
-            change[l - 1] = None if above is None else self._gained(l - 1, above)
+            change[i - 1] = None if above is None else self._gained(i - 1, above)
 
-        def part(l: int) -> np.ndarray | float:
-            total = 0.0 if dh[l] is None else deltas[l].T @ dh[l]
-            return total if change[l] is None else total + change[l].T @ self.inputs[l]
+        def part(i: int) -> np.ndarray | float:
+            total = 0.0 if dh[i] is None else deltas[i].T @ dh[i]
+            return total if change[i] is None else total + change[i].T @ self.inputs[i]
 
         return self._gathered(part)
 
@@ -157,11 +157,11 @@ class ChainPoint:
         """Return B Bᵀ of B = [J; Z_A], rows and columns times `scale`, [n·pairs + A] squared."""
         order, owner, rows = self._rows()
         gram = np.zeros((len(owner), len(owner)))
-        for l, delta in enumerate(rows):
-            if _trained(self.chain.links[l]):
-                inner = self.chain._input_gram if l == 0 else self.inputs[l] @ self.inputs[l].T
+        for i, delta in enumerate(rows):
+            if _trained(self.chain.links[i]):
+                inner = self.chain._input_gram if i == 0 else self.inputs[i] @ self.inputs[i].T
                 mine = owner[: len(delta)]
-                # The rows that reach layer l stand first.
+                # The rows that reach layer i stand first.
                 block = (delta @ delta.T) * inner.take(mine, 0).take(mine, 1)
                 gram[: len(delta), : len(delta)] += block
         back = np.empty_like(order)
@@ -174,25 +174,25 @@ class ChainPoint:
         """Return B = [J; Z_A] itself, [n·pairs + A, P]."""
         order, owner, rows = self._rows()
         out = np.zeros((len(owner), self.chain.P))
-        for l, delta in enumerate(rows):
-            link = self.chain.links[l]
+        for i, delta in enumerate(rows):
+            link = self.chain.links[i]
             if _trained(link):
-                inputs = self.inputs[l][owner[: len(delta)]]
+                inputs = self.inputs[i][owner[: len(delta)]]
                 block = delta[:, :, None] * inputs[:, None, :]
                 out[order[: len(delta)], link.weight] = block.reshape(len(delta), -1)
         return out
 
-    def _gained(self, l: int, slopes: np.ndarray) -> np.ndarray:
-        if not self.chain.links[l].bent:
+    def _gained(self, i: int, slopes: np.ndarray) -> np.ndarray:
+        if not self.chain.links[i].bent:
             return slopes
-        return self.gain[self.chain.parts[l]].reshape(slopes.shape) * slopes
+        return self.gain[self.chain.parts[i]].reshape(slopes.shape) * slopes
 
     def _gathered(self, part) -> np.ndarray:
-        """Return the vector [P] whose piece for layer l is part(l)."""
+        """Return the vector [P] whose piece for layer i is part(i)."""
         out = np.empty(self.chain.P)
-        for l, link in enumerate(self.chain.links):
+        for i, link in enumerate(self.chain.links):
             if _trained(link):
-                out[link.weight].reshape(link.shape)[...] = part(l)
+                out[link.weight].reshape(link.shape)[...] = part(i)
         return out
 
     def _pulled(self, lam: np.ndarray, mu: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -204,12 +204,12 @@ class ChainPoint:
         spread[self.active] = mu
         c = np.empty(chain.K)
         deltas = [chain.output_slopes(lam)]
-        for l in range(len(chain.links) - 1, 0, -1):
-            slopes = deltas[-1] @ self.weights[l]
-            if chain.links[l - 1].bent:
-                part = chain.parts[l - 1]
+        for i in range(len(chain.links) - 1, 0, -1):
+            slopes = deltas[-1] @ self.weights[i]
+            if chain.links[i - 1].bent:
+                part = chain.parts[i - 1]
                 c[part] = slopes.reshape(-1)
-                slopes = self._gained(l - 1, slopes) + spread[part].reshape(slopes.shape)
+                slopes = self._gained(i - 1, slopes) + spread[part].reshape(slopes.shape)
             deltas.append(slopes)
         self._last, self._deltas = (lam.copy(), mu.copy()), (deltas[::-1], chain.span * c)
         return self._deltas
@@ -218,19 +218,19 @@ class ChainPoint:
         """Return dh of each layer (None: none), dz [K] and the change of the outputs."""
         dh: list = [None]
         dz = np.empty(self.chain.K)
-        for l, link in enumerate(self.chain.links):
-            change = None if dh[l] is None else dh[l] @ self.weights[l].T
+        for i, link in enumerate(self.chain.links):
+            change = None if dh[i] is None else dh[i] @ self.weights[i].T
             if _trained(link):
-                own = self.inputs[l] @ moved[l].T
+                own = self.inputs[i] @ moved[i].T
                 change = own if change is None else change + own
             if link.bent:
-                dz[self.chain.parts[l]] = 0.0 if change is None else change.reshape(-1)
-            dh.append(None if change is None else self._gained(l, change))
+                dz[self.chain.parts[i]] = 0.0 if change is None else change.reshape(-1)
+            dh.append(None if change is None else self._gained(i, change))
         outputs = dh.pop()
         return dh, dz, outputs
 
     def _rows(self):
-        """Return (rows in the order used here, their examples, Δ_l of the rows that reach l)."""
+        """Return (rows in the order used here, their examples, Δ_l of the rows that reach i)."""
         if self._below is not None:
             return self._below
         chain, active, margins = self.chain, self.active, self.chain.n
@@ -240,12 +240,12 @@ class ChainPoint:
         order = np.concatenate([np.arange(margins), margins + kinks])
         owner = np.concatenate([chain._margin_owner, chain.owner[active[kinks]]])
         rows = [chain.signs]
-        for l in range(len(chain.links) - 1, 0, -1):
-            slopes = rows[-1] @ self.weights[l]
-            if chain.links[l - 1].bent:
-                part = chain.parts[l - 1]
+        for i in range(len(chain.links) - 1, 0, -1):
+            slopes = rows[-1] @ self.weights[i]
+            if chain.links[i - 1].bent:
+                part = chain.parts[i - 1]
                 slopes = self.gain[part].reshape(len(chain.x), -1)[owner[: len(slopes)]] * slopes
-                new = active[kinks[link_of[kinks] == l - 1]] - part.start
+                new = active[kinks[link_of[kinks] == i - 1]] - part.start
                 width = slopes.shape[1]
                 own = np.zeros((len(new), width))
                 own[np.arange(len(new)), new % width] = 1.0
