@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from latephase.flow.errors import StepCollapse
+from latephase.flow.kinked_flow import KinkedFlow
 from latephase.flow.solver import Flow
 from latephase.flow.trajectory import RECORDED, Trajectory, largest_drop
 from latephase.flow.tuning import TUNING
 from latephase.problem.degree import checked_degree
+from latephase.problem.kinked import kinked
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
 from latephase.problem.task import Task, inputs_and_labels
@@ -88,6 +90,13 @@ def gradient_flow(
 def _followed(problem: Problem, degree: float, settings: dict[str, Any]) -> Trajectory:
     """Return the flow to settings["until"], with kinks smoothed only where it collapses at one."""
     until = settings["until"]
+    if problem.kink_smoothing is None and problem.smoothable():
+        try:
+            kinks = kinked(problem)
+        except NotImplementedError:
+            kinks = None
+        if kinks is not None:
+            return KinkedFlow(problem, kinks, degree, settings).run(until)
     try:
         return Flow(problem, degree, settings).run(until)
     except StepCollapse as collapse:

@@ -1,10 +1,11 @@
 """One implicit step of a nonsmooth flow: Newton's method with active kinks and their gates.
 
-A kink is one nonsmooth operation of one example, out = lo z + (hi - lo) s z with its gate s, 1 where
-z > 0 and 0 where z < 0 (`latephase.problem.kinked`). Where z = 0 the Clarke subgradient leaves s in
-[0, 1], and the flow slides along z = 0 if either side leads back to it (Filippov 1988). Kinks A that
-slide are constraints z_A = 0 with multipliers μ_k = s_k c_k, c = (hi - lo) ∂(λᵀp + μᵀz)/∂out, and
-their gates are closed in p, J = ∂p and Z = ∂z_A. An implicit Euler step of arc length r from b is
+A kink is one nonsmooth operation of one example, out = lo z + (hi - lo) s z with its gate s, 1
+where z > 0 and 0 where z < 0 (`latephase.problem.kinked`). Where z = 0 the Clarke subgradient
+leaves s in [0, 1], and the flow slides along z = 0 if either side leads back to it (Filippov 1988).
+Kinks A that slide are constraints z_A = 0 with multipliers μ_k = s_k c_k,
+c = (hi - lo) ∂(λᵀp + μᵀz)/∂out, and their gates are closed in p, J = ∂p and Z = ∂z_A. An implicit
+Euler step of arc length r from b is
 
     θ - b - Jᵀλ - Zᵀμ = 0
     p + (u - ν - c(S p))/S = 0            u = ln λ, c = ln(-ℓ') + z; 0 for the exponential loss
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -171,8 +171,9 @@ class Slider:
         scale [K]: the size of z in θ's units, beside which a z counts as zero.
         """
         theta, u, nu = guess.theta, guess.log_multiplier, guess.nu
-        gates, share = guess.sliding.gates.copy(), dict(
-            zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)
+        gates, share = (
+            guess.sliding.gates.copy(),
+            dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
         )
         c, tol, seen, single = guess.c, TUNING.loose, {}, False
         for _ in range(TUNING.rounds):
@@ -257,12 +258,15 @@ class Slider:
             r3 = (moved @ moved - r * r) / (2.0 * r)
             live = np.minimum(1.0, np.exp(u - u.max()))
             za = point.z[active]
-            size = max(
-                float(np.linalg.norm(r1)),
-                float(np.abs(live * r2).max()) * min(1.0, scale),
-                abs(float(r3)),
-                float(np.abs(za).max(initial=0.0)),
-            ) / r
+            size = (
+                max(
+                    float(np.linalg.norm(r1)),
+                    float(np.abs(live * r2).max()) * min(1.0, scale),
+                    abs(float(r3)),
+                    float(np.abs(za).max(initial=0.0)),
+                )
+                / r
+            )
             if not math.isfinite(size):
                 raise StepFailed("overflow")
             if size < tol:
@@ -291,7 +295,7 @@ class Slider:
             x = _gmres(
                 lambda v, curved=curved, solver=linearized: solver.solve(curved(v))[0],
                 first,
-                TUNING.krylov if size > 1e-3 else TUNING.fine_krylov,
+                TUNING.krylov,
             )
             x, w, nu_change = linearized.solve(-r1 + curved(x), rows, -r3)
             if not np.isfinite(x).all():

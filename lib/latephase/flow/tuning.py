@@ -104,7 +104,7 @@ class Tuning:
     # The implicit step along kinks. Residual, relative to the step, at which gates are looked at,
     # and at which they must still be consistent.
     loose: float = 1e-3
-    tight: float = 1e-9
+    tight: float = 1e-7
     # Looks at the gates before the step is shortened.
     rounds: int = 60
     # Part of its layer's size below which z counts as zero; rounding leaves 1e-16 of it.
@@ -114,10 +114,22 @@ class Tuning:
     kinked_iterations: int = 25
     # Relative diagonal that keeps dependent rows (duplicates, dead units) factorable.
     kink_regularization: float = 1e-13
-    # Residuals of the curvature's Krylov solution, far from the stage's solution and near it.
-    krylov: float = 1e-2
-    fine_krylov: float = 1e-3
+    # Residual of the curvature's Krylov solution: two or three products; a finer one saves no
+    # iteration of Newton's.
+    krylov: float = 0.1
     krylov_dimension: int = 40
+    # The estimate of a step's error, as a part of tol: it leaves out a part of what a kink crossed
+    # within the step does, and of the method's own third order.
+    kinked_tol: float = 0.25
+    # Arc length of steps, in units of ‖W‖: the first, the longest, the one at which the flow gives
+    # up; and what is left of a step that was not solved.
+    first_length: float = 1e-3
+    longest_length: float = 19.0
+    smallest_length: float = 1e-11
+    shorter: float = 0.4
+    # Steps tried, and tried to land on a level, before that is given up.
+    kinked_attempts: int = 20_000
+    landings: int = 30
 
 
 TUNING = Tuning()

@@ -1,0 +1,128 @@
+"""The flow of a module with kinks, from any start to any α: one implicit method for both phases."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from latephase.flow.course import Course, left
+from latephase.flow.errors import NotSeparated, StepCollapse
+from latephase.flow.nonsmooth import KinkedState, KinkedStepper
+from latephase.flow.sliding import StepFailed
+from latephase.flow.state import exp_times
+from latephase.flow.trajectory import Trajectory
+from latephase.flow.tuning import TUNING
+from latephase.problem.margins import Problem
+
+
+class KinkedFlow(Course):
+    """Follows the kinks of a problem; `kinked` gives them and their gates."""
+
+    def __init__(
+        self, problem: Problem, kinked: Any, degree: float, settings: dict[str, Any]
+    ) -> None:
+        super().__init__(problem, degree, settings)
+        self.stepper = KinkedStepper(kinked, problem.loss, degree, problem.pairs)
+        self.length, self.attempts = TUNING.first_length, 0
+
+    def run(self, until: float) -> Trajectory:
+        """Return the trajectory up to α = until.
+
+        Raises NotSeparated at a stationary point, StepCollapse where no step can be solved.
+        """
+        if self.state is None:
+            self._arrive(self.stepper.start(self.problem.w0))
+        while self.state.smoothed_margin < until:
+            if self._stationary():
+                raise self._stands()
+            if self.attempts > TUNING.kinked_attempts:
+                raise self._not_separated(
+                    f"{self.attempts} attempted steps are spent", self._slope(), self.state.p
+                )
+            if self.length < TUNING.smallest_length:
+                raise self._collapse()
+            self._attempt(until)
+        return self.trajectory()
+
+    def _attempt(self, until: float) -> None:
+        """Try one step: accept it, or say how long the next try is to be."""
+        length = self.length
+        if self.state.smoothed_margin > 0.0:
+            length = min(length, math.expm1(left(self.state, self.degree, until)))
+        self.attempts += 1
+        try:
+            arrived, error = self.stepper.step(self.state, length)
+        except StepFailed:
+            self.length = TUNING.shorter * length
+            return
+        part = TUNING.kinked_tol * self.tol
+        factor = 0.9 * (part / max(error, 1e-12 * part)) ** (1.0 / 3.0)
+        if error > part:
+            self.length = length * max(0.2, factor)
+        elif arrived.smoothed_margin > until * (1.0 + TUNING.landing):
+            self._land(length, arrived, until)
+        else:
+            grown = min(TUNING.longest_length, length * min(4.0, factor))
+            # A step cut short to land says nothing against the next.
+            self.length = max(grown, self.length) if length < self.length else grown
+            self._arrive(arrived)
+
+    def _land(self, length: float, arrived: KinkedState, until: float) -> None:
+        """Step to α = until, which a step of that length passes, by the Illinois method.
+
+        Where the steps that go before are not solved, go as far as one that is.
+        """
+        target = math.asinh(until * (1.0 + 0.4 * TUNING.landing))
+        low, high = (0.0, self.state), (length, arrived)
+        below, above = (math.asinh(end.smoothed_margin) - target for _, end in (low, high))
+        for _ in range(TUNING.landings):
+            self.attempts += 1
+            part = below / (below - above)
+            at = low[0] + min(max(part, 0.02), 0.98) * (high[0] - low[0])
+            try:
+                state, _ = self.stepper.step(self.state, at)
+            except StepFailed:
+                break
+            gap = math.asinh(state.smoothed_margin) - target
+            if until <= state.smoothed_margin <= until * (1.0 + TUNING.landing):
+                low = at, state
+                break
+            if gap < 0.0:
+                low, below, above = (at, state), gap, 0.5 * above
+            else:
+                high, below, above = (at, state), 0.5 * below, gap
+        if low[0] == 0.0:
+            self.length = TUNING.shorter * min(length, high[0])
+        else:
+            self._arrive(low[1])
+
+    def _arrive(self, state: KinkedState) -> None:
+        self.best = max(self.best, state.smoothed_margin)
+        self.steps += int(self.state is not None)
+        self._tick(state)
+        self._move(state)
+
+    def _resume(self) -> None:
+        self.stepper = copy.copy(self.stepper)
+
+    def _stands(self) -> NotSeparated:
+        largest = float(np.abs(self.state.p).max())
+        p = self.state.p if self.state.p.ndim == 1 else np.abs(self.state.p).max(1)
+        dead = np.flatnonzero(np.abs(p) <= 1e-12 * largest)
+        why = "the risk is stationary"
+        if len(dead):
+            names = ", ".join(map(str, dead[:20])) + (", …" if len(dead) > 20 else "")
+            why += f": the output is zero, and stays zero, for {len(dead)} examples ({names})"
+        return self._not_separated(why, self._slope(), self.state.p)
+
+    def _collapse(self) -> StepCollapse:
+        return StepCollapse(
+            f"the implicit step fell to {self.length:.1e} at smoothed margin {self.best:.6g}, "
+            f"with {len(self.state.sliding.active)} active kinks",
+            self.best,
+            self.trajectory(),
+        )
