@@ -101,6 +101,7 @@ class Bordered:
         ball: Ball,
         lam: np.ndarray,
         rho: np.ndarray,
+        give: np.ndarray,
         excess: tuple[np.ndarray | None, np.ndarray | None],
         pairs: int,
     ) -> None:
@@ -112,11 +113,11 @@ class Bordered:
         inverse_scale = math.exp(-ball.log_scale)
         block, excess = excess
         share = inverse_scale / np.maximum(lam, 1e-300)
-        self.scaling = 1.0 / np.sqrt(np.concatenate([1.0 + share, squares[n:] + 1e-300]))
+        self.scaling = 1.0 / np.sqrt(np.concatenate([1.0 + share, squares[n:] + give + 1e-300]))
         matrix = self.scaling[:, None] * gram * self.scaling
         own = np.full(len(gram), TUNING.kink_regularization)
         own[:n] *= matrix.diagonal()[:n].max(initial=0.0)
-        own[:n] += share * self.scaling[:n] ** 2
+        own += np.concatenate([share, give]) * self.scaling**2
         matrix[np.diag_indices(len(gram))] += own
         weight = np.ones(n)
         if excess is not None:
@@ -176,17 +177,17 @@ class Slider:
             dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
         )
         c, tol, seen, single = guess.c, TUNING.loose, {}, False
+        width = TUNING.kink_width * scale
         for _ in range(TUNING.rounds):
             self.counts["rounds"] += 1
             active = np.array(sorted(share), dtype=int)
             mu = np.array([share[k] for k in active.tolist()]) * c[active]
-            found = self._newton(ball, theta, u, nu, mu, gates, active, tol)
+            found = self._newton(ball, theta, u, nu, mu, gates, active, width, tol)
             theta, u, nu, mu, c = (
                 found.theta, found.log_multiplier, found.nu, found.mu, found.c
             )  # fmt: skip
-            zero = scale * max(TUNING.zero, 1e-2 * min(tol, 1e-6) * ball.radius)
             share = dict(zip(active.tolist(), found.sliding.share.tolist(), strict=True))
-            changes = self._changes(found, share, zero, scale * ball.radius)
+            changes = self._changes(found, share, width, scale * ball.radius)
             if not changes and tol == TUNING.tight:
                 return found
             if not changes:
@@ -209,7 +210,7 @@ class Slider:
         raise StepFailed("rounds")
 
     def _changes(
-        self, found: Solved, share: dict[int, float], zero: np.ndarray, size: np.ndarray
+        self, found: Solved, share: dict[int, float], width: np.ndarray, size: np.ndarray
     ) -> list[tuple[float, int, float | None]]:
         """Return (by how much, kink, its new gate, or None to slide) of what is inconsistent."""
         changes = []
@@ -219,7 +220,7 @@ class Slider:
             elif s < -TUNING.gate:
                 changes.append((-s, k, 0.0))
         gates, z = found.sliding.gates, found.z
-        crossed = np.flatnonzero(np.where(gates > 0.0, z < -zero, z > zero))
+        crossed = np.flatnonzero(np.where(gates > 0.0, z < -width, z > width))
         # Of one unit, only the example whose z is the farthest starts to slide in a round: the
         # others' signs follow from it more often than not.
         worst: dict[int, tuple[float, int, None]] = {}
@@ -242,6 +243,7 @@ class Slider:
         mu: np.ndarray,
         gates: np.ndarray,
         active: np.ndarray,
+        width: np.ndarray,
         tol: float,
     ) -> Solved:
         """Return the step with these kinks sliding, whatever signs come out; raises StepFailed."""
@@ -256,8 +258,13 @@ class Slider:
             r1 = moved - pulled
             r2 = p + (u - correction) * inverse_scale - nu
             r3 = (moved @ moved - r * r) / (2.0 * r)
-            live = np.minimum(1.0, np.exp(u - u.max()))
-            za = point.z[active]
+            # An example whose output is zero wherever W moves weighs on none of the others.
+            largest = u.max(where=p != 0.0, initial=-np.inf)
+            live = np.exp(np.minimum(0.0, u - largest))
+            attracting = c[active] < 0.0
+            give = np.where(attracting, width[active], 0.0) / np.maximum(-c[active], 1e-300)
+            give[~attracting] = 0.0
+            za = point.z[active] + np.where(attracting, give * mu + 0.5 * width[active], 0.0)
             size = (
                 max(
                     float(np.linalg.norm(r1)),
@@ -274,14 +281,14 @@ class Slider:
                     mu, c[active], out=np.full(len(mu), 0.5), where=np.abs(c[active]) > 1e-300
                 )
                 if linearized is None:
-                    linearized = Bordered(point, ball, lam, moved / r, excess, self.pairs)
+                    linearized = Bordered(point, ball, lam, moved / r, give, excess, self.pairs)
                 sliding = Sliding(gates, active, share)
                 return Solved(theta, u, nu, mu, sliding, c, p, point.z, pulled, linearized)
             if iteration > 8 and size > 100.0 * best:
                 raise StepFailed("divergence")
             best = min(best, size)
             self.counts["newton"] += 1
-            linearized = Bordered(point, ball, lam, moved / r, excess, self.pairs)
+            linearized = Bordered(point, ball, lam, moved / r, give, excess, self.pairs)
             r2w = r2
             if excess[1] is not None:
                 r2w = r2 + excess[1] * self._block_sum(lam / excess[0] * r2)

@@ -107,8 +107,10 @@ class Tuning:
     tight: float = 1e-7
     # Looks at the gates before the step is shortened.
     rounds: int = 60
-    # Part of its layer's size below which z counts as zero; rounding leaves 1e-16 of it.
-    zero: float = 1e-13
+    # Width in z, as a part of its layer's size, over which the gate of a kink that slides goes from
+    # 0 to 1: units that have become parallel make the rows of their kinks dependent, and gates at
+    # exactly z = 0 would not be determined. It shifts a solution by as much.
+    kink_width: float = 1e-8
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
     kinked_iterations: int = 25
