@@ -26,7 +26,7 @@ class KinkedFlow(Course):
         self, problem: Problem, kinked: Any, degree: float, settings: dict[str, Any]
     ) -> None:
         super().__init__(problem, degree, settings)
-        self.stepper = KinkedStepper(kinked, problem.loss, degree, problem.pairs)
+        self.stepper = KinkedStepper(kinked, problem.loss, degree, problem.pairs, self.tol)
         self.length, self.attempts = TUNING.first_length, 0
 
     def run(self, until: float) -> Trajectory:

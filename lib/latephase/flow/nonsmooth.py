@@ -43,9 +43,9 @@ class KinkedState(State):
 class KinkedStepper:
     """Steps of one problem of degree L."""
 
-    def __init__(self, kinked: Any, loss: Loss, degree: float, pairs: int = 1) -> None:
+    def __init__(self, kinked: Any, loss: Loss, degree: float, pairs: int, tol: float) -> None:
         self.kinked, self.loss, self.degree, self.pairs = kinked, loss, degree, pairs
-        self.slider = Slider(kinked, loss, pairs)
+        self.slider = Slider(kinked, loss, pairs, tol)
         sizes = [kinked.n // pairs * math.prod(shape) for _, _, shape in kinked.sites]
         self.site = np.repeat(np.arange(len(sizes)), sizes)
 

@@ -161,8 +161,9 @@ class Bordered:
 class Slider:
     """Implicit steps of one problem: solves them, and counts what that takes."""
 
-    def __init__(self, kinked: Any, loss: Loss, pairs: int = 1) -> None:
+    def __init__(self, kinked: Any, loss: Loss, pairs: int, tol: float) -> None:
         self.kinked, self.loss, self.pairs = kinked, loss, pairs
+        self.width = TUNING.kink_width * tol
         self.units = np.asarray(kinked.unit)
         self.counts = {"newton": 0, "curvature": 0, "rounds": 0}
 
@@ -177,7 +178,7 @@ class Slider:
             dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
         )
         c, tol, seen, single = guess.c, TUNING.loose, {}, False
-        width = TUNING.kink_width * scale
+        width = self.width * scale
         for _ in range(TUNING.rounds):
             self.counts["rounds"] += 1
             active = np.array(sorted(share), dtype=int)
@@ -247,7 +248,7 @@ class Slider:
         tol: float,
     ) -> Solved:
         """Return the step with these kinks sliding, whatever signs come out; raises StepFailed."""
-        r, best, linearized = ball.radius, math.inf, None
+        r, best, cap, linearized = ball.radius, math.inf, 0.5, None
         inverse_scale, scale = math.exp(-ball.log_scale), math.exp(min(ball.log_scale, 700.0))
         for iteration in range(TUNING.kinked_iterations):
             lam = np.exp(u)
@@ -284,8 +285,10 @@ class Slider:
                     linearized = Bordered(point, ball, lam, moved / r, give, excess, self.pairs)
                 sliding = Sliding(gates, active, share)
                 return Solved(theta, u, nu, mu, sliding, c, p, point.z, pulled, linearized)
-            if iteration > 8 and size > 100.0 * best:
+            if iteration > 8 and size > min(100.0 * best, 0.3):
                 raise StepFailed("divergence")
+            if size > 0.9 * best:
+                cap *= 0.6
             best = min(best, size)
             self.counts["newton"] += 1
             linearized = Bordered(point, ball, lam, moved / r, give, excess, self.pairs)
@@ -322,7 +325,7 @@ class Slider:
                 floor = -ball.log_scale - np.log(linearized.squares + 1e-300) - u
                 damped = np.maximum(np.log1p(rise), np.minimum(rise, floor))
                 change = np.where(change > 0.0, damped, change)
-            part = min(1.0, 0.5 * r / max(float(np.linalg.norm(x)), 1e-300))
+            part = min(1.0, cap * r / max(float(np.linalg.norm(x)), 1e-300))
             theta = theta + part * x
             u = np.clip(u + part * change, -1e300, 600.0)
             nu, mu = nu + part * nu_change, mu + part * w[n:]

@@ -107,10 +107,10 @@ class Tuning:
     tight: float = 1e-7
     # Looks at the gates before the step is shortened.
     rounds: int = 60
-    # Width in z, as a part of its layer's size, over which the gate of a kink that slides goes from
-    # 0 to 1: units that have become parallel make the rows of their kinks dependent, and gates at
-    # exactly z = 0 would not be determined. It shifts a solution by as much.
-    kink_width: float = 1e-8
+    # Width in z, as a part of tol and of its layer's size, over which the gate of a kink that slides
+    # goes from 0 to 1: units that have become parallel make the rows of their kinks dependent, and
+    # gates at exactly z = 0 would not be determined. It shifts a solution by as much.
+    kink_width: float = 1e-2
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
     kinked_iterations: int = 25
