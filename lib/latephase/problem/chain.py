@@ -60,6 +60,9 @@ class Chain:
         self.low, self.span = np.concatenate(lows), np.concatenate(spans)
         self.owner, self.unit = np.concatenate(owners), np.concatenate(owned)
         self._link_of = np.concatenate(site)
+        bends = [i for i, link in enumerate(links) if link.bent]
+        self.site = np.searchsorted(bends, self._link_of)
+        self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
         self.margin_owner = np.repeat(np.arange(examples), self.pairs)
         self._input_gram = x @ x.T
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -246,7 +247,17 @@ def find_plan(margins: Callable[[Discovery], Tensor]) -> Plan:
         )
     for index, z in enumerate(two.z):
         two.plan.sites[index] = _placed(two, index, z, three.z[index])
+    two.plan.feeds = _feeds(two)
     return two.plan
+
+
+def _feeds(found: Discovery) -> np.ndarray:
+    results = [[out for out, _ in outs] for outs in found.outputs]
+    feeds = np.zeros((len(results), len(results)), dtype=bool)
+    for later, z in enumerate(found.z):
+        for earlier in range(later):
+            feeds[earlier, later] = _reaches(z, results[earlier])
+    return feeds
 
 
 def _placed(two: Discovery, index: int, z: Tensor, larger: Tensor) -> Site:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -67,13 +68,15 @@ class Plan:
 
     followed: for each call that may have kinks, whether it is replaced. steps: the site of each
     bend or choice, and whether it has the site's argument (1) or the negative (-1). decisions:
-    what a replaced call found out about its arguments.
+    what a replaced call found out about its arguments. feeds [sites, sites]: whether the second's
+    arguments depend on the first's results.
     """
 
     followed: list[bool] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
     decisions: list[object] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    feeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Kinked:
     """Margins and kinks of any module: n margins, P weights, K kinks.
 
     sites: (operation, path of the part that calls it, shape for an example) of each. owner [K]: the
-    example of each kink; unit [K]: its site and position, the same number for all examples.
+    example of each kink; site [K]: its site; unit [K]: site and position, the same number for all
+    examples. feeds [sites, sites]: whether the second's arguments depend on the first's results.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -62,6 +63,8 @@ class Kinked:
         none = np.zeros(0, dtype=int)
         self.owner = np.concatenate([none, *(np.repeat(examples, size) for size in sizes)])
         self.unit = np.concatenate([none, *(np.tile(own, problem.n) for own in units)])
+        self.site = np.repeat(np.arange(len(sizes)), problem.n * sizes)
+        self.feeds = self.plan.feeds
         self.margin_owner = np.repeat(examples, problem.pairs)
         self._check()
         self.layered = self._is_layered()
