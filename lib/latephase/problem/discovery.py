@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latephase.problem.gates import GatedCalls, Plan, Site
+from latephase.problem.gates import GatedCalls, Plan, Site, placed
 
 _KNOWN = (
     "relu, leaky_relu, prelu with a frozen slope, abs, clamp at zero, maximum and minimum of "
@@ -18,24 +18,26 @@ _KNOWN = (
 )
 # fmt: off
 _REFUSED = {
-    "adaptive_max_pool3d", "argmax", "argmin", "argsort", "bernoulli", "bucketize", "cdist", "ceil",
-    "cummax", "cummin", "dist", "eigvalsh", "fix", "floor", "floor_divide", "floordiv", "fmod",
-    "frac", "fractional_max_pool2d", "fractional_max_pool2d_with_indices", "gumbel_softmax",
-    "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside", "huber_loss", "kthvalue",
-    "l1_loss", "linalg_svdvals", "median", "mod", "mode", "nanmedian", "nanquantile",
-    "pairwise_distance", "pdist", "quantile", "relu6", "remainder", "rfloordiv", "rmod", "round",
-    "searchsorted", "selu", "sgn", "sign", "smooth_l1_loss", "softshrink", "sort", "topk", "trunc",
-    "unique",
+    "adaptive_max_pool3d", "bernoulli", "cdist", "ceil", "cummax", "cummin", "dist", "eigvalsh",
+    "fix", "floor", "floor_divide", "floordiv", "fmod", "frac", "fractional_max_pool2d",
+    "fractional_max_pool2d_with_indices", "gumbel_softmax", "hardshrink", "hardsigmoid",
+    "hardswish", "hardtanh", "heaviside", "huber_loss", "kthvalue", "l1_loss", "linalg_svdvals",
+    "median", "mod", "mode", "nanmedian", "nanquantile", "pairwise_distance", "pdist", "quantile",
+    "relu6", "remainder", "rfloordiv", "rmod", "round", "selu", "sgn", "sign", "smooth_l1_loss",
+    "softshrink", "sort", "topk", "trunc",
 }
-_COMPARISONS = {
-    "eq", "ge", "greater", "greater_equal", "gt", "isclose", "isfinite", "le", "less",
-    "less_equal", "logical_not", "lt", "ne", "nonzero", "not_equal", "signbit",
+# Without gradients: refused where the result is used with one.
+_JUMPS = {
+    "argmax", "argmin", "argsort", "bucketize", "eq", "ge", "greater", "greater_equal", "gt",
+    "isclose", "isfinite", "le", "less", "less_equal", "logical_not", "lt", "ne", "nonzero",
+    "not_equal", "searchsorted", "signbit", "unique",
 }
 _TO_PYTHON = {
     "allclose", "array", "bool", "contains", "equal", "float", "index", "int", "is_nonzero", "item",
     "numpy", "tolist",
 }
 _NORMS = {"linalg_matrix_norm", "linalg_norm", "linalg_vector_norm", "norm", "normalize"}
+_GUARD = 1e-6
 # Nodes of a gradient's graph: kinks that composite functions make out of sight.
 _HIDDEN = (
     "Abs", "AdaptiveMaxPool", "Amax", "Amin", "Clamp", "Cummax", "Cummin", "Hard", "Kthvalue",
@@ -115,7 +117,7 @@ class Discovery(GatedCalls):
                 f"a mask or an index; expected kinks of the kinds {_KNOWN}"
             )
         why = self._why_not(name, args, kwargs or {})
-        if why and carries and name not in _COMPARISONS:
+        if why and carries and name not in _JUMPS:
             raise self.refuse(name, why)
         result = super().__torch_function__(func, types, args, kwargs)
         if name == "neg":
@@ -128,10 +130,8 @@ class Discovery(GatedCalls):
 
     def _why_not(self, name: str, args: tuple, kwargs: dict) -> str:
         """Return why a call on what depends on the weights is not followed, "" if it is smooth."""
-        if name in _REFUSED | _COMPARISONS:
+        if name in _REFUSED | _JUMPS:
             return f"its kinks or jumps are not followed; expected kinks of the kinds {_KNOWN}"
-        if kwargs.get("out") is not None:
-            return "its argument out is not followed"
         if name == "elu" and kwargs.get("alpha", args[1] if len(args) > 1 else 1.0) != 1.0:
             return "its kink at zero, for alpha other than 1, is not followed"
         if name in _NORMS:
@@ -142,7 +142,7 @@ class Discovery(GatedCalls):
 
     def named(self, name: str) -> str:
         """Return a call's name with the path of the part that makes it."""
-        return f"{name} in {self.where!r}" if self.where else f"{name} in the module's own forward"
+        return placed(name, self.where)
 
     def refuse(self, name: str, why: str) -> ValueError:
         return ValueError(f"module: {self.named(name)}: {why}")
@@ -155,6 +155,9 @@ class Discovery(GatedCalls):
         values = [*_tensors(args), *_tensors(kwargs.values())]
         call = len(self.plan.followed)
         followed = call not in self.unconnected and any(t.requires_grad for t in values)
+        if name in ("clamp", "clamp_min", "clip"):
+            bounds = [*args[1:], *kwargs.values()]
+            followed = followed and not (len(bounds) == 1 and _guards(bounds[0]))
         self.plan.followed.append(followed)
         if followed:
             self.results.append((call, []))
@@ -269,10 +272,9 @@ def _placed(two: Discovery, index: int, z: Tensor, larger: Tensor) -> Site:
         if a != b and 3 * a == 2 * b
     ]
     if z.ndim != larger.ndim or len(axes) != 1:
-        at = f" in {site.where!r}" if site.where else ""
         raise ValueError(
-            f"module: {site.name}{at} acts on a tensor of shape {list(z.shape)} that has no axis "
-            f"of examples; expected kinks in what single examples pass through"
+            f"module: {placed(site.name, site.where)} acts on a tensor of shape {list(z.shape)} "
+            f"that has no axis of examples; expected kinks in what single examples pass through"
         )
     axis = axes[0]
     inner = tuple(z.movedim(axis, 0).shape[1:])
@@ -297,6 +299,8 @@ def _refuse_hidden(p: Tensor) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if node.name().startswith("ClampMin") and _guards(getattr(node, "_saved_min", None)):
+            continue
         own = isinstance(node, torch.autograd.function.BackwardCFunction)
         if own or node.name().startswith(_HIDDEN):
             name = node.name().partition("Backward")[0]
@@ -306,6 +310,11 @@ def _refuse_hidden(p: Tensor) -> None:
                 f"kinds {_KNOWN}, called by the module's own code"
             )
         stack.extend(following for following, _ in node.next_functions)
+
+
+def _guards(bound: object) -> bool:
+    """Return whether a lower bound only keeps a divisor from zero, as in `normalize`."""
+    return isinstance(bound, float) and 0.0 < bound <= _GUARD
 
 
 def _tensors(values) -> Iterator[Tensor]:

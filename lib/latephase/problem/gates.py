@@ -62,6 +62,11 @@ class Site:
         return values.reshape(examples * self.copies, *self.inner).movedim(0, self.axis)
 
 
+def placed(name: str, where: str) -> str:
+    """Return the name of a call with the path of the part of the module that makes it."""
+    return f"{name} in {where!r}" if where else f"{name} in the module's own forward"
+
+
 @dataclass
 class Plan:
     """What a module calls, in order: found once, and the same in every later run.
@@ -93,6 +98,11 @@ class Layer:
     output: Tensor
     kernel: tuple[int, ...]
     options: tuple
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weight or its bias is trainable."""
+        return isinstance(self.weight, int) or isinstance(self.bias, int)
 
 
 @dataclass(frozen=True)
@@ -181,7 +191,7 @@ class GatedCalls(TorchFunctionMode):
         """Raise ValueError unless all the plan's calls were made."""
         if self.step < len(self.plan.steps):
             site = self.plan.sites[self.plan.steps[self.step][0]]
-            raise self.changed(f"{site.name} in {site.where!r}")
+            raise self.changed(placed(site.name, site.where))
 
     def bend(
         self,
@@ -243,7 +253,7 @@ class GatedCalls(TorchFunctionMode):
         index, sign = self.plan.steps[self.step - 1]
         site = self.plan.sites[index]
         if not site.fits(z, self.examples):
-            raise self.changed(f"{name} in {site.where!r}")
+            raise self.changed(placed(name, site.where))
         if index == len(self.z):
             self.z.append(z)
         if self.gates is None:

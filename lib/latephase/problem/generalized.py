@@ -29,6 +29,8 @@ from latephase.problem.vectors import to_numpy
 KINK_TOL = 1e-6
 # Unit normals this close are one hyperplane; rounding leaves 1e-15 in their cosine.
 _PARALLEL = 1e-12
+# Kinks whose normals are looked at together.
+_BLOCK = 1024
 # Passes over the layers, of which each lowers the norm; and the fall that ends them.
 _SWEEPS, _FALL = 200, 1e-12
 
@@ -39,7 +41,7 @@ class GeneralizedGradient:
 
     gradient [P]  of α, in the order of `named_parameters()`; a positive multiple of one of -R
     norm          its Euclidean norm
-    active        number of active kinks
+    active        number of active kinks, those near whose gates move the gradient
     kinks         of each active kink: operation, path of the part that calls it, example, position
     gates         of each active kink, in [0, 1]
     exact         whether it is the least norm over all gates; otherwise a local minimum
@@ -125,7 +127,8 @@ def least_norm(
     dual = np.asarray(dual, dtype=float).reshape(-1)
     if dual.shape != p.shape or not np.isfinite(dual).all():
         raise ValueError(f"dual: expected {p.size} finite weights of margins, got {dual.size}")
-    active = np.flatnonzero(np.abs(z) <= kink_tol * _scales(kinks, z))
+    near = np.flatnonzero(np.abs(z) <= kink_tol * _scales(kinks, z))
+    active = _that_matter(kinks, w, dual, gates, near)
     levels = _levels(kinks, active)
     starts = [gates[active]]
     if len(levels) > 1:
@@ -169,6 +172,25 @@ def _levels(kinks: Kinked | Chain, active: np.ndarray) -> list[np.ndarray]:
     return [active[level == one] for one in range(level.max(initial=-1) + 1)]
 
 
+def _that_matter(
+    kinks: Kinked | Chain, w: np.ndarray, dual: np.ndarray, gates: np.ndarray, near: np.ndarray
+) -> np.ndarray:
+    """Return the kinks whose gates move G, if other gates do not hide them.
+
+    In a pooling behind a relu, z = 0 for every two closed units, whatever the weights nearby.
+    """
+    gates = gates.copy()
+    gates[near] = 0.5
+    matter = [near[:0]]
+    for level in _levels(kinks, near):
+        for start in range(0, len(level), _BLOCK):
+            block = level[start : start + _BLOCK]
+            point = kinks.at(w, gates, block)
+            _, c = point.pull(dual, np.zeros(len(block)))
+            matter.append(block[(c[block] != 0.0) & point.rows()[kinks.n :].any(axis=1)])
+    return np.sort(np.concatenate(matter))
+
+
 def _descended(
     kinks: Kinked | Chain,
     w: np.ndarray,
@@ -200,17 +222,15 @@ def _least_over(
 
     G is affine in them, G₀ + Σ s_k c_k ∇z_k, with one unknown for all the kinks of a hyperplane.
     """
-    _, c = kinks.at(w, gates, level).pull(dual, np.zeros(len(level)))
-    moving = level[c[level] != 0.0]
+    point = kinks.at(w, gates, level)
+    _, c = point.pull(dual, np.zeros(len(level)))
+    normals = point.rows()[kinks.n :]
+    # Those that other gates hide at present stay as they are.
+    kept = (c[level] != 0.0) & normals.any(axis=1)
+    moving, normals = level[kept], normals[kept]
     if not len(moving):
         return gates, kinks.at(w, gates, []).pull(dual, np.zeros(0))[0]
-    point = kinks.at(w, gates, moving)
-    normals = point.rows()[kinks.n :]
-    size = np.linalg.norm(normals, axis=1)
-    # Of no size: z does not move with w here, and neither does G with the gate.
-    kept = size > 0.0
-    moving, normals, size = moving[kept], normals[kept], size[kept]
-    first, sign = _hyperplanes(normals / size[:, None])
+    first, sign = _hyperplanes(normals / np.linalg.norm(normals, axis=1, keepdims=True))
     steps = c[moving][:, None] * normals
     base = gates.copy()
     base[moving] = np.where(sign > 0, 0.0, 1.0)

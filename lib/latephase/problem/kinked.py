@@ -348,7 +348,7 @@ class Point:
             total = p[first, torch.from_numpy(own % kinked.problem.pairs)].sum()
             place = kinked.place(kinks, np.arange(len(own), len(rows)), len(rows))
             total = total + kinked.flat(calls, len(rows))[torch.from_numpy(place)].sum()
-            layers = [event for event in calls.events if isinstance(event, Layer)]
+            layers = [one for one in calls.events if isinstance(one, Layer) and one.trained]
             outputs = [layer.output for layer in layers]
             deltas = torch.autograd.grad(total, outputs, allow_unused=True)
             found.add(layers, deltas, len(rows))
