@@ -13,6 +13,8 @@ import latephase
 from latephase.problem.generalized import least_norm
 from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.margins import Problem
+from latephase.problem.vectors import misalignment
+from latephase.zoo.networks import two_layer
 
 
 class Call(nn.Module):
@@ -204,6 +206,24 @@ def test_multipliers_from_elsewhere_and_several_classes():
     np.testing.assert_allclose(
         latephase.generalized_gradient(net, task).gradient, alpha, atol=1e-14
     )
+
+
+def test_it_aligns_at_the_end_of_a_flow_where_pytorchs_own_does_not():
+    # Smoothed by 1e-3: the kinks of the limit stand within that of z = 0.
+    rng = np.random.default_rng(3)
+    angle = rng.uniform(0, 2 * np.pi, 12)
+    x = np.stack([np.cos(angle), np.sin(angle)], 1)
+    y = np.sign(x @ [1.0, 0.3])
+    net = two_layer(2, 8, generator=torch.Generator().manual_seed(1))
+    flow = latephase.gradient_flow(net, x, y, until=1e4, tol=1e-3, kink_smoothing=1e-3)
+    w, dual = flow.direction[-1], flow.dual[-1]
+    own, least = (
+        latephase.generalized_gradient(net, x, y, w, kink_tol, dual=dual)
+        for kink_tol in (0.0, 1e-3)
+    )
+    assert least.active >= 2
+    assert misalignment(w, own.gradient) > 1e-2
+    assert misalignment(w, least.gradient) < 1e-3
 
 
 def test_bad_input():

@@ -50,7 +50,7 @@ class Kinked:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+        self.problem = problem = problem.smoothed(None)
         self.n, self.P = problem.n * problem.pairs, problem.w0.size
         self.plan = find_plan(self._discover)
         self.sites = [(site.name, site.where, site.shape) for site in self.plan.sites]
