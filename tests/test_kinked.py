@@ -354,7 +354,7 @@ def test_rows_of_single_examples_are_those_of_layers():
     expected = point.rows()
     came.layered = False
     close(point.rows(), expected)
-    of.jacobian_bytes = 8 * expected.size - 1
+    came.problem.jacobian_bytes = 8 * expected.size - 1
     with pytest.raises(ValueError, match="jacobian_bytes: gradients of 5 margins and"):
         point.rows()
 
