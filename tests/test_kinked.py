@@ -389,10 +389,6 @@ def test_kinks_of_the_data_alone_are_no_kinks():
     assert [name for name, *_ in Kinked(of).sites] == ["relu"]
 
 
-def jump(function):
-    """A network with a mask or an index where its kink is."""
-    return dense(lambda z: function(z))
-
 
 class Forward(nn.Module):
     """A network whose forward is given."""

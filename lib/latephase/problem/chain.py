@@ -106,7 +106,7 @@ class ChainPoint:
 
     def __init__(self, chain: Chain, w, gates, active) -> None:
         self.chain, self.active = chain, active
-        self.weights = chain.weights(np.ascontiguousarray(w, dtype=float))
+        self.weights = chain.weights(np.array(w, dtype=float))
         natural = gates is None
         self.gates = np.zeros(chain.K) if natural else np.array(gates, dtype=float)
         self.gates[active] = 0.0

@@ -11,40 +11,7 @@ import torch
 from torch import Tensor
 
 from latephase.problem.gates import GatedCalls, Plan, Site, placed
-
-_KNOWN = (
-    "relu, leaky_relu, prelu with a frozen slope, abs, clamp at zero, maximum and minimum of "
-    "tensors, amax, max-pooling"
-)
-# fmt: off
-_REFUSED = {
-    "adaptive_max_pool3d", "bernoulli", "cdist", "ceil", "cummax", "cummin", "dist", "eigvalsh",
-    "fix", "floor", "floor_divide", "floordiv", "fmod", "frac", "fractional_max_pool2d",
-    "fractional_max_pool2d_with_indices", "gumbel_softmax", "hardshrink", "hardsigmoid",
-    "hardswish", "hardtanh", "heaviside", "huber_loss", "kthvalue", "l1_loss", "linalg_svdvals",
-    "median", "mod", "mode", "nanmedian", "nanquantile", "pairwise_distance", "pdist", "quantile",
-    "relu6", "remainder", "rfloordiv", "rmod", "round", "selu", "sgn", "sign", "smooth_l1_loss",
-    "softshrink", "sort", "topk", "trunc",
-}
-# Without gradients: refused where the result is used with one.
-_JUMPS = {
-    "argmax", "argmin", "argsort", "bucketize", "eq", "ge", "greater", "greater_equal", "gt",
-    "isclose", "isfinite", "le", "less", "less_equal", "logical_not", "lt", "ne", "nonzero",
-    "not_equal", "searchsorted", "signbit", "unique",
-}
-_TO_PYTHON = {
-    "allclose", "array", "bool", "contains", "equal", "float", "index", "int", "is_nonzero", "item",
-    "numpy", "tolist",
-}
-_NORMS = {"linalg_matrix_norm", "linalg_norm", "linalg_vector_norm", "norm", "normalize"}
-_GUARD = 1e-6
-# Nodes of a gradient's graph: kinks that composite functions make out of sight.
-_HIDDEN = (
-    "Abs", "AdaptiveMaxPool", "Amax", "Amin", "Clamp", "Cummax", "Cummin", "Hard", "Kthvalue",
-    "LeakyRelu", "Max", "Median", "Min", "PreluKernel", "Relu", "Rrelu", "Sgn", "Sign",
-    "Softshrink", "Sort", "Threshold", "Topk",
-)
-# fmt: on
+from latephase.problem.refusals import JUMPS, KNOWN, TO_PYTHON, guards, refuse_hidden, why_not
 
 
 class Discovery(GatedCalls):
@@ -104,7 +71,7 @@ class Discovery(GatedCalls):
         origins = [self.tainted[id(t)][1] for t in tensors if id(t) in self.tainted]
         if not carries and not origins:
             return super().__torch_function__(func, types, args, kwargs)
-        if name in _TO_PYTHON:
+        if name in TO_PYTHON:
             raise self.refuse(
                 name,
                 "it makes a Python value of what depends on the weights; control flow on values "
@@ -114,10 +81,10 @@ class Discovery(GatedCalls):
         if carries and jump:
             raise ValueError(
                 f"module: {jump} jumps with the weights, and {self.named(name)} uses the result as "
-                f"a mask or an index; expected kinks of the kinds {_KNOWN}"
+                f"a mask or an index; expected kinks of the kinds {KNOWN}"
             )
-        why = self._why_not(name, args, kwargs or {})
-        if why and carries and name not in _JUMPS:
+        why = why_not(name, args, kwargs or {})
+        if why and carries and name not in JUMPS:
             raise self.refuse(name, why)
         result = super().__torch_function__(func, types, args, kwargs)
         if name == "neg":
@@ -127,18 +94,6 @@ class Discovery(GatedCalls):
             if cut and id(one) not in self.tainted:
                 self.tainted[id(one)] = (one, self.named(name) if why else jump)
         return result
-
-    def _why_not(self, name: str, args: tuple, kwargs: dict) -> str:
-        """Return why a call on what depends on the weights is not followed, "" if it is smooth."""
-        if name in _REFUSED | _JUMPS:
-            return f"its kinks or jumps are not followed; expected kinks of the kinds {_KNOWN}"
-        if name == "elu" and kwargs.get("alpha", args[1] if len(args) > 1 else 1.0) != 1.0:
-            return "its kink at zero, for alpha other than 1, is not followed"
-        if name in _NORMS:
-            power = kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else None))
-            if power not in (None, 2, 2.0, "fro"):
-                return f"the norm of order {power!r} has kinks that are not followed"
-        return ""
 
     def named(self, name: str) -> str:
         """Return a call's name with the path of the part that makes it."""
@@ -157,7 +112,7 @@ class Discovery(GatedCalls):
         followed = call not in self.unconnected and any(t.requires_grad for t in values)
         if name in ("clamp", "clamp_min", "clip"):
             bounds = [*args[1:], *kwargs.values()]
-            followed = followed and not (len(bounds) == 1 and _guards(bounds[0]))
+            followed = followed and not (len(bounds) == 1 and guards(bounds[0]))
         self.plan.followed.append(followed)
         if followed:
             self.results.append((call, []))
@@ -239,8 +194,8 @@ def find_plan(margins: Callable[[Discovery], Tensor]) -> Plan:
         return found, margins(found)
 
     first, p = run(2, frozenset())
-    _refuse_hidden(p)
-    unconnected = frozenset(call for call, results in first.results if not _reaches(p, results))
+    refuse_hidden(p)
+    unconnected = frozenset(c for c, results in first.results if not any(_reached(p, results)))
     two, _ = run(2, unconnected)
     three, _ = run(3, unconnected)
     if [s.name for s in two.plan.sites] != [s.name for s in three.plan.sites]:
@@ -255,11 +210,13 @@ def find_plan(margins: Callable[[Discovery], Tensor]) -> Plan:
 
 
 def _feeds(found: Discovery) -> np.ndarray:
-    results = [[out for out, _ in outs] for outs in found.outputs]
-    feeds = np.zeros((len(results), len(results)), dtype=bool)
+    """Return [sites, sites] which site's results the arguments of which depend on."""
+    feeds = np.zeros((len(found.z), len(found.z)), dtype=bool)
+    sites = [site for site, outs in enumerate(found.outputs) for _ in outs]
+    results = [out for outs in found.outputs for out, _ in outs]
     for later, z in enumerate(found.z):
-        for earlier in range(later):
-            feeds[earlier, later] = _reaches(z, results[earlier])
+        for site, reached in zip(sites, _reached(z, results), strict=True):
+            feeds[site, later] |= reached
     return feeds
 
 
@@ -284,37 +241,12 @@ def _placed(two: Discovery, index: int, z: Tensor, larger: Tensor) -> Site:
     return replace(site, keep=site.flat(valid, 2)[0].nonzero().reshape(-1))
 
 
-def _reaches(p: Tensor, results: list[Tensor]) -> bool:
+def _reached(of: Tensor, results: list[Tensor]) -> list[bool]:
+    """Return which results a tensor depends on."""
     if not results:
-        return False
-    gradients = torch.autograd.grad(p.sum(), results, retain_graph=True, allow_unused=True)
-    return any(gradient is not None for gradient in gradients)
-
-
-def _refuse_hidden(p: Tensor) -> None:
-    """Raise ValueError for kinks that the gradient's graph has and no call showed."""
-    seen, stack = set(), [p.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name().startswith("ClampMin") and _guards(getattr(node, "_saved_min", None)):
-            continue
-        own = isinstance(node, torch.autograd.function.BackwardCFunction)
-        if own or node.name().startswith(_HIDDEN):
-            name = node.name().partition("Backward")[0]
-            raise ValueError(
-                f"module: it makes a call of {name} that cannot be replaced (inside a composite "
-                f"function, a compiled one or a torch.autograd.Function); expected kinks of the "
-                f"kinds {_KNOWN}, called by the module's own code"
-            )
-        stack.extend(following for following, _ in node.next_functions)
-
-
-def _guards(bound: object) -> bool:
-    """Return whether a lower bound only keeps a divisor from zero, as in `normalize`."""
-    return isinstance(bound, float) and 0.0 < bound <= _GUARD
+        return []
+    gradients = torch.autograd.grad(of.sum(), results, retain_graph=True, allow_unused=True)
+    return [gradient is not None for gradient in gradients]
 
 
 def _tensors(values) -> Iterator[Tensor]:
