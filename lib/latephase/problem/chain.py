@@ -1,6 +1,6 @@
 """Stacks of linear layers with elementwise kinks between them, in NumPy: `Kinked`, but fast.
 
-h_0 = x, z_l = h_l W_lᵀ, h_{i+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, and
+h_0 = x, z_l = h_l W_lᵀ, h_{l+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, and
 outputs z_{L-1}. With δ_l the derivative in z_l, the gradient in W_l is Σ δ_l h_lᵀ: a row of
 B = [J; Z] is an outer product in each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
 """
@@ -60,7 +60,10 @@ class Chain:
         self.low, self.span = np.concatenate(lows), np.concatenate(spans)
         self.owner, self.unit = np.concatenate(owners), np.concatenate(owned)
         self._link_of = np.concatenate(site)
-        self._margin_owner = np.repeat(np.arange(examples), self.pairs)
+        bends = [i for i, link in enumerate(links) if link.bent]
+        self.site = np.searchsorted(bends, self._link_of)
+        self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
+        self.margin_owner = np.repeat(np.arange(examples), self.pairs)
         self._input_gram = x @ x.T
 
     def weights(self, w: np.ndarray) -> list[np.ndarray]:
@@ -90,7 +93,7 @@ class Chain:
 
     def margins(self, outputs: np.ndarray) -> np.ndarray:
         """Return p [n·pairs] of outputs [n, ·]."""
-        return np.einsum("rk,rk->r", self.signs, outputs[self._margin_owner])
+        return np.einsum("rk,rk->r", self.signs, outputs[self.margin_owner])
 
     def output_slopes(self, weights: np.ndarray) -> np.ndarray:
         """Return ∂(λᵀp)/∂outputs [n, ·] for λ [n·pairs]."""
@@ -103,7 +106,7 @@ class ChainPoint:
 
     def __init__(self, chain: Chain, w, gates, active) -> None:
         self.chain, self.active = chain, active
-        self.weights = chain.weights(np.ascontiguousarray(w, dtype=float))
+        self.weights = chain.weights(np.array(w, dtype=float))
         natural = gates is None
         self.gates = np.zeros(chain.K) if natural else np.array(gates, dtype=float)
         self.gates[active] = 0.0
@@ -238,7 +241,7 @@ class ChainPoint:
         # From the last layer down, so that the rows that reach a layer stand first.
         kinks = np.argsort(-link_of, kind="stable")
         order = np.concatenate([np.arange(margins), margins + kinks])
-        owner = np.concatenate([chain._margin_owner, chain.owner[active[kinks]]])
+        owner = np.concatenate([chain.margin_owner, chain.owner[active[kinks]]])
         rows = [chain.signs]
         for i in range(len(chain.links) - 1, 0, -1):
             slopes = rows[-1] @ self.weights[i]
