@@ -91,12 +91,7 @@ def _followed(problem: Problem, degree: float, settings: dict[str, Any]) -> Traj
     """Return the flow to settings["until"], with kinks smoothed only where it collapses at one."""
     until = settings["until"]
     if problem.kink_smoothing is None and problem.smoothable():
-        try:
-            kinks = kinked(problem)
-        except NotImplementedError:
-            kinks = None
-        if kinks is not None:
-            return KinkedFlow(problem, kinks, degree, settings).run(until)
+        return KinkedFlow(problem, kinked(problem), degree, settings).run(until)
     try:
         return Flow(problem, degree, settings).run(until)
     except StepCollapse as collapse:

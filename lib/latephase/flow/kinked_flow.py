@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from latephase.flow.course import Course, left
 from latephase.flow.errors import NotSeparated, StepCollapse
@@ -37,7 +38,7 @@ class KinkedFlow(Course):
         if self.state is None:
             self._arrive(self.stepper.start(self.problem.w0))
         while self.state.smoothed_margin < until:
-            if self._stationary():
+            if self._stationary() or self._only_dead():
                 raise self._stands()
             if self.attempts > TUNING.kinked_attempts:
                 raise self._not_separated(
@@ -109,11 +110,22 @@ class KinkedFlow(Course):
     def _resume(self) -> None:
         self.stepper = copy.copy(self.stepper)
 
+    def _dead(self) -> np.ndarray:
+        """Return the examples whose margins are exactly zero."""
+        return np.flatnonzero((self.state.p.reshape(self.problem.n, -1) == 0.0).all(1))
+
+    def _only_dead(self) -> bool:
+        """Return whether nothing is left of the risk but that of examples with zero output."""
+        dead = len(self._dead())
+        if dead == 0 or self.state.smoothed_margin > 0.0:
+            return False
+        zeros = torch.zeros(dead * self.problem.pairs, dtype=torch.float64)
+        shaped = zeros if self.problem.pairs == 1 else zeros.reshape(dead, -1)
+        bound = float(self.problem.loss.smoothed_margin(shaped))
+        return self.state.smoothed_margin > bound - TUNING.dead
+
     def _stands(self) -> NotSeparated:
-        largest = float(np.abs(self.state.p).max())
-        p = self.state.p if self.state.p.ndim == 1 else np.abs(self.state.p).max(1)
-        dead = np.flatnonzero(np.abs(p) <= 1e-12 * largest)
-        why = "the risk is stationary"
+        dead, why = self._dead(), "the risk is stationary"
         if len(dead):
             names = ", ".join(map(str, dead[:20])) + (", …" if len(dead) > 20 else "")
             why += f": the output is zero, and stays zero, for {len(dead)} examples ({names})"

@@ -128,6 +128,8 @@ class KinkedStepper:
             torch.from_numpy(p), torch.from_numpy(u), log_scale
         )
         log_dual = log_dual.numpy()
+        active = solved.sliding.active
+        distance = np.abs(solved.z[active]) / np.maximum(self._scale(solved.z)[active], 1e-300)
         factor = math.exp(log_dual.max() - u.max()) * norm ** (1.0 - self.degree)
         return KinkedState(
             direction,
@@ -138,6 +140,8 @@ class KinkedStepper:
             normalized,
             exp_times(log_scale, normalized),
             exp_times(log_scale, gap),
+            active_kinks=len(active),
+            kink_distance=float(distance.max(initial=0.0)),
             tangent=end,
             c=factor * solved.c,
             z=solved.z,

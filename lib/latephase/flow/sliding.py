@@ -165,6 +165,7 @@ class Slider:
         self.kinked, self.loss, self.pairs = kinked, loss, pairs
         self.width = TUNING.kink_width * tol
         self.units = np.asarray(kinked.unit)
+        self.repelling: set[int] = set()
         self.counts = {"newton": 0, "curvature": 0, "rounds": 0}
 
     def solve(self, ball: Ball, guess: Guess, scale: np.ndarray) -> Solved:
@@ -220,6 +221,10 @@ class Slider:
                 changes.append((s - 1.0, k, 1.0))
             elif s < -TUNING.gate:
                 changes.append((-s, k, 0.0))
+            elif found.c[k] > 0.0:
+                # Either side leads away: the flow goes on with the gate that it is nearer to.
+                changes.append((1.0, k, float(s > 0.5)))
+                self.repelling.add(k)
         gates, z = found.sliding.gates, found.z
         crossed = np.flatnonzero(np.where(gates > 0.0, z < -width, z > width))
         # Of one unit, only the example whose z is the farthest starts to slide in a round: the
