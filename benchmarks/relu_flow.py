@@ -6,9 +6,9 @@ import argparse
 import time
 
 import numpy as np
+from benchmarks.relu_networks import entries, network
 
 import latephase as lp
-from benchmarks.relu_networks import entries, network
 
 
 def row(name: str, tol: float, until: float) -> dict[str, object]:

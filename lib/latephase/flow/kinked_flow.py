@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +13,6 @@ from latephase.flow.course import Course, left
 from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.nonsmooth import KinkedState, KinkedStepper
 from latephase.flow.sliding import StepFailed
-from latephase.flow.state import exp_times
 from latephase.flow.trajectory import Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem.margins import Problem
@@ -106,6 +104,7 @@ class KinkedFlow(Course):
         self.steps += int(self.state is not None)
         self._tick(state)
         self._move(state)
+        self.settings |= {"repelling_kinks": len(self.stepper.slider.repelling)}
 
     def _resume(self) -> None:
         self.stepper = copy.copy(self.stepper)

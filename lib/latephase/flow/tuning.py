@@ -67,8 +67,6 @@ class Tuning:
     # thousandth changes every dual variable.
     large: float = 1e4
     unresolved: float = 10.0
-    # ε with which ReLU kinks are smoothed where the step collapses at one.
-    smoothing: float = 1e-3
     # Records that keep every accepted step between two levels: their grid is finer than the steps.
     every_step: int = 600
 
@@ -107,7 +105,7 @@ class Tuning:
     tight: float = 1e-7
     # Looks at the gates before the step is shortened.
     rounds: int = 60
-    # Width in z, as a part of tol and of its layer's size, over which the gate of a kink that slides
+    # Width in z, as a part of tol and of its layer's size, over which the gate of a sliding kink
     # goes from 0 to 1: units that have become parallel make the rows of their kinks dependent, and
     # gates at exactly z = 0 would not be determined. It shifts a solution by as much.
     kink_width: float = 1e-2
