@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# How often, in steps, it is looked at which outputs are 0.
-LOOK = 100
-
 
 @dataclass(frozen=True)
 class ExplicitFlow:
@@ -18,8 +15,7 @@ class ExplicitFlow:
     levels [k], those reached; weights [k, P], the layers' weights one after the other; margins
     [k, n] = p at them. `steps` were taken, and α was `last` in the end. `separated` is the number
     of steps until every p > 0, None if that never was. `dead` are the examples whose output was
-    exactly 0 in the end and, wherever it was looked at, over the second half of the steps.
-    `moving` is false where the gradient became exactly 0.
+    exactly 0 in the end. `moving` is false where the gradient became exactly 0.
     """
 
     levels: np.ndarray
@@ -88,11 +84,8 @@ def explicit_relu_flow(
         raise ValueError(f"expected a start below α = {levels[0]:g}, got α = {alpha:g}")
     before, taken, separated = flat.copy(), 0, 0 if p.min() > 0 else None
     states, margins = [], []
-    alive = np.full(len(y), -1)  # the last step at which the output was seen to be other than 0
     moving = True
     while len(states) < len(levels) and taken < round(arc / step):
-        if taken % LOOK == 0:
-            alive[p != 0] = taken
         backward(q)
         square = g @ g
         if square == 0.0:
@@ -116,6 +109,6 @@ def explicit_relu_flow(
         steps=taken,
         last=alpha,
         separated=separated,
-        dead=np.flatnonzero((p == 0) & (alive < taken / 2)),
+        dead=np.flatnonzero(p == 0),
         moving=moving,
     )
