@@ -389,7 +389,6 @@ def test_kinks_of_the_data_alone_are_no_kinks():
     assert [name for name, *_ in Kinked(of).sites] == ["relu"]
 
 
-
 class Forward(nn.Module):
     """A network whose forward is given."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latephase.flow.course import Course, left
+from latephase.flow.course import Course, left, log_largest
 from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.nonsmooth import KinkedState, KinkedStepper
 from latephase.flow.sliding import StepFailed
@@ -27,6 +27,7 @@ class KinkedFlow(Course):
         super().__init__(problem, degree, settings)
         self.stepper = KinkedStepper(kinked, problem.loss, degree, problem.pairs, self.tol)
         self.length, self.attempts = TUNING.first_length, 0
+        self.repelling: frozenset[int] = frozenset()
 
     def run(self, until: float) -> Trajectory:
         """Return the trajectory up to α = until.
@@ -36,7 +37,7 @@ class KinkedFlow(Course):
         if self.state is None:
             self._arrive(self.stepper.start(self.problem.w0))
         while self.state.smoothed_margin < until:
-            if self._stationary() or self._only_dead():
+            if self._stationary() or self._settled() or self._only_dead():
                 raise self._stands()
             if self.attempts > TUNING.kinked_attempts:
                 raise self._not_separated(
@@ -104,14 +105,26 @@ class KinkedFlow(Course):
         self.steps += int(self.state is not None)
         self._tick(state)
         self._move(state)
-        self.settings |= {"repelling_kinks": len(self.stepper.slider.repelling)}
+        self.repelling |= state.repelling
+        self.settings |= {"repelling_kinks": len(self.repelling)}
 
     def _resume(self) -> None:
         self.stepper = copy.copy(self.stepper)
 
     def _dead(self) -> np.ndarray:
-        """Return the examples whose margins are exactly zero."""
-        return np.flatnonzero((self.state.p.reshape(self.problem.n, -1) == 0.0).all(1))
+        """Return the examples whose margins are exactly zero, and whose kinks do not slide."""
+        zero = (self.state.p.reshape(self.problem.n, -1) == 0.0).all(1)
+        zero[self.stepper.kinked.owner[self.state.sliding.active]] = False
+        return np.flatnonzero(zero)
+
+    def _settled(self) -> bool:
+        """Return whether steps fall to nothing because the flow is at a stationary point.
+
+        Kinks that slide, within their width, resolve a point of zero slope to a part of tol.
+        """
+        below = self.state.smoothed_margin <= 0.0 and self.length < TUNING.settled_length
+        unit = math.exp(min(0.0, log_largest(self.state, self.degree)))
+        return below and self._slope() <= TUNING.kink_width * self.tol * unit
 
     def _only_dead(self) -> bool:
         """Return whether nothing is left of the risk but that of examples with zero output."""

@@ -31,13 +31,15 @@ class KinkedState(State):
     """A state with the kinks it slides along.
 
     tangent [P]: the unit vector t; c [K]: ∂(Σ q p + Σ μ z)/∂out times hi - lo at the unit
-    direction; sliding: gates and active kinks; z [K] at the unit direction.
+    direction; sliding: gates and active kinks; z [K] at the unit direction. repelling: kinks that
+    the step came to and from which either side leads away.
     """
 
     tangent: np.ndarray
     c: np.ndarray
     z: np.ndarray
     sliding: Sliding
+    repelling: frozenset[int] = frozenset()
 
 
 class KinkedStepper:
@@ -80,6 +82,7 @@ class KinkedStepper:
         Raises StepFailed.
         """
         kappa, begin = GAMMA * length, state.tangent
+        self.slider.repelling = set()
         scale = self._scale(state.z)
         ball = self._ball(state, state.direction, kappa)
         theta = ball.center + ball.radius * begin
@@ -146,4 +149,5 @@ class KinkedStepper:
             c=factor * solved.c,
             z=solved.z,
             sliding=solved.sliding,
+            repelling=frozenset(self.slider.repelling),
         )

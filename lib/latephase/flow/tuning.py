@@ -127,6 +127,8 @@ class Tuning:
     longest_length: float = 19.0
     smallest_length: float = 1e-11
     shorter: float = 0.4
+    # Steps below this, where the slope is below what the width of kinks resolves, have settled.
+    settled_length: float = 1e-5
     # α this far from the bound that examples of zero output set: nothing else is left of the risk.
     dead: float = 1e-4
     # Steps tried, and tried to land on a level, before that is given up.
