@@ -112,7 +112,7 @@ class Tuning:
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
     kinked_iterations: int = 25
-    # Relative diagonal that keeps dependent rows (duplicates, dead units) factorable.
+    # Relative diagonal that lets the matrix of dependent rows (duplicates, dead units) be factored.
     kink_regularization: float = 1e-13
     # Residual of the curvature's Krylov solution: two or three products; a finer one saves no
     # iteration of Newton's.
