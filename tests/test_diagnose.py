@@ -226,3 +226,52 @@ def test_a_progress_bar_is_shown_when_asked_for(capsys):
     assert "gradient: 100%" in shown
     latephase.diagnose(network(), x, y, batch_size=4, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_the_least_norm_gradient_stands_beside_pytorchs_own():
+    # One example on the kink of a unit w = (1, 0), as in test_generalized_gradient.py.
+    net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU()).double()
+    net[0].weight.data[:] = torch.tensor([[1.0, 0.0]])
+    x, y = np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([-1, 1])
+    came = latephase.diagnose(net, x, y)
+    assert (came.active_kinks, came.least_norm_missing) == (1, "")
+    # ∇α = q₂ (1, 1 - e s) with the gate s = 1/e; PyTorch has s = 0.
+    assert came.alignment == pytest.approx(0.5**0.5)
+    assert came.least_norm_alignment == pytest.approx(1.0)
+    assert np.isnan(came.least_norm_kkt_stationarity), "a margin is zero"
+    assert latephase.diagnose(net, x[1:], y[1:]).active_kinks == 0
+    assert '"active_kinks": 1' in came.to_json()
+
+
+def test_without_kinks_nearby_the_least_norm_gradient_is_the_own_one():
+    x, y = data()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 1, bias=False))
+    came = latephase.diagnose(net.double(), x, y)
+    assert came.active_kinks == 0
+    for name in ("alignment", "kkt_stationarity", "kkt_complementarity"):
+        assert getattr(came, f"least_norm_{name}") == pytest.approx(
+            getattr(came, name), rel=1e-12, nan_ok=True
+        )
+
+
+def test_a_missing_least_norm_has_its_reason(monkeypatch):
+    x, y = data()
+    rounded = nn.Sequential(nn.Linear(4, 1, bias=False), nn.ReLU6()).double()
+    came = latephase.diagnose(rounded, x, y)
+    assert came.alignment is not None
+    assert came.active_kinks is came.least_norm_alignment is None
+    assert came.least_norm_missing.startswith("module: hardtanh in '1': its kinks")
+    with monkeypatch.context() as smaller:
+        smaller.setattr("latephase.measures.diagnosis._LEAST_NORM_BYTES", 959)
+        came = latephase.diagnose(nn.Linear(4, 1, bias=False).double(), x, y)
+    assert came.least_norm_missing.startswith("a Jacobian of 30 margins needs 960 bytes")
+    far = nn.Linear(4, 1, bias=False)
+    far.weight.data[:] = 1e8
+    came = latephase.diagnose(far, x, y)
+    assert came.least_norm_missing == "the dtype does not resolve the dual variables"
+    dead = nn.Sequential(nn.Linear(4, 1, bias=False), nn.ReLU()).double()
+    dead[0].weight.data[:] = 0.0
+    came = latephase.diagnose(nn.Sequential(*dead, nn.Linear(1, 1, bias=False).double()), x, y)
+    assert came.least_norm_missing == "the least-norm gradient is zero"
+    assert came.least_norm_alignment is None

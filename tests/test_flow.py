@@ -565,44 +565,6 @@ def test_a_jacobian_in_blocks_gives_the_same_flow():
 
 
 @pytest.mark.slow
-def test_relu_is_smoothed_when_the_step_collapses():
-    x, y = planar(20)
-    rng = np.random.default_rng(0)
-    module = TwoLayer(0.5 * rng.normal(size=(12, 3)), 0.5 * rng.normal(size=12), torch.relu)
-    flow = latephase.gradient_flow(module, x, y, until=1e4)
-    assert flow.settings["kink_smoothing"] == 1e-3
-    assert "it calls ReLU" in flow.settings["smoothed_because"]
-    # The module as given has nearly the same margin.
-    np.testing.assert_allclose(
-        flow.raw_normalized_margin[-1], flow.normalized_margin[-1], rtol=1e-3
-    )
-    assert_monotone(flow)
-    # Case 11: at a KKT point of a two-layer ReLU network inner and outer norms agree.
-    far = flow.extend(1e9)
-    inner = np.linalg.norm(far.direction[-1][:36].reshape(12, 3), axis=1)
-    outer = np.abs(far.direction[-1][36:])
-    np.testing.assert_allclose(inner, outer, atol=5e-3)
-    # Φ = γ at norm one; scaled to margin 1 (factor γ^{-1/2}), Σ a_r² is half of ‖W‖² = 1/γ.
-    gamma = far.normalized_margin[-1]
-    assert (outer**2).sum() / gamma == pytest.approx(0.5 / gamma, rel=1e-2)
-
-
-@pytest.mark.parametrize("kink", ["clamp", "max_pool1d"])
-def test_a_kink_that_cannot_be_smoothed_raises_when_the_step_collapses(kink):
-    x, y = planar(30)
-    rng = np.random.default_rng(0)
-    if kink == "clamp":
-        kinked = lambda z: z.clamp(min=0)  # noqa: E731
-    else:
-        # maxout: the larger of two linear pieces
-        kinked = lambda z: nn.functional.max_pool1d(z[:, None], 2)[:, 0]  # noqa: E731
-    width = 12 if kink == "clamp" else 24
-    module = TwoLayer(0.5 * rng.normal(size=(width, 3)), 0.5 * rng.normal(size=12), kinked)
-    with pytest.raises(latephase.StepCollapse, match=f"kinks that cannot be smoothed: {kink}"):
-        latephase.gradient_flow(module, x, y, until=1e6)
-
-
-@pytest.mark.slow
 def test_several_layers_of_relu_and_what_the_smoothing_does():
     x, y = planar(16)
     torch.manual_seed(1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latephase.measures.diagnosis import Diagnosis, diagnose
     from latephase.measures.max_margin import hard_margin
     from latephase.problem.degree import homogeneity_degree
+    from latephase.problem.generalized import GeneralizedGradient, generalized_gradient
     from latephase.problem.losses import Loss
     from latephase.problem.task import Task
     from latephase.training.descent import gradient_descent
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Diagnosis",
+    "GeneralizedGradient",
     "Loss",
     "NotSeparated",
     "Settings",
@@ -33,6 +35,7 @@ __all__ = [
     "Trajectory",
     "__version__",
     "diagnose",
+    "generalized_gradient",
     "gradient_descent",
     "gradient_flow",
     "hard_margin",
@@ -42,6 +45,7 @@ __all__ = [
 
 _HOME = {
     "Diagnosis": "measures.diagnosis",
+    "GeneralizedGradient": "problem.generalized",
     "Loss": "problem.losses",
     "NotSeparated": "flow.errors",
     "Settings": "training.settings",
@@ -50,6 +54,7 @@ _HOME = {
     "Task": "problem.task",
     "Trajectory": "flow.trajectory",
     "diagnose": "measures.diagnosis",
+    "generalized_gradient": "problem.generalized",
     "gradient_descent": "training.descent",
     "gradient_flow": "flow.gradient_flow",
     "hard_margin": "measures.max_margin",

@@ -37,8 +37,10 @@ def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> No
             aside.unlink(missing_ok=True)
 
 
-def plain_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz; its other members are not read.
+def plain_arrays(
+    path: Path, names: Collection[str], optional: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz, the optional ones where it has them; others are not read.
 
     Raises OSError if the file cannot be opened, and ValueError naming it if it is no .npz, is
     damaged, lacks one of the arrays, or has something else than numbers or text in its place.
@@ -49,7 +51,7 @@ def plain_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         try:
             with zipfile.ZipFile(file) as archive:
                 present = {n.removesuffix(".npy") for n in archive.namelist()}
-                arrays = {name: _array(archive, name) for name in names if name in present}
+                arrays = {name: _array(archive, name) for name in {*names, *optional} & present}
         except damage as error:
             raise ValueError(f"{path}: expected a readable .npz file; {error}") from error
     if missing := set(names) - present:

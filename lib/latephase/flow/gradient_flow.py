@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from latephase.flow.errors import StepCollapse
+from latephase.flow.course import Course
+from latephase.flow.errors import SolverError
+from latephase.flow.kinked_flow import KinkedFlow
 from latephase.flow.solver import Flow
 from latephase.flow.trajectory import RECORDED, Trajectory, largest_drop
 from latephase.flow.tuning import TUNING
+from latephase.problem import vectors
 from latephase.problem.degree import checked_degree
+from latephase.problem.kinked import kinked
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
 from latephase.problem.task import Task, inputs_and_labels
@@ -45,17 +49,21 @@ def gradient_flow(
     tol: error per step of the direction W/‖W‖.
     records: at most so many accepted steps are kept, the nearest to an even grid in ln α.
     degree: homogeneity degree, measured when None and checked when given.
-    kink_smoothing: ε of the smoothing of ReLU kinks (`latephase.problem.kinks`). None follows
-        the module as it is and smooths with ε = 1e-3, from the start, only if the step collapses at
-        a kink.
+    kink_smoothing: None follows kinks (ReLU, leaky ReLU, absolute values, maxima, max-pooling) as
+        they are: where the flow slides along one, its gate in the Clarke subgradient is solved for
+        (`latephase.flow.sliding`), within 0.01 tol of z = 0. Where either side of a kink leads away
+        the flow is not unique: it goes on with the gates that it comes with, and
+        settings["repelling_kinks"] counts them. An ε asks for the homogeneous smoothing of ReLU
+        kinks instead (`latephase.problem.kinks`), for comparison; settings["smoothing_error"] is
+        then the angle between the ends with ε and 2 ε.
     jacobian_bytes: bound on a stored Jacobian; beyond, it is recomputed in blocks.
     at: smoothed margins, increasing, on which the flow lands: the result has one record for each
         level, with level ≤ α ≤ level·(1 + 1e-3), and ends at the last, in place of `until` and
         `records`. Its settings["margin_drop"] is `largest_drop` of the normalized smoothed margin
         over all steps that the solver accepted. `extend` then goes on with its own records.
 
-    Raises ValueError for input it cannot use; NotSeparated where the risk stays large;
-    StepCollapse at a kink that is not a ReLU's.
+    Raises ValueError for input it cannot use, a kink that it does not know included; NotSeparated
+    where the risk stays large; StepCollapse where no step can be solved.
 
     >>> import numpy as np, torch, latephase
     >>> x = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
@@ -81,20 +89,33 @@ def gradient_flow(
         "smoothed_because": None if kink_smoothing is None else "asked for",
         "jacobian_bytes": int(jacobian_bytes),
     }
-    flow = _followed(problem, degree, settings)
-    return flow if at is None else _landing(flow, levels)
+    flow = _course(problem, degree, settings).run(until)
+    flow = flow if at is None else _landing(flow, levels)
+    return flow if kink_smoothing is None else _with_smoothing_error(flow, problem, degree)
 
 
-def _followed(problem: Problem, degree: float, settings: dict[str, Any]) -> Trajectory:
-    """Return the flow to settings["until"], with kinks smoothed only where it collapses at one."""
-    until = settings["until"]
+def _course(problem: Problem, degree: float, settings: dict[str, Any]) -> Course:
+    """Return the course along the problem's kinks, or the one for what has none."""
+    if problem.kink_smoothing is None:
+        kinks = kinked(problem)
+        if kinks.K:
+            return KinkedFlow(problem, kinks, degree, settings)
+    return Flow(problem, degree, settings)
+
+
+def _with_smoothing_error(flow: Trajectory, problem: Problem, degree: float) -> Trajectory:
+    """Return the flow with the angle to the end of one with twice the ε in its settings.
+
+    Smoothing shifts the direction by O(ε), and twice the ε by twice as much. NaN where the second
+    flow does not arrive.
+    """
+    twice = problem.smoothed(2.0 * problem.kink_smoothing)
     try:
-        return Flow(problem, degree, settings).run(until)
-    except StepCollapse as collapse:
-        if problem.kink_smoothing is not None or not problem.smoothable():
-            raise
-        settings |= {"kink_smoothing": TUNING.smoothing, "smoothed_because": str(collapse)}
-    return Flow(problem.smoothed(TUNING.smoothing), degree, settings).run(until)
+        end = Flow(twice, degree, dict(flow.settings)).run(float(flow.smoothed_margin[-1]))
+        error = vectors.angle(end.direction[-1], flow.direction[-1])
+    except SolverError:
+        error = float("nan")
+    return flow.replace(settings=flow.settings | {"smoothing_error": error})
 
 
 def _landing(flow: Trajectory, levels: list[float]) -> Trajectory:

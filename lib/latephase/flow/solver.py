@@ -6,8 +6,6 @@ late phase multiplies α by a factor a step, so that the cost grows with ln α.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
 import math
 from collections import deque
@@ -16,33 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from latephase.flow.clock import LogClock
-from latephase.flow.errors import NotSeparated, StepCollapse
-from latephase.flow.explicit import EarlyState, early_phase, is_stationary
+from latephase.flow.course import Course, left, log_largest
+from latephase.flow.errors import StepCollapse
+from latephase.flow.explicit import EarlyState, early_phase
 from latephase.flow.implicit import LateStepper
-from latephase.flow.state import Entry, State, exp_times, thinned
-from latephase.flow.trajectory import Trajectory, trajectory_of
+from latephase.flow.state import State
+from latephase.flow.trajectory import Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
 from latephase.problem.losses import EXPONENTIAL
 from latephase.problem.margins import Problem
 
 
-class Flow:
-    """The flow of one problem: where it is, its clock, and what it has recorded."""
+class Flow(Course):
+    """The flow of a smooth problem, or of one whose kinks are smoothed."""
 
     def __init__(self, problem: Problem, degree: float, settings: dict[str, Any]) -> None:
-        self.problem, self.degree, self.settings = problem, degree, settings
-        self.tol = settings["tol"]
-        self.clock = LogClock(problem.loss)
+        super().__init__(problem, degree, settings)
         # With kinks smoothed the early phase is stiff, and left as soon as the late one can step.
         self.stiff = problem.kink_smoothing is not None
         self.tried_stiff = self.stiff
         self.stepper = LateStepper(problem, degree, curved=self.stiff)
         self.next_step = self.longest = TUNING.first_step
-        self.steps, self.best, self.path_length = 0, -math.inf, 0.0
-        self.state: State | None = None
-        self.entries: list[Entry] = []
 
     def run(self, until: float) -> Trajectory:
         """Return the trajectory up to α = until."""
@@ -129,7 +122,7 @@ class Flow:
         """Step implicitly to α = until, or to where only the explicit method can go on."""
         self._enter_late()
         while self.state.smoothed_margin < until:
-            step = min(self.next_step, self.longest, _left(self.state, self.degree, until))
+            step = min(self.next_step, self.longest, left(self.state, self.degree, until))
             # A step in ρ turns the direction by its tangent's length, 1/cos(W, ∇α), times as much.
             turn = step / max(self.state.alignment(), 1e-300)
             tiny = turn < TUNING.smallest_turn
@@ -157,9 +150,8 @@ class Flow:
     def _raise_where_it_stands(self) -> None:
         """Raise NotSeparated at a stationary point, without progress, or past the budget."""
         state, taken = self.state, self.steps - self.started
-        slope = exp_times(self.degree * state.log_norm, np.linalg.norm(state.gradient))
-        unit = math.exp(min(0.0, _log_largest(state, self.degree)))
-        if is_stationary(state.smoothed_margin, slope, unit):
+        slope = self._slope()
+        if self._stationary():
             raise self._not_separated("the risk is stationary", slope, state.p)
         if taken > TUNING.late_steps:
             raise self._not_separated(f"{taken} late steps are spent", slope, state.p)
@@ -173,9 +165,9 @@ class Flow:
         size, so that α hardly depends on them, where they double.
         """
         before, steps, gradients = self.standing
-        largest = _log_largest(self.state, self.degree)
+        largest = log_largest(self.state, self.degree)
         gained = self.state.smoothed_margin > 0.99 * before.smoothed_margin
-        doubled = largest < 0.0 and largest > _log_largest(before, self.degree) + math.log(2.0)
+        doubled = largest < 0.0 and largest > log_largest(before, self.degree) + math.log(2.0)
         if gained or doubled:
             self.standing = self.state, self.steps, self.problem.evaluations["gradient"]
             return ""
@@ -230,9 +222,7 @@ class Flow:
         self.fell = math.inf
         self.next_step = max(min(self.next_step, step * factor), step * min(4.0, factor))
         self.longest = min(1.25 * self.longest, TUNING.longest_step)
-        log_gradient = math.log(np.linalg.norm(arrived.gradient))
-        log_gradient += (self.degree - 1.0) * arrived.log_norm
-        self.clock.advance(arrived.smoothed_margin, log_gradient)
+        self._tick(arrived)
         self.best = max(self.best, arrived.smoothed_margin)
         self.steps += 1
         self._move(arrived)
@@ -270,52 +260,8 @@ class Flow:
         kinked = self.problem.smoothable() or self.problem.kinks().other
         return not kinked and 8 * self.problem.w0.size**2 <= self.problem.jacobian_bytes
 
-    def _move(self, state: State) -> None:
-        if self.state is not None:
-            self.path_length += vectors.angle(self.state.direction, state.direction)
-        measured = {"log_time": self.clock.log_time, "path_length": self.path_length}
-        self.state = dataclasses.replace(state, **measured)
-        alpha = self.state.smoothed_margin
-        if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
-            self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
-        # Dropped on the final grid now and then, which drops nothing that the end would keep: the
-        # last entry stays, and stands for every grid point beyond it.
-        if len(self.entries) >= 4 * self.settings["records"] + 64:
-            self.entries = self._kept()
-
-    def _kept(self) -> list[Entry]:
-        return thinned(self.entries, self.settings["records"], self.settings["until"])
-
-    def trajectory(self) -> Trajectory | None:
-        """Return what has been recorded, or None before the first state with α > 0."""
-        if not self.entries:
-            return None
-        return trajectory_of(
-            [state for _, state in self._kept()],
-            self.degree,
-            raw_margins=None if self.problem.kink_smoothing is None else self._raw_margins,
-            evaluations=dict(self.problem.evaluations),
-            steps=self.steps,
-            settings=dict(self.settings),
-            continuation=self._extended,
-        )
-
-    def _raw_margins(self, direction: np.ndarray) -> np.ndarray:
-        return self.problem.true_margins(self.problem.smoothed(None).margins(direction))
-
-    def _extended(self, trajectory: Trajectory, until: float) -> Trajectory:
-        reached = float(trajectory.smoothed_margin[-1])
-        if not reached < until <= 1e300:
-            raise ValueError(
-                f"extend: expected `until` beyond the smoothed margin {reached:.6g} that the "
-                f"trajectory has reached and at most 1e300, got {until!r}"
-            )
-        # A flow of its own, so that the same trajectory can be extended again.
-        flow = copy.copy(self)
-        flow.problem, flow.clock = self.problem.recounted(), copy.copy(self.clock)
-        flow.stepper = LateStepper(flow.problem, self.degree, self.stepper.curved)
-        flow.settings = self.settings | {"until": float(until)}
-        return flow.run(until)
+    def _resume(self) -> None:
+        self.stepper = LateStepper(self.problem, self.degree, self.stepper.curved)
 
     def _collapse(self, what: str) -> StepCollapse:
         kinks = self.problem.kinks()
@@ -328,7 +274,7 @@ class Flow:
         if kinks.other:
             why += f"; kinks that cannot be smoothed: {', '.join(sorted(kinks.other))}"
         if self.state is not None:
-            largest = math.exp(min(700.0, _log_largest(self.state, self.degree)))
+            largest = math.exp(min(700.0, log_largest(self.state, self.degree)))
             if largest > max(TUNING.large, TUNING.unresolved * abs(self.best)):
                 why += (
                     f"; with margins of up to {largest:.1e} the gradient of the risk jumps from "
@@ -336,26 +282,6 @@ class Flow:
                 )
         message = f"{what} at smoothed margin {self.best:.6g}: {why}"
         return StepCollapse(message, self.best, self.trajectory())
-
-    def _not_separated(self, why: str, slope: float, p: np.ndarray) -> NotSeparated:
-        until, examples = self.settings["until"], self.problem.true_margins(p)
-        return NotSeparated(
-            f"{why} (‖W‖‖∇α‖ = {slope:.1e}), the largest smoothed margin being {self.best:.6g}, "
-            f"short of {until:.6g}, with {int((examples <= 0).sum())} of {len(examples)} examples "
-            "on the wrong side",
-            self.best,
-            self.trajectory(),
-        )
-
-
-def _left(state: State, degree: float, until: float) -> float:
-    """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
-    if state.smoothed_margin <= 0.0:
-        return math.inf
-    growth = np.vdot(state.gradient, state.gradient) / (
-        degree * state.mean_margin() * state.normalized_smoothed_margin
-    )
-    return (math.log(until / state.smoothed_margin) + 0.4 * TUNING.landing) / growth
 
 
 def _fraction(state: State, arrived: State, until: float) -> float:
@@ -370,8 +296,3 @@ def _fall(state: State, arrived: State) -> float:
     """Return by which part α/‖W‖^L, which the flow never lowers once α > 0, came out lower."""
     before = state.normalized_smoothed_margin
     return 1.0 - arrived.normalized_smoothed_margin / before if before > 0.0 else 0.0
-
-
-def _log_largest(state: State, degree: float) -> float:
-    """Return ln max|p| at W, of which the exponential may overflow."""
-    return degree * state.log_norm + math.log(max(np.abs(state.p).max(), 1e-300))

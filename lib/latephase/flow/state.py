@@ -27,6 +27,8 @@ class State:
     dual_gap: float = 0.0
     log_time: float = -math.inf
     path_length: float = 0.0
+    active_kinks: int = 0
+    kink_distance: float = 0.0
 
     def mean_margin(self) -> float:
         """Return Σ q p at the unit direction."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1
+# Series that files of before kinks were followed do not have: zeros.
+_OF_KINKS = {"active_kinks", "kink_distance"}
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
 
 
@@ -46,6 +48,8 @@ class Record:
     kkt_complementarity: float
     path_length: float
     dual_gap: float
+    active_kinks: float
+    kink_distance: float
     direction: np.ndarray = field(repr=False)
     margins: np.ndarray = field(repr=False)
     dual: np.ndarray = field(repr=False)
@@ -73,6 +77,8 @@ class Trajectory:
     path_length                  length of the curve W/‖W‖ since the start, radians
     dual_gap                     KL divergence of the carried dual variables from those of the
                                  computed margins; α exceeds its primal value by it
+    active_kinks                 kinks along which the flow slides, 0 of a smooth module
+    kink_distance                largest |z| on them, in units of its layer's root mean square
     direction [records, P]       W/‖W‖
     margins   [records, n]       margins / ‖W‖^L; several classes: true logit minus largest other
     dual      [records, n] or [records, n, k-1]   dual variables q = ∂α/∂p
@@ -94,6 +100,8 @@ class Trajectory:
     kkt_complementarity: np.ndarray
     path_length: np.ndarray
     dual_gap: np.ndarray
+    active_kinks: np.ndarray
+    kink_distance: np.ndarray
     direction: np.ndarray
     margins: np.ndarray
     dual: np.ndarray
@@ -216,7 +224,10 @@ class Trajectory:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trajectory:
         """Return the trajectory saved at `path`; raises ValueError if it is not one."""
-        arrays = plain_arrays(Path(path), {"scalars", "log_dual", *RECORDED})
+        wanted = {"scalars", "log_dual", *RECORDED}
+        arrays = plain_arrays(Path(path), wanted - _OF_KINKS, _OF_KINKS)
+        for name in _OF_KINKS - arrays.keys():
+            arrays[name] = np.zeros(len(arrays["smoothed_margin"]))
         try:
             scalars = json.loads(str(arrays.pop("scalars")))
         except json.JSONDecodeError as error:
@@ -269,6 +280,8 @@ def trajectory_of(
                 "kkt_complementarity": residuals[1],
                 "path_length": state.path_length,
                 "dual_gap": state.dual_gap,
+                "active_kinks": float(state.active_kinks),
+                "kink_distance": state.kink_distance,
                 "direction": state.direction,
                 "margins": margins,
                 "dual": q,

@@ -67,8 +67,6 @@ class Tuning:
     # thousandth changes every dual variable.
     large: float = 1e4
     unresolved: float = 10.0
-    # ε with which ReLU kinks are smoothed where the step collapses at one.
-    smoothing: float = 1e-3
     # Records that keep every accepted step between two levels: their grid is finer than the steps.
     every_step: int = 600
 
@@ -100,6 +98,42 @@ class Tuning:
     # a pivot of fewer shares of 1/S than these belongs to a dependent gradient.
     blurred: float = 1e-4
     few_shares: float = 100.0
+
+    # The implicit step along kinks. Residual, relative to the step, at which gates are looked at,
+    # and at which they must still be consistent.
+    loose: float = 1e-3
+    tight: float = 1e-7
+    # Looks at the gates before the step is shortened.
+    rounds: int = 60
+    # Width in z, as a part of tol and of its layer's size, over which the gate of a sliding kink
+    # goes from 0 to 1: units that have become parallel make the rows of their kinks dependent, and
+    # gates at exactly z = 0 would not be determined. It shifts a solution by as much.
+    kink_width: float = 1e-2
+    # By how much a gate may leave [0, 1]: rounding of μ/c.
+    gate: float = 1e-7
+    kinked_iterations: int = 25
+    # Relative diagonal that lets the matrix of dependent rows (duplicates, dead units) be factored.
+    kink_regularization: float = 1e-13
+    # Residual of the curvature's Krylov solution: two or three products; a finer one saves no
+    # iteration of Newton's.
+    krylov: float = 0.1
+    krylov_dimension: int = 40
+    # The estimate of a step's error, as a part of tol: it leaves out a part of what a kink crossed
+    # within the step does, and of the method's own third order.
+    kinked_tol: float = 0.25
+    # Arc length of steps, in units of ‖W‖: the first, the longest, the one at which the flow gives
+    # up; and what is left of a step that was not solved.
+    first_length: float = 1e-3
+    longest_length: float = 19.0
+    smallest_length: float = 1e-11
+    shorter: float = 0.4
+    # Steps below this, where the slope is below what the width of kinks resolves, have settled.
+    settled_length: float = 1e-5
+    # α this far from the bound that examples of zero output set: nothing else is left of the risk.
+    dead: float = 1e-4
+    # Steps tried, and tried to land on a level, before that is given up.
+    kinked_attempts: int = 20_000
+    landings: int = 30
 
 
 TUNING = Tuning()

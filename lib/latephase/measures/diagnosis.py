@@ -17,7 +17,9 @@ from latephase.problem import kkt, vectors
 from latephase.problem.batches import BATCH, Batches, resolves_duals
 from latephase.problem.checks import checked_inputs, checked_labels, in_mode, raise_on_contradiction
 from latephase.problem.degree import homogeneity_degree
+from latephase.problem.generalized import KINK_TOL, least_norm
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
+from latephase.problem.margins import Problem
 from latephase.problem.task import Task, inputs_and_labels
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ class Diagnosis:
     alignment, dual and the KKT residuals. margins [n] are those of W itself; `layers` has a row
     for each weight of two or more axes. alignment is cos(W, -∇R) over the whole data; `loss` is its
     name. Two are equal only if they are one object.
+
+    Near kinks the gradient is PyTorch's own choice; the fields least_norm_... are the same with the
+    least-norm gradient over the gates of the `active_kinks` (`generalized_gradient`). None where
+    that was not computed, and least_norm_missing then says why; it is empty otherwise.
     """
 
     smoothed_margin: float
@@ -49,6 +55,11 @@ class Diagnosis:
     training_error: float
     layers: pd.DataFrame
     loss: str
+    active_kinks: int | None = None
+    least_norm_alignment: float | None = None
+    least_norm_kkt_stationarity: float | None = None
+    least_norm_kkt_complementarity: float | None = None
+    least_norm_missing: str = ""
 
     @property
     def raw_margins(self) -> np.ndarray:
@@ -97,6 +108,7 @@ def diagnose(
     degree: float | None = None,
     batch_size: int = BATCH,
     progress: bool | None = None,
+    kink_tol: float = KINK_TOL,
 ) -> Diagnosis:
     """Return the `Diagnosis` of a module on data, on the module's own device and dtype.
 
@@ -106,8 +118,11 @@ def diagnose(
     Evaluates in evaluation mode and restores the mode. degree None measures it on a float64 copy.
     The gradient takes a second pass over the batches, whose weights are the dual variables of the
     first, so that it is that of the whole data set. progress None shows a bar on a terminal when
-    there are more than 20 batches. Raises ValueError as `gradient_flow` does, except that a
-    module need not be homogeneous.
+    there are more than 20 batches. kink_tol is that of `generalized_gradient`, whose least-norm
+    gradient is taken, in float64, where a Jacobian of all margins needs at most 128 MiB.
+
+    Raises ValueError as `gradient_flow` does, except that a module need not be homogeneous and may
+    have kinks that are not followed.
 
     >>> import numpy as np, torch, latephase
     >>> x = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
@@ -136,10 +151,10 @@ def diagnose(
         p = pairwise_margins(batches.outputs(), y.to(batches.like.device))
         if p.ndim == 2 and outputs == 2:
             p = p.reshape(-1)
-        return _diagnosis(batches, p, y, loss, measured, defect)
+        return _diagnosis(batches, p, y, loss, measured, defect, kink_tol)
 
 
-def _diagnosis(batches, p, y, loss, degree, defect) -> Diagnosis:
+def _diagnosis(batches, p, y, loss, degree, defect, kink_tol) -> Diagnosis:
     margins = true_margins(p)
     # In float64: the sums over examples are not to add rounding to what the network's dtype has.
     wide = p.double()
@@ -148,29 +163,33 @@ def _diagnosis(batches, p, y, loss, degree, defect) -> Diagnosis:
     norm = float(np.linalg.norm(direction))
     if not np.isfinite(norm) or norm == 0.0:
         raise ValueError(f"module: expected parameters of positive finite norm, got {norm}")
-    dual = gradient = None
-    if resolved := resolves_duals(p, p.dtype):
+    shrink = None if degree is None else math.exp(-degree * math.log(norm))
+    dual = None
+    own: tuple = (None, None, None)
+    least: dict = {"least_norm_missing": "the dtype does not resolve the dual variables"}
+    if resolves_duals(p, p.dtype):
         q = loss.dual_variables(wide)
         dual = q.cpu().numpy()
-        gradient = batches.weighted_gradient(y, q)
-    shrink = None if degree is None else math.exp(-degree * math.log(norm))
-    stationarity = complementarity = None
-    if shrink is not None and resolved and np.any(gradient):
-        stationarity, complementarity = kkt.kkt_residual(
-            direction / norm,
-            gradient * norm ** (1.0 - degree),
-            wide.cpu().numpy() * shrink,
-            dual,
-            degree,
-        )
+
+        def stand(gradient: np.ndarray) -> tuple[float | None, ...]:
+            """Return the alignment and the KKT residuals of a gradient of α."""
+            if not np.any(gradient):
+                return None, None, None
+            alignment = vectors.alignment(direction, gradient)
+            if shrink is None:
+                return alignment, None, None
+            unit = direction / norm, gradient * norm ** (1.0 - degree)
+            return alignment, *kkt.kkt_residual(*unit, wide.cpu().numpy() * shrink, dual, degree)
+
+        own = stand(batches.weighted_gradient(y, q))
+        least = _least_norm(batches, y, loss, dual, kink_tol, stand)
+    alignment, stationarity, complementarity = own
     return Diagnosis(
         smoothed_margin=alpha,
         log_norm=math.log(norm),
         normalized_margin=None if shrink is None else float(margins.min()) * shrink,
         normalized_smoothed_margin=None if shrink is None else alpha * shrink,
-        alignment=(
-            vectors.alignment(direction, gradient) if resolved and np.any(gradient) else None
-        ),
+        alignment=alignment,
         kkt_stationarity=stationarity,
         kkt_complementarity=complementarity,
         margins=margins.double().cpu().numpy(),
@@ -180,7 +199,31 @@ def _diagnosis(batches, p, y, loss, degree, defect) -> Diagnosis:
         training_error=float((margins <= 0).double().mean()),
         layers=_layers(batches.module),
         loss=loss.name,
+        **least,
     )
+
+
+# Bytes of a Jacobian of all margins, to which what the least norm takes is comparable.
+_LEAST_NORM_BYTES = 2**27
+
+
+def _least_norm(batches, y, loss, dual, kink_tol, stand) -> dict:
+    """Return the fields of the least-norm gradient, or why they are missing."""
+    size = 8 * dual.size * sum(w.numel() for w in batches.parameters)
+    if size > _LEAST_NORM_BYTES:
+        return {
+            "least_norm_missing": f"a Jacobian of {dual.size} margins needs {size} bytes, more "
+            f"than the {_LEAST_NORM_BYTES} up to which kinks are looked for"
+        }
+    try:
+        problem = Problem(batches.module, batches.x, y, loss)
+        found = least_norm(problem, None, kink_tol, dual)
+    except (ValueError, RuntimeError) as error:
+        return {"least_norm_missing": str(error)}
+    fields = ("alignment", "kkt_stationarity", "kkt_complementarity")
+    row = {f"least_norm_{n}": v for n, v in zip(fields, stand(found.gradient), strict=True)}
+    missing = "" if np.any(found.gradient) else "the least-norm gradient is zero"
+    return {"active_kinks": found.active, **row, "least_norm_missing": missing}
 
 
 _LAYER_COLUMNS = [

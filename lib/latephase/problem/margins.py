@@ -204,7 +204,7 @@ class Problem:
 
     def smoothable(self) -> bool:
         """Return whether smoothing kinks would change the module: squared ReLU stays as it is."""
-        w = self._nearby(np.random.default_rng(0).normal(size=self.w0.size))
+        w = self.nearby(np.random.default_rng(0).normal(size=self.w0.size))
         return not np.array_equal(self.smoothed(0.1).margins(w), self.smoothed(None).margins(w))
 
     def smoothed(self, epsilon: float | None) -> Problem:
@@ -223,7 +223,8 @@ class Problem:
         other.evaluations = dict(self.evaluations)
         return other
 
-    def _nearby(self, noise: np.ndarray) -> np.ndarray:
+    def nearby(self, noise: np.ndarray) -> np.ndarray:
+        """Return the start plus a tenth of its root mean square (1 for w = 0) times noise [P]."""
         return self.w0 + (0.1 * root_mean_square(self.w0) or 1.0) * noise
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -272,7 +273,7 @@ class Problem:
         few = torch.arange(min(3, self.n))
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(self.w0.size, generator=generator, dtype=torch.float64)
-        w = self._tensor(self._nearby(noise.numpy()))
+        w = self._tensor(self.nearby(noise.numpy()))
         weights = self._tensor(np.linspace(1.0, 2.0, len(few) * self.pairs))
         leaf = w.clone().requires_grad_(True)
         (expected,) = torch.autograd.grad(

@@ -1,0 +1,84 @@
+"""The exact flow of the networks of relu_networks.yml: cost, ends, and error against the reference.
+
+For each network: CPU seconds and steps to α = 1e12, and the distance of W/‖W‖ at α = 10 and 100
+from that of small explicit steps (results/relu_reference.npz). One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from benchmarks.relu_networks import entries, network
+
+import latephase as lp
+
+REFERENCE = Path(__file__).parent.parent / "results" / "relu_reference.npz"
+LEVELS = [10.0, 100.0]
+
+
+def row(name: str, tol: float, until: float) -> dict[str, object]:
+    """Return what following one network to α = until took, how it ended, and its errors."""
+    module, x, y = network(name)
+    started = time.process_time()
+    try:
+        flow, end = lp.gradient_flow(module, x, y, tol=tol, at=[*LEVELS, until]), "arrived"
+    except lp.SolverError as error:
+        flow, end = error.trajectory, f"{type(error).__name__}: {error}"
+    seconds = time.process_time() - started
+    steps, errors = 0, [float("nan")] * len(LEVELS)
+    if end == "arrived":
+        with np.load(REFERENCE) as reference:
+            apart = flow.direction[: len(LEVELS)] - reference[f"{name}_direction"]
+        steps, errors = flow.steps, np.linalg.norm(apart, axis=1).tolist()
+    weights = sum(w.numel() for w in module.parameters())
+    return {
+        "network": name,
+        "parameters": weights,
+        "seconds": seconds,
+        "steps": steps,
+        "end": end,
+        "errors": errors,
+        "active_kinks": 0.0 if flow is None else float(flow.active_kinks[-1]),
+        "repelling_kinks": 0 if flow is None else flow.settings["repelling_kinks"],
+    }
+
+
+def main() -> None:
+    """Print a line for each network, then the medians; with --out, write the rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tol", type=float, default=1e-3)
+    parser.add_argument("--until", type=float, default=1e12)
+    parser.add_argument("--names", nargs="*", default=list(entries()))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.names:
+        r = row(name, arguments.tol, arguments.until)
+        rows.append(r)
+        print(
+            f"{name:16} P {r['parameters']:5} {r['seconds']:6.2f} s {r['steps']:4} steps errors "
+            f"{r['errors'][0]:.1e} {r['errors'][1]:.1e} kinks {r['active_kinks']:4.0f} "
+            f"repelling {r['repelling_kinks']} {r['end']}",
+            flush=True,
+        )
+    arrived = [r for r in rows if r["end"] == "arrived"]
+    print(f"{len(arrived)} of {len(rows)} arrived", end="")
+    for most in (1500, 5000):
+        seconds = [r["seconds"] for r in arrived if r["parameters"] <= most]
+        if seconds:
+            said = f"median {median(seconds):.2f} s, most {max(seconds):.2f} s"
+            print(f"; P ≤ {most}: {said}", end="")
+    accurate = sum(max(r["errors"]) <= 10 * arguments.tol for r in arrived)
+    print(f"; {accurate} within 10 tol of the reference at α = 10 and 100")
+    if arguments.out is not None:
+        settings = {"tol": arguments.tol, "until": arguments.until}
+        arguments.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

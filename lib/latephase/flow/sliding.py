@@ -1,0 +1,379 @@
+"""One implicit step of a nonsmooth flow: Newton's method with active kinks and their gates.
+
+A kink is one nonsmooth operation of one example, out = lo z + (hi - lo) s z with its gate s, 1
+where z > 0 and 0 where z < 0 (`latephase.problem.kinked`). Where z = 0 the Clarke subgradient
+leaves s in [0, 1], and the flow slides along z = 0 if either side leads back to it (Filippov 1988).
+Kinks A that slide are constraints z_A = 0 with multipliers μ_k = s_k c_k,
+c = (hi - lo) ∂(λᵀp + μᵀz)/∂out, and their gates are closed in p, J = ∂p and Z = ∂z_A. An implicit
+Euler step of arc length r from b is
+
+    θ - b - Jᵀλ - Zᵀμ = 0
+    p + (u - ν - c(S p))/S = 0            u = ln λ, c = ln(-ℓ') + z; 0 for the exponential loss
+    (‖θ - b‖² - r²)/(2r) = 0
+    z_A = 0
+
+at lengths in units of N, S = N^L: the steepest point of α on a sphere around b, which needs neither
+α > 0 nor a growing ‖W‖. With the smooth loss its rows bring S → ∞ within reach, as in
+`latephase.flow.newton`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import linalg
+
+from latephase.flow.tuning import TUNING
+from latephase.problem.losses import EXPONENTIAL, TAIL, Loss, soft_margins
+
+
+class StepFailed(ArithmeticError):
+    """An implicit step was not solved; a shorter one may be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sliding:
+    """Gates [K] of 0 or 1, and the kinks that slide: their indices [A], ascending, and gates [A].
+
+    A kink that slides has 0 in `gates`.
+    """
+
+    gates: np.ndarray
+    active: np.ndarray
+    share: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """Centre b [P] and radius r of a step, ‖b‖ + r = 1, and ln S."""
+
+    center: np.ndarray
+    radius: float
+    log_scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """Where Newton's method begins: θ [P], u [n], ν/S, and a sliding whose c [K] is known."""
+
+    theta: np.ndarray
+    log_multiplier: np.ndarray
+    nu: float
+    sliding: Sliding
+    c: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A solved step: θ, u, ν/S, μ, the sliding it ends with, and what was evaluated there."""
+
+    theta: np.ndarray
+    log_multiplier: np.ndarray
+    nu: float
+    mu: np.ndarray
+    sliding: Sliding
+    c: np.ndarray
+    p: np.ndarray
+    z: np.ndarray
+    pulled: np.ndarray
+    linearized: Bordered
+
+    def guess(self, theta: np.ndarray, stretch: float = 1.0) -> Guess:
+        """Return the guess of a next step of `stretch` times the radius, at θ."""
+        u = self.log_multiplier + math.log(stretch)
+        return Guess(theta, u, self.nu, self.sliding, stretch * self.c)
+
+
+class Bordered:
+    """The Newton matrix at one point, the curvature left out, and its inverse.
+
+    Eliminating δθ = a + Bᵀw, B = [J; Z], w = (λ δu, δμ), leaves a positive definite matrix of the
+    size n + |A|, bordered by ν and the step's length.
+    """
+
+    def __init__(
+        self,
+        point: Any,
+        ball: Ball,
+        lam: np.ndarray,
+        rho: np.ndarray,
+        give: np.ndarray,
+        excess: tuple[np.ndarray | None, np.ndarray | None],
+        pairs: int,
+    ) -> None:
+        self.point, self.rho = point, rho
+        gram = point.gram()
+        n = len(lam)
+        squares = gram.diagonal().copy()
+        self.squares = squares[:n]
+        inverse_scale = math.exp(-ball.log_scale)
+        block, excess = excess
+        share = inverse_scale / np.maximum(lam, 1e-300)
+        self.scaling = 1.0 / np.sqrt(np.concatenate([1.0 + share, squares[n:] + give + 1e-300]))
+        matrix = self.scaling[:, None] * gram * self.scaling
+        own = np.full(len(gram), TUNING.kink_regularization)
+        own[:n] *= matrix.diagonal()[:n].max(initial=0.0)
+        own += np.concatenate([share, give]) * self.scaling**2
+        matrix[np.diag_indices(len(gram))] += own
+        weight = np.ones(n)
+        if excess is not None:
+            examples = np.arange(n) // pairs
+            unit = self.scaling[:n]
+            blocks = np.outer(unit * excess / block * inverse_scale, unit)
+            matrix[:n, :n] += (examples[:, None] == examples) * blocks
+            weight = weight + excess
+        try:
+            self.factor = linalg.cho_factor(
+                matrix, lower=True, overwrite_a=True, check_finite=False
+            )
+        except linalg.LinAlgError as error:
+            raise StepFailed("singular") from error
+        self.column = np.concatenate([self.scaling[:n] * weight, np.zeros(len(gram) - n)])
+        self.solved_column = self._inverse(self.column)
+        self.row = self.scaling * np.concatenate(point.push(rho))
+        self.pivot = float(self.row @ self.solved_column)
+
+    def _inverse(self, right: np.ndarray) -> np.ndarray:
+        return linalg.cho_solve(self.factor, right, check_finite=False)
+
+    def solve(
+        self, a: np.ndarray, rows: np.ndarray | None = None, length: float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return (δθ, w, δν/S) for the right sides of the four equations; None are zeros."""
+        pushed = np.concatenate(self.point.push(a))
+        right = self.scaling * (-pushed if rows is None else rows - pushed)
+        y = self._inverse(right)
+        nu = (length - float(self.rho @ a) - float(self.row @ y)) / self.pivot
+        w = self.scaling * (y + nu * self.solved_column)
+        n = len(self.squares)
+        return a + self.point.pull(w[:n], w[n:])[0], w, nu
+
+    def filtered(self, error: np.ndarray) -> np.ndarray:
+        """Return an error of θ as the equations let it stand, without its part along the step."""
+        e = self.solve(error)[0]
+        return e - (self.rho @ e) / (self.rho @ self.rho) * self.rho
+
+
+class Slider:
+    """Implicit steps of one problem: solves them, and counts what that takes."""
+
+    def __init__(self, kinked: Any, loss: Loss, pairs: int, tol: float) -> None:
+        self.kinked, self.loss, self.pairs = kinked, loss, pairs
+        self.width = TUNING.kink_width * tol
+        self.units = np.asarray(kinked.unit)
+        self.repelling: set[int] = set()
+        self.counts = {"newton": 0, "curvature": 0, "rounds": 0}
+
+    def solve(self, ball: Ball, guess: Guess, scale: np.ndarray) -> Solved:
+        """Return the step, its gates consistent with the signs of z; raises StepFailed.
+
+        scale [K]: the size of z in θ's units, beside which a z counts as zero.
+        """
+        theta, u, nu = guess.theta, guess.log_multiplier, guess.nu
+        gates, share = (
+            guess.sliding.gates.copy(),
+            dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
+        )
+        c, tol, seen, single = guess.c, TUNING.loose, {}, False
+        width = self.width * scale
+        for _ in range(TUNING.rounds):
+            self.counts["rounds"] += 1
+            active = np.array(sorted(share), dtype=int)
+            mu = np.array([share[k] for k in active.tolist()]) * c[active]
+            found = self._newton(ball, theta, u, nu, mu, gates, active, width, tol)
+            theta, u, nu, mu, c = (
+                found.theta, found.log_multiplier, found.nu, found.mu, found.c
+            )  # fmt: skip
+            share = dict(zip(active.tolist(), found.sliding.share.tolist(), strict=True))
+            changes = self._changes(found, share, width, scale * ball.radius)
+            if not changes and tol == TUNING.tight:
+                return found
+            if not changes:
+                tol = TUNING.tight
+                continue
+            if single:
+                changes = [max(changes)]
+            for _, k, gate in changes:
+                share.pop(k, None)
+                if gate is None:
+                    share[k], gates[k] = gates[k], 0.0
+                else:
+                    gates[k] = gate
+            share = {k: min(max(s, 0.0), 1.0) for k, s in share.items()}
+            pattern = (frozenset(share), gates.tobytes())
+            seen[pattern] = seen.get(pattern, 0) + 1
+            single = single or seen[pattern] > 1
+            if seen[pattern] > 3:
+                raise StepFailed("cycle")
+        raise StepFailed("rounds")
+
+    def _changes(
+        self, found: Solved, share: dict[int, float], width: np.ndarray, size: np.ndarray
+    ) -> list[tuple[float, int, float | None]]:
+        """Return (by how much, kink, its new gate, or None to slide) of what is inconsistent."""
+        changes = []
+        for k, s in share.items():
+            if s > 1.0 + TUNING.gate:
+                changes.append((s - 1.0, k, 1.0))
+            elif s < -TUNING.gate:
+                changes.append((-s, k, 0.0))
+            elif found.c[k] > 0.0:
+                # Either side leads away: the flow goes on with the gate that it is nearer to.
+                changes.append((1.0, k, float(s > 0.5)))
+                self.repelling.add(k)
+        gates, z = found.sliding.gates, found.z
+        crossed = np.flatnonzero(np.where(gates > 0.0, z < -width, z > width))
+        # Of one unit, only the example whose z is the farthest starts to slide in a round: the
+        # others' signs follow from it more often than not.
+        worst: dict[int, tuple[float, int, None]] = {}
+        for k in crossed.tolist():
+            if k in share:
+                continue
+            by = abs(float(z[k])) / max(float(size[k]), 1e-300)
+            if found.c[k] >= 0.0:
+                changes.append((by, k, 1.0 - float(gates[k])))
+            elif by > worst.get(self.units[k], (-1.0,))[0]:
+                worst[self.units[k]] = (by, k, None)
+        return changes + list(worst.values())
+
+    def _newton(
+        self,
+        ball: Ball,
+        theta: np.ndarray,
+        u: np.ndarray,
+        nu: float,
+        mu: np.ndarray,
+        gates: np.ndarray,
+        active: np.ndarray,
+        width: np.ndarray,
+        tol: float,
+    ) -> Solved:
+        """Return the step with these kinks sliding, whatever signs come out; raises StepFailed."""
+        r, best, cap, linearized = ball.radius, math.inf, 0.5, None
+        inverse_scale, scale = math.exp(-ball.log_scale), math.exp(min(ball.log_scale, 700.0))
+        for iteration in range(TUNING.kinked_iterations):
+            lam = np.exp(u)
+            point = self.kinked.at(theta, gates, active)
+            pulled, c = point.pull(lam, mu)
+            p, moved = point.p, theta - ball.center
+            correction, excess = self._correction(p, u, scale)
+            r1 = moved - pulled
+            r2 = p + (u - correction) * inverse_scale - nu
+            r3 = (moved @ moved - r * r) / (2.0 * r)
+            # An example whose output is zero wherever W moves weighs on none of the others.
+            largest = u.max(where=p != 0.0, initial=-np.inf)
+            live = np.exp(np.minimum(0.0, u - largest))
+            attracting = c[active] < 0.0
+            give = np.where(attracting, width[active], 0.0) / np.maximum(-c[active], 1e-300)
+            give[~attracting] = 0.0
+            za = point.z[active] + np.where(attracting, give * mu + 0.5 * width[active], 0.0)
+            size = (
+                max(
+                    float(np.linalg.norm(r1)),
+                    float(np.abs(live * r2).max()) * min(1.0, scale),
+                    abs(float(r3)),
+                    float(np.abs(za).max(initial=0.0)),
+                )
+                / r
+            )
+            if not math.isfinite(size):
+                raise StepFailed("overflow")
+            if size < tol:
+                share = np.divide(
+                    mu, c[active], out=np.full(len(mu), 0.5), where=np.abs(c[active]) > 1e-300
+                )
+                if linearized is None:
+                    linearized = Bordered(point, ball, lam, moved / r, give, excess, self.pairs)
+                sliding = Sliding(gates, active, share)
+                return Solved(theta, u, nu, mu, sliding, c, p, point.z, pulled, linearized)
+            if iteration > 8 and size > min(100.0 * best, 0.3):
+                raise StepFailed("divergence")
+            if size > 0.9 * best:
+                cap *= 0.6
+            best = min(best, size)
+            self.counts["newton"] += 1
+            linearized = Bordered(point, ball, lam, moved / r, give, excess, self.pairs)
+            r2w = r2
+            if excess[1] is not None:
+                r2w = r2 + excess[1] * self._block_sum(lam / excess[0] * r2)
+            rows = -np.concatenate([r2w, za])
+            first = linearized.solve(-r1, rows, -r3)[0]
+
+            def curved(v, point=point, lam=lam, mu=mu):
+                self.counts["curvature"] += 1
+                return point.curvature(lam, mu, v)
+
+            x = _gmres(
+                lambda v, curved=curved, solver=linearized: solver.solve(curved(v))[0],
+                first,
+                TUNING.krylov,
+            )
+            x, w, nu_change = linearized.solve(-r1 + curved(x), rows, -r3)
+            if not np.isfinite(x).all():
+                raise StepFailed("overflow")
+            n = len(u)
+            strong = lam * scale * linearized.squares > 1e-6
+            moved_p = point.push(x)[0]
+            if excess[1] is not None:
+                fall = excess[1] / (1.0 + excess[1])
+                moved_p = moved_p - fall * self._block_sum(lam / excess[0] * moved_p)
+            with np.errstate(over="ignore", invalid="ignore"):
+                change = np.where(
+                    strong, w[:n] / np.maximum(lam, 1e-300), scale * (nu_change - r2 - moved_p)
+                )
+                # e^{δu} overshoots where Newton is linear in λ.
+                rise = np.maximum(change, 0.0)
+                floor = -ball.log_scale - np.log(linearized.squares + 1e-300) - u
+                damped = np.maximum(np.log1p(rise), np.minimum(rise, floor))
+                change = np.where(change > 0.0, damped, change)
+            part = min(1.0, cap * r / max(float(np.linalg.norm(x)), 1e-300))
+            theta = theta + part * x
+            u = np.clip(u + part * change, -1e300, 600.0)
+            nu, mu = nu + part * nu_change, mu + part * w[n:]
+        raise StepFailed("iterations")
+
+    def _correction(self, p: np.ndarray, u: np.ndarray, scale: float):
+        """Return c(z) and (Σ λ of each example, excess c'/(1 - c')) of the loss, None of e^{-z}."""
+        if self.loss is EXPONENTIAL or scale * p.min() > TAIL + math.log(self.pairs):
+            return 0.0, (None, None)
+        margins = torch.from_numpy(np.clip(scale * p, -1e3, 1e3))
+        z = soft_margins(margins if self.pairs == 1 else margins.reshape(-1, self.pairs))
+        c, slope = self.loss.slope_tail(z)
+        slope = np.minimum(slope.numpy(), 1.0 - 1e-8)
+        lam = np.maximum(np.exp(u), 1e-300)
+        excess = np.repeat(slope / (1.0 - slope), self.pairs)
+        return np.repeat(c.numpy(), self.pairs), (self._block_sum(lam), excess)
+
+    def _block_sum(self, v: np.ndarray) -> np.ndarray:
+        return np.repeat(v.reshape(-1, self.pairs).sum(1), self.pairs)
+
+
+def _gmres(apply, b: np.ndarray, tol: float) -> np.ndarray:
+    """Return x of x - apply(x) = b to a relative residual of tol."""
+    size = float(np.linalg.norm(b))
+    if not 0.0 < size < math.inf:
+        return b
+    most = TUNING.krylov_dimension
+    basis, hessenberg = np.empty((most + 1, len(b))), np.zeros((most + 1, most))
+    basis[0] = b / size
+    for j in range(most):
+        w = basis[j] - apply(basis[j])
+        for _ in range(2):
+            parts = basis[: j + 1] @ w
+            w = w - parts @ basis[: j + 1]
+            hessenberg[: j + 1, j] += parts
+        hessenberg[j + 1, j] = np.linalg.norm(w)
+        if not math.isfinite(hessenberg[j + 1, j]):
+            raise StepFailed("overflow")
+        right = np.zeros(j + 2)
+        right[0] = size
+        square = hessenberg[: j + 2, : j + 1]
+        y = np.linalg.lstsq(square, right, rcond=None)[0]
+        if np.linalg.norm(right - square @ y) < tol * size or hessenberg[j + 1, j] < 1e-14:
+            break
+        basis[j + 1] = w / hessenberg[j + 1, j]
+    return y @ basis[: len(y)]

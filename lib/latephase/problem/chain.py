@@ -1,0 +1,262 @@
+"""Stacks of linear layers with elementwise kinks between them, in NumPy: `Kinked`, but fast.
+
+h_0 = x, z_l = h_l W_lᵀ, h_{l+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, and
+outputs z_{L-1}. With δ_l the derivative in z_l, the gradient in W_l is Σ δ_l h_lᵀ: a row of
+B = [J; Z] is an outer product in each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Link:
+    """One linear layer without bias, and the kinks of its outputs (low = high = 1: none).
+
+    weight: the part of w that holds W [out, in], or a frozen W itself.
+    """
+
+    weight: slice | np.ndarray
+    shape: tuple[int, int]
+    low: float | np.ndarray
+    high: float | np.ndarray
+    name: str
+    where: str
+
+    @property
+    def bent(self) -> bool:
+        """Whether there are kinks behind it."""
+        return self.name != ""
+
+
+class Chain:
+    """Margins and kinks of a chain of links, with the methods of `Kinked`.
+
+    x: inputs [n, in]. signs [n·pairs, outputs]: row r of the margins p is signs[r] · outputs of
+    example r // pairs.
+    """
+
+    def __init__(self, x: np.ndarray, signs: np.ndarray, links: list[Link]) -> None:
+        self.x, self.signs, self.links = x, signs, links
+        self.n, self.pairs = len(signs), len(signs) // len(x)
+        self.P = sum(link.shape[0] * link.shape[1] for link in links if _trained(link))
+        self.sites = [(link.name, link.where, link.shape[:1]) for link in links if link.bent]
+        examples, start, units = len(x), 0, 0
+        self.parts, lows, spans, owners, owned, site = [], [], [], [], [], []
+        for i, link in enumerate(links):
+            width = link.shape[0] if link.bent else 0
+            self.parts.append(slice(start, start + examples * width))
+            ones = np.ones((examples, width))
+            lows.append((link.low * ones).reshape(-1))
+            spans.append(((link.high - np.asarray(link.low)) * ones).reshape(-1))
+            owners.append(np.repeat(np.arange(examples), width))
+            owned.append(np.tile(units + np.arange(width), examples))
+            site.append(np.full(examples * width, i))
+            start, units = start + examples * width, units + width
+        self.K = start
+        self.low, self.span = np.concatenate(lows), np.concatenate(spans)
+        self.owner, self.unit = np.concatenate(owners), np.concatenate(owned)
+        self._link_of = np.concatenate(site)
+        bends = [i for i, link in enumerate(links) if link.bent]
+        self.site = np.searchsorted(bends, self._link_of)
+        self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
+        self.margin_owner = np.repeat(np.arange(examples), self.pairs)
+        self._input_gram = x @ x.T
+
+    def weights(self, w: np.ndarray) -> list[np.ndarray]:
+        """Return the layers' matrices, views of w [P] or frozen ones."""
+        return [
+            w[link.weight].reshape(link.shape) if _trained(link) else link.weight
+            for link in self.links
+        ]
+
+    def gates(self, z: np.ndarray) -> np.ndarray:
+        """Return the natural gates, 1.0 where z > 0 and 0.0 elsewhere."""
+        return (z > 0).astype(float)
+
+    def evaluate(self, w: np.ndarray, gates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return p [n·pairs] and z [K] with these gates as constants."""
+        point = ChainPoint(self, w, gates, np.zeros(0, dtype=int))
+        return point.p, point.z
+
+    def evaluate_natural(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return p [n·pairs], z [K] and the gates that z itself opens [K]."""
+        point = ChainPoint(self, w, None, np.zeros(0, dtype=int))
+        return point.p, point.z, point.gates
+
+    def at(self, w: np.ndarray, gates: np.ndarray, active: np.ndarray) -> ChainPoint:
+        """Return the derivatives at w with these gates, those of the kinks `active` closed."""
+        return ChainPoint(self, w, gates, np.asarray(active, dtype=int))
+
+    def margins(self, outputs: np.ndarray) -> np.ndarray:
+        """Return p [n·pairs] of outputs [n, ·]."""
+        return np.einsum("rk,rk->r", self.signs, outputs[self.margin_owner])
+
+    def output_slopes(self, weights: np.ndarray) -> np.ndarray:
+        """Return ∂(λᵀp)/∂outputs [n, ·] for λ [n·pairs]."""
+        slopes = weights[:, None] * self.signs
+        return slopes if self.pairs == 1 else slopes.reshape(len(self.x), self.pairs, -1).sum(1)
+
+
+class ChainPoint:
+    """The derivatives of margins p and active kinks z_A at one w, as `Kinked.at` returns them."""
+
+    def __init__(self, chain: Chain, w, gates, active) -> None:
+        self.chain, self.active = chain, active
+        self.weights = chain.weights(np.array(w, dtype=float))
+        natural = gates is None
+        self.gates = np.zeros(chain.K) if natural else np.array(gates, dtype=float)
+        self.gates[active] = 0.0
+        self.z = np.empty(chain.K)
+        self.gain = np.empty(chain.K) if natural else chain.low + chain.span * self.gates
+        self.inputs = [chain.x]
+        for link, part, weight in zip(chain.links, chain.parts, self.weights, strict=True):
+            z = self.inputs[-1] @ weight.T
+            if link.bent:
+                flat = z.reshape(-1)
+                self.z[part] = flat
+                if natural:
+                    self.gates[part] = flat > 0
+                    self.gain[part] = chain.low[part] + chain.span[part] * self.gates[part]
+                z = self.gain[part].reshape(z.shape) * z
+            self.inputs.append(z)
+        self.p = chain.margins(self.inputs.pop())
+        self._last = self._deltas = self._below = None
+
+    def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
+        deltas, c = self._pulled(lam, mu)
+        return self._gathered(lambda i: deltas[i].T @ self.inputs[i]), c
+
+    def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return J v [n·pairs] and Z_A v [A]."""
+        _, dz, outputs = self._pushed(self.chain.weights(v))
+        return self.chain.margins(outputs), dz[self.active]
+
+    def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return ∇²(λᵀp + μᵀz_A) v [P]."""
+        deltas, _ = self._pulled(lam, mu)
+        moved = self.chain.weights(v)
+        dh, _, _ = self._pushed(moved)
+        last = len(deltas) - 1
+        change: list = [None] * len(deltas)
+        for i in range(last, 0, -1):
+            above = None if change[i] is None else change[i] @ self.weights[i]
+            if _trained(self.chain.links[i]):
+                own = deltas[i] @ moved[i]
+                above = own if above is None else above + own
+            change[i - 1] = None if above is None else self._gained(i - 1, above)
+
+        def part(i: int) -> np.ndarray | float:
+            total = 0.0 if dh[i] is None else deltas[i].T @ dh[i]
+            return total if change[i] is None else total + change[i].T @ self.inputs[i]
+
+        return self._gathered(part)
+
+    def gram(self, scale: np.ndarray | None = None) -> np.ndarray:
+        """Return B Bᵀ of B = [J; Z_A], rows and columns times `scale`, [n·pairs + A] squared."""
+        order, owner, rows = self._rows()
+        gram = np.zeros((len(owner), len(owner)))
+        for i, delta in enumerate(rows):
+            if _trained(self.chain.links[i]):
+                inner = self.chain._input_gram if i == 0 else self.inputs[i] @ self.inputs[i].T
+                mine = owner[: len(delta)]
+                # The rows that reach layer i stand first.
+                block = (delta @ delta.T) * inner.take(mine, 0).take(mine, 1)
+                gram[: len(delta), : len(delta)] += block
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        if not np.array_equal(order, np.arange(len(order))):
+            gram = gram.take(back, 0).take(back, 1)
+        return gram if scale is None else scale[:, None] * gram * scale
+
+    def rows(self) -> np.ndarray:
+        """Return B = [J; Z_A] itself, [n·pairs + A, P]."""
+        order, owner, rows = self._rows()
+        out = np.zeros((len(owner), self.chain.P))
+        for i, delta in enumerate(rows):
+            link = self.chain.links[i]
+            if _trained(link):
+                inputs = self.inputs[i][owner[: len(delta)]]
+                block = delta[:, :, None] * inputs[:, None, :]
+                out[order[: len(delta)], link.weight] = block.reshape(len(delta), -1)
+        return out
+
+    def _gained(self, i: int, slopes: np.ndarray) -> np.ndarray:
+        if not self.chain.links[i].bent:
+            return slopes
+        return self.gain[self.chain.parts[i]].reshape(slopes.shape) * slopes
+
+    def _gathered(self, part) -> np.ndarray:
+        """Return the vector [P] whose piece for layer i is part(i)."""
+        out = np.empty(self.chain.P)
+        for i, link in enumerate(self.chain.links):
+            if _trained(link):
+                out[link.weight].reshape(link.shape)[...] = part(i)
+        return out
+
+    def _pulled(self, lam: np.ndarray, mu: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return δ_l of each layer [n, out] and c [K]; remembered, for curvature asks again."""
+        chain = self.chain
+        if self._last is not None and all(map(np.array_equal, self._last, (lam, mu))):
+            return self._deltas
+        spread = np.zeros(chain.K)
+        spread[self.active] = mu
+        c = np.empty(chain.K)
+        deltas = [chain.output_slopes(lam)]
+        for i in range(len(chain.links) - 1, 0, -1):
+            slopes = deltas[-1] @ self.weights[i]
+            if chain.links[i - 1].bent:
+                part = chain.parts[i - 1]
+                c[part] = slopes.reshape(-1)
+                slopes = self._gained(i - 1, slopes) + spread[part].reshape(slopes.shape)
+            deltas.append(slopes)
+        self._last, self._deltas = (lam.copy(), mu.copy()), (deltas[::-1], chain.span * c)
+        return self._deltas
+
+    def _pushed(self, moved: list[np.ndarray]):
+        """Return dh of each layer (None: none), dz [K] and the change of the outputs."""
+        dh: list = [None]
+        dz = np.empty(self.chain.K)
+        for i, link in enumerate(self.chain.links):
+            change = None if dh[i] is None else dh[i] @ self.weights[i].T
+            if _trained(link):
+                own = self.inputs[i] @ moved[i].T
+                change = own if change is None else change + own
+            if link.bent:
+                dz[self.chain.parts[i]] = 0.0 if change is None else change.reshape(-1)
+            dh.append(None if change is None else self._gained(i, change))
+        outputs = dh.pop()
+        return dh, dz, outputs
+
+    def _rows(self):
+        """Return (rows in the order used here, their examples, Δ_l of the rows that reach i)."""
+        if self._below is not None:
+            return self._below
+        chain, active, margins = self.chain, self.active, self.chain.n
+        link_of = chain._link_of[active]
+        # From the last layer down, so that the rows that reach a layer stand first.
+        kinks = np.argsort(-link_of, kind="stable")
+        order = np.concatenate([np.arange(margins), margins + kinks])
+        owner = np.concatenate([chain.margin_owner, chain.owner[active[kinks]]])
+        rows = [chain.signs]
+        for i in range(len(chain.links) - 1, 0, -1):
+            slopes = rows[-1] @ self.weights[i]
+            if chain.links[i - 1].bent:
+                part = chain.parts[i - 1]
+                slopes = self.gain[part].reshape(len(chain.x), -1)[owner[: len(slopes)]] * slopes
+                new = active[kinks[link_of[kinks] == i - 1]] - part.start
+                width = slopes.shape[1]
+                own = np.zeros((len(new), width))
+                own[np.arange(len(new)), new % width] = 1.0
+                slopes = np.concatenate([slopes, own])
+            rows.append(slopes)
+        self._below = order, owner, rows[::-1]
+        return self._below
+
+
+def _trained(link: Link) -> bool:
+    return isinstance(link.weight, slice)

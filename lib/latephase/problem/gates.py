@@ -1,0 +1,295 @@
+"""A module run with the gates of its kinks as constants, whatever its code calls them.
+
+A kink bends its argument z, out = lo z + (hi - lo) s z, by a gate s in [0, 1] (s = 1 where z > 0),
+or chooses between two tensors, max(a, b) = b + s z with z = a - b; a maximum of more is a
+tournament of such pairs. Calls are replaced while the module runs, so its code and its weights stay
+as they are. Calls on one tensor or on its negative, or on one pair, are one kink.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from latephase.problem.operations import FOLLOWED
+
+# The names of calls that make some kinks differentiable.
+_SMOOTHING = {"square", "pow", "mul", "multiply"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """The kinks of one call, or of several on one tensor.
+
+    z has `copies` rows for each example along `axis`, and `inner` are its other axes. keep: the
+    flat positions of an example that are kinks, None for all of them: a window of a pooling that
+    hangs over the edge has fewer.
+    """
+
+    name: str
+    where: str
+    inner: tuple[int, ...] = ()
+    axis: int = 0
+    copies: int = 1
+    keep: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """z's shape for an example; of the positions kept, their number."""
+        if self.keep is not None:
+            return (len(self.keep),)
+        return self.inner if self.copies == 1 else (self.copies, *self.inner)
+
+    def fits(self, z: Tensor, examples: int) -> bool:
+        """Return whether z is of the shape found first, for so many examples."""
+        outer = [*self.inner]
+        outer.insert(self.axis, examples * self.copies)
+        return z.shape == torch.Size(outer)
+
+    def flat(self, z: Tensor, examples: int) -> Tensor:
+        """Return the kinks' values [examples, size]."""
+        rows = z.movedim(self.axis, 0).reshape(examples, -1)
+        return rows if self.keep is None else rows.index_select(1, self.keep)
+
+    def spread(self, values: Tensor, examples: int) -> Tensor:
+        """Return values [examples, size] in z's shape, 0 at positions that are no kinks."""
+        if self.keep is not None:
+            whole = values.new_zeros(examples, self.copies * math.prod(self.inner))
+            values = whole.index_copy(1, self.keep, values)
+        return values.reshape(examples * self.copies, *self.inner).movedim(0, self.axis)
+
+
+def placed(name: str, where: str) -> str:
+    """Return the name of a call with the path of the part of the module that makes it."""
+    return f"{name} in {where!r}" if where else f"{name} in the module's own forward"
+
+
+@dataclass
+class Plan:
+    """What a module calls, in order: found once, and the same in every later run.
+
+    followed: for each call that may have kinks, whether it is replaced. steps: the site of each
+    bend or choice, and whether it has the site's argument (1) or the negative (-1). decisions:
+    what a replaced call found out about its arguments. feeds [sites, sites]: whether the second's
+    arguments depend on the first's results.
+    """
+
+    followed: list[bool] = field(default_factory=list)
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    decisions: list[object] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    feeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A call of linear or of a convolution; trainable weights and biases by their index.
+
+    options: stride, padding, dilation and groups of a convolution.
+    """
+
+    name: str
+    weight: int | Tensor
+    bias: int | Tensor | None
+    input: Tensor
+    output: Tensor
+    kernel: tuple[int, ...]
+    options: tuple
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weight or its bias is trainable."""
+        return isinstance(self.weight, int) or isinstance(self.bias, int)
+
+
+@dataclass(frozen=True)
+class Bend:
+    """A replaced call of a function of one tensor."""
+
+    site: int
+    low: float | Tensor
+    high: float | Tensor
+
+
+class GatedCalls(TorchFunctionMode):
+    """Context in which a module's kinks have the given gates, or their own for None.
+
+    gates: for each site in z's shape. Afterwards `z` holds the argument of each site and `outputs`
+    the results that depend on its gate, each with its ∂/∂s divided by z (a float or tensor).
+    Raises ValueError where the calls differ from the plan's.
+    """
+
+    def __init__(self, plan: Plan, examples: int, gates: Sequence[Tensor] | None) -> None:
+        super().__init__()
+        self.plan, self.examples, self.gates = plan, examples, gates
+        self.z: list[Tensor] = []
+        self.outputs: list[list[tuple[Tensor, float | Tensor]]] = [[] for _ in plan.sites]
+        # id of a bent tensor -> (that tensor, held so that its id stays its own; z; lo; hi)
+        self.bent: dict[int, tuple] = {}
+        # id of a parameter -> its index; where given, layers and bends are listed in `events`.
+        self.parameters: dict[int, int] = {}
+        self.events: list[Layer | Bend] = []
+        self.calls = self.step = self.decision = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        bare = name.strip("_")
+        if bare in FOLLOWED and self.follows(bare, args, kwargs):
+            if name.endswith("_") and not name.endswith("__"):
+                kwargs = {**kwargs, "inplace": True}
+            return FOLLOWED[bare](self, *args, **kwargs)
+        if self.bent and bare in _SMOOTHING:
+            args = self._smooth(bare, args)
+        result = func(*args, **kwargs)
+        if self.parameters and name in ("linear", "conv1d", "conv2d"):
+            self.events.append(self._layer(name, result, *args, **kwargs))
+            # Or a call in place would overwrite what is listed.
+            result = result.clone()
+        return result
+
+    def _layer(self, name, output, input, weight, bias=None, *options, **named) -> Layer:
+        defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+        given = dict(zip(defaults, options, strict=False)) | named
+        options = tuple((defaults | given).values())
+        kernel = tuple(weight.shape[2:])
+        weight, bias = (self.parameters.get(id(w), w) for w in (weight, bias))
+        return Layer(name, weight, bias, input, output, kernel, options)
+
+    def follows(self, name: str, args: tuple, kwargs: dict) -> bool:
+        """Return whether a call is to be replaced."""
+        self.calls += 1
+        if self.calls > len(self.plan.followed):
+            raise self.changed(name)
+        return self.plan.followed[self.calls - 1]
+
+    def decide(self, find: Callable[[], object]) -> object:
+        """Return what `find` found when the calls were first seen."""
+        self.decision += 1
+        return self.plan.decisions[self.decision - 1]
+
+    def jumping(self, result: Tensor, name: str) -> Tensor:
+        """Return a result of a replaced call that jumps with the weights, as it is."""
+        return result
+
+    def refuse(self, name: str, why: str) -> ValueError:
+        """Return the error that names a call."""
+        return ValueError(f"module: {name}: {why}")
+
+    def changed(self, name: str) -> ValueError:
+        """Return the error of calls that differ from those found first."""
+        return ValueError(
+            f"module: a call of {name} was not there, or had another shape, when the module was "
+            f"called before on the same data; expected the same calls at all weights, without "
+            f"control flow on values"
+        )
+
+    def finish(self) -> None:
+        """Raise ValueError unless all the plan's calls were made."""
+        if self.step < len(self.plan.steps):
+            site = self.plan.sites[self.plan.steps[self.step][0]]
+            raise self.changed(placed(site.name, site.where))
+
+    def bend(
+        self,
+        name: str,
+        z: Tensor,
+        low: float | Tensor,
+        high: float | Tensor = 1.0,
+        inplace: bool = False,
+    ) -> Tensor:
+        """Return lo z + (hi - lo) s z."""
+        source, z = z, z.clone() if inplace else z
+        site, gate = self._gate(name, z, (source,))
+        gain = gate if _is(low, 0.0) and _is(high, 1.0) else low + (high - low) * gate
+        out = gain * z
+        self.outputs[site].append((out, high - low))
+        self.bent[id(out)] = (out, z, low, high)
+        if self.parameters:
+            self.events.append(Bend(site, low, high))
+        return source.copy_(out) if inplace else out
+
+    def choose(
+        self, name: str, a: Tensor, b: Tensor, sign: int, valid: Tensor | None = None
+    ) -> Tensor:
+        """Return max(a, b) for sign 1, min(a, b) for -1; a where b is not valid."""
+        z = a - b
+        site, gate = self._gate(name, z, (a, b), valid)
+        out = b + gate * z if sign > 0 else a - gate * z
+        self.outputs[site].append((out, float(sign)))
+        return out if valid is None else torch.where(valid, out, a)
+
+    def tournament(
+        self, name: str, entries: Tensor, sign: int, counts: Tensor | None = None
+    ) -> Tensor:
+        """Return the maxima (minima for sign -1) over the last axis.
+
+        counts [positions]: how many entries, from the first, the axis before the last has at each
+        of its positions; all for None.
+        """
+        while entries.shape[-1] > 1:
+            pairs = entries.shape[-1] // 2
+            a, b = entries[..., 0 : 2 * pairs : 2], entries[..., 1 : 2 * pairs : 2]
+            valid = None
+            if counts is not None:
+                second = 2 * torch.arange(pairs, device=counts.device) + 1
+                valid = second < counts[:, None]
+                valid = None if bool(valid.all()) else valid
+                counts = (counts + 1) // 2
+            winners = self.choose(name, a, b, sign, valid)
+            entries = torch.cat([winners, entries[..., 2 * pairs :]], -1)
+        return entries[..., 0]
+
+    def _gate(
+        self, name: str, z: Tensor, source: tuple[Tensor, ...], valid: Tensor | None = None
+    ) -> tuple[int, Tensor]:
+        """Return the site of a bend or choice and the gate for z as it came."""
+        self.step += 1
+        if self.step > len(self.plan.steps):
+            raise self.changed(name)
+        index, sign = self.plan.steps[self.step - 1]
+        site = self.plan.sites[index]
+        if not site.fits(z, self.examples):
+            raise self.changed(placed(name, site.where))
+        if index == len(self.z):
+            self.z.append(z)
+        if self.gates is None:
+            return index, (z.detach() > 0).to(z.dtype)
+        return index, self.gates[index] if sign > 0 else 1.0 - self.gates[index]
+
+    def _smooth(self, name: str, args: tuple) -> tuple:
+        """Return the arguments with a bent tensor unbent by gates where its kink goes.
+
+        The square of a bent tensor, a power of at least 2, or the product with itself or with its
+        own argument is differentiable: it needs no gate.
+        """
+        if name == "square" or (name == "pow" and _exponent(args) >= 2.0):
+            return (self._natural(args[0]), *args[1:])
+        if name in ("mul", "multiply") and len(args) > 1:
+            a, b = args[:2]
+            if a is b or self._argument(a) is b or self._argument(b) is a:
+                return (self._natural(a), self._natural(b), *args[2:])
+        return args
+
+    def _argument(self, out: object) -> Tensor | None:
+        return self.bent[id(out)][1] if id(out) in self.bent else None
+
+    def _natural(self, out: Tensor) -> Tensor:
+        if id(out) not in self.bent:
+            return out
+        _, z, low, high = self.bent[id(out)]
+        return torch.where(z > 0, high * z, low * z)
+
+
+def _exponent(args: tuple) -> float:
+    return args[1] if len(args) > 1 and isinstance(args[1], (int, float)) else 0.0
+
+
+def _is(value: float | Tensor, number: float) -> bool:
+    return not isinstance(value, Tensor) and value == number

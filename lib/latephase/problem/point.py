@@ -1,0 +1,184 @@
+"""Derivatives of margins and of the arguments of kinks at one point, by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latephase.problem.gates import GatedCalls, Layer
+from latephase.problem.rows import LayerRows
+from latephase.problem.vectors import to_numpy
+
+if TYPE_CHECKING:
+    from latephase.problem.kinked import Kinked
+
+# Rows of B that go through the module at once.
+_BATCH = 1024
+
+
+class Point:
+    """The derivatives of margins p [n] and of the arguments z_A of A active kinks, at one w.
+
+    J [n, P] and Z_A [A, P] are their Jacobians with the gates as constants, those of the active
+    kinks closed (0), and B = [J; Z_A]. The module runs forward once.
+    """
+
+    def __init__(
+        self, kinked: Kinked, w: np.ndarray, gates: np.ndarray, active: np.ndarray
+    ) -> None:
+        self.kinked, self.active = kinked, active.astype(int)
+        self.gates = np.array(gates, dtype=float)
+        self.gates[self.active] = 0.0
+        self._leaf = kinked.tensor(w).requires_grad_(True)
+        count = kinked.problem.n
+        p, self._calls = kinked.run(self._leaf, np.arange(count), self.gates)
+        self._p, self._z = p.reshape(-1), kinked.flat(self._calls, count)
+        self.p, self.z = to_numpy(self._p), to_numpy(self._z)
+        self._index = torch.from_numpy(self.active)
+        self._outputs = [
+            (site, out, span) for site, outs in enumerate(self._calls.outputs) for out, span in outs
+        ]
+        self._last = self._pulled = None
+
+    def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
+        given = self._cotangents(lam, mu)
+        outs = [out for _, out, _ in self._outputs]
+        gradient, *slopes = self._gradients([self._leaf, *outs], given)
+        count = self.kinked.problem.n
+        c = [torch.zeros_like(z) for z in self._calls.z]
+        for (site, _, span), slope in zip(self._outputs, slopes, strict=True):
+            c[site] = c[site] + span * slope
+        flat = [
+            site.flat(one, count).reshape(-1)
+            for site, one in zip(self.kinked.plan.sites, c, strict=True)
+        ]
+        return to_numpy(gradient), to_numpy(torch.cat(flat)) if flat else np.zeros(0)
+
+    def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return J v [n] and Z_A v [A]: the transpose of the map (λ, μ) ↦ Jᵀλ + Zᵀμ."""
+        if self._pulled is None:
+            self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
+        gradient, cotangents = self._pulled
+        pushed = torch.autograd.grad(
+            gradient,
+            cotangents,
+            self.kinked.tensor(v),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return to_numpy(pushed[0]), to_numpy(pushed[1])
+
+    def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return ∇²(λᵀp + μᵀz_A) v [P]."""
+        if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
+            self._pull_with_graph(lam, mu)
+        gradient, _ = self._pulled
+        if not gradient.requires_grad:
+            return np.zeros(self.kinked.P)
+        (product,) = torch.autograd.grad(
+            gradient,
+            self._leaf,
+            self.kinked.tensor(v),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return to_numpy(product)
+
+    def gram(self, scale: np.ndarray | None = None) -> np.ndarray:
+        """Return B Bᵀ, rows and columns times `scale` where given, [n + A, n + A]."""
+        if self.kinked.layered:
+            gram = to_numpy(self.layer_rows(np.arange(len(self.p))).gram())
+        else:
+            rows = self.rows()
+            gram = rows @ rows.T
+        return gram if scale is None else scale[:, None] * gram * scale
+
+    def rows(self) -> np.ndarray:
+        """Return B = [J; Z_A], [n + A, P]; ValueError where it exceeds `jacobian_bytes`."""
+        problem, count = self.kinked.problem, len(self.p) + len(self.active)
+        if 8 * count * self.kinked.P > problem.jacobian_bytes:
+            raise ValueError(
+                f"jacobian_bytes: gradients of {len(self.p)} margins and {len(self.active)} active "
+                f"kinks in {self.kinked.P} weights need {8 * count * self.kinked.P} bytes, the "
+                f"bound is {problem.jacobian_bytes}"
+            )
+        margins = np.arange(len(self.p))
+        if self.kinked.layered:
+            return to_numpy(self.layer_rows(margins).rows())
+        blocks = self._example_rows(max(1, problem.jacobian_bytes // (4 * 8 * self.kinked.P)))
+        return np.concatenate([*blocks])
+
+    def layer_rows(self, margins: np.ndarray) -> LayerRows:
+        """Return the rows of some margins, then of the active kinks, by layers."""
+        kinked = self.kinked
+        found = LayerRows(kinked.problem.sizes)
+        owner = np.concatenate([kinked.margin_owner[margins], kinked.owner[self.active]])
+        for start in range(0, len(owner), _BATCH):
+            rows = owner[start : start + _BATCH]
+            p, calls = kinked.run(self._leaf, rows, self.gates, record=True)
+            own = margins[start : start + _BATCH]
+            kinks = self.active[max(0, start - len(margins)) :][: len(rows) - len(own)]
+            first = torch.arange(len(own))
+            total = p[first, torch.from_numpy(own % kinked.problem.pairs)].sum()
+            place = kinked.place(kinks, np.arange(len(own), len(rows)), len(rows))
+            total = total + kinked.flat(calls, len(rows))[torch.from_numpy(place)].sum()
+            layers = [one for one in calls.events if isinstance(one, Layer) and one.trained]
+            outputs = [layer.output for layer in layers]
+            deltas = torch.autograd.grad(total, outputs, allow_unused=True)
+            found.add(layers, deltas, len(rows))
+        return found
+
+    def _example_rows(self, per_block: int) -> Iterator[np.ndarray]:
+        """Yield the rows of B in blocks, each row a pass of its example alone."""
+        kinked, problem = self.kinked, self.kinked.problem
+        plan, pairs = kinked.plan, problem.pairs
+        by_site = [kinked.tensor(own) for own in kinked.by_site(self.gates)]
+
+        def value(u: Tensor, x: Tensor, y: Tensor, gates: list[Tensor], picks: Tensor) -> Tensor:
+            spread = [s.spread(own[None], 1) for s, own in zip(plan.sites, gates, strict=True)]
+            calls = GatedCalls(plan, 1, spread)
+            p = kinked.margins(u, x[None], y[None], calls, False)
+            return (torch.cat([p.reshape(-1), kinked.flat(calls, 1)]) * picks).sum()
+
+        gradient = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0, 0, 0))
+        owner = np.concatenate([kinked.margin_owner, kinked.owner[self.active]])
+        margins = np.arange(len(self.p)) % pairs
+        entry = np.concatenate([margins, pairs + kinked.unit[self.active]])
+        for start in range(0, len(owner), min(per_block, _BATCH)):
+            rows = slice(start, start + min(per_block, _BATCH))
+            own = torch.from_numpy(owner[rows])
+            width = pairs + kinked.K // problem.n
+            picks = kinked.tensor(np.eye(width)[entry[rows]])
+            gates = [one[own] for one in by_site]
+            yield to_numpy(
+                gradient(self._leaf.detach(), problem.x[own], problem.y[own], gates, picks)
+            )
+
+    def _cotangents(self, lam: np.ndarray, mu: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self.kinked.tensor(lam), self.kinked.tensor(mu)
+
+    def _gradients(self, inputs: list[Tensor], given, create_graph: bool = False):
+        functions, cotangents = [self._p], [given[0]]
+        if len(self.active):
+            functions, cotangents = [self._p, self._z[self._index]], given
+        return torch.autograd.grad(
+            functions,
+            inputs,
+            cotangents,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    def _pull_with_graph(self, lam: np.ndarray, mu: np.ndarray) -> None:
+        given = [one.requires_grad_(True) for one in self._cotangents(lam, mu)]
+        (gradient,) = self._gradients([self._leaf], given, create_graph=True)
+        self._last, self._pulled = (lam.copy(), mu.copy()), (gradient, given)

@@ -1,0 +1,80 @@
+"""What is nonsmooth and not followed: named, with where it stands, and not guessed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+KNOWN = (
+    "relu, leaky_relu, prelu with a frozen slope, abs, clamp at zero, maximum and minimum of "
+    "tensors, amax, max-pooling"
+)
+# fmt: off
+_REFUSED = {
+    "adaptive_max_pool3d", "bernoulli", "cdist", "ceil", "cummax", "cummin", "dist", "eigvalsh",
+    "fix", "floor", "floor_divide", "floordiv", "fmod", "frac", "fractional_max_pool2d",
+    "fractional_max_pool2d_with_indices", "gumbel_softmax", "hardshrink", "hardsigmoid",
+    "hardswish", "hardtanh", "heaviside", "huber_loss", "kthvalue", "l1_loss", "linalg_svdvals",
+    "median", "mod", "mode", "nanmedian", "nanquantile", "pairwise_distance", "pdist", "quantile",
+    "relu6", "remainder", "rfloordiv", "rmod", "round", "selu", "sgn", "sign", "smooth_l1_loss",
+    "softshrink", "sort", "topk", "trunc",
+}
+# Without gradients: refused where the result is used with one.
+JUMPS = {
+    "argmax", "argmin", "argsort", "bucketize", "eq", "ge", "greater", "greater_equal", "gt",
+    "isclose", "isfinite", "le", "less", "less_equal", "logical_not", "lt", "ne", "nonzero",
+    "not_equal", "searchsorted", "signbit", "unique",
+}
+TO_PYTHON = {
+    "allclose", "array", "bool", "contains", "equal", "float", "index", "int", "is_nonzero", "item",
+    "numpy", "tolist",
+}
+_NORMS = {"linalg_matrix_norm", "linalg_norm", "linalg_vector_norm", "norm", "normalize"}
+# A lower bound up to this one guards a division.
+_GUARD = 1e-6
+# Nodes of a gradient's graph: kinks that composite functions make out of sight.
+_HIDDEN = (
+    "Abs", "AdaptiveMaxPool", "Amax", "Amin", "Clamp", "Cummax", "Cummin", "Hard", "Kthvalue",
+    "LeakyRelu", "Max", "Median", "Min", "PreluKernel", "Relu", "Rrelu", "Sgn", "Sign",
+    "Softshrink", "Sort", "Threshold", "Topk",
+)
+# fmt: on
+
+
+def why_not(name: str, args: tuple, kwargs: dict) -> str:
+    """Return why a call on what depends on the weights is not followed, "" if it is smooth."""
+    if name in _REFUSED | JUMPS:
+        return f"its kinks or jumps are not followed; expected kinks of the kinds {KNOWN}"
+    if name == "elu" and kwargs.get("alpha", args[1] if len(args) > 1 else 1.0) != 1.0:
+        return "its kink at zero, for alpha other than 1, is not followed"
+    if name in _NORMS:
+        power = kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else None))
+        if power not in (None, 2, 2.0, "fro"):
+            return f"the norm of order {power!r} has kinks that are not followed"
+    return ""
+
+
+def refuse_hidden(p: Tensor) -> None:
+    """Raise ValueError for kinks that the gradient's graph has and no call showed."""
+    seen, stack = set(), [p.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("ClampMin") and guards(getattr(node, "_saved_min", None)):
+            continue
+        own = isinstance(node, torch.autograd.function.BackwardCFunction)
+        if own or node.name().startswith(_HIDDEN):
+            name = node.name().partition("Backward")[0]
+            raise ValueError(
+                f"module: it makes a call of {name} that cannot be replaced (inside a composite "
+                f"function, a compiled one or a torch.autograd.Function); expected kinks of the "
+                f"kinds {KNOWN}, called by the module's own code"
+            )
+        stack.extend(following for following, _ in node.next_functions)
+
+
+def guards(bound: object) -> bool:
+    """Return whether a lower bound only keeps a divisor from zero, as in `normalize`."""
+    return isinstance(bound, float) and 0.0 < bound <= _GUARD

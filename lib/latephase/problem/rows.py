@@ -1,0 +1,108 @@
+"""Gradients of many rows at once, from what a module's layers get and what is pulled back to them.
+
+Row r is a function of one example; run on the rows' examples, repeated, one backward pass gives the
+derivative in each layer's output for all rows. A dense layer's gradient of row r is then the outer
+product δ_r h_rᵀ, so that its part of the Gram matrix, (Δ Δᵀ) ∘ (H Hᵀ), needs no gradient; a
+convolution's is summed over positions, δ_r U_rᵀ with U the unfolded input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latephase.problem.gates import Layer
+
+
+class LayerRows:
+    """Rows of gradients by parameter: outer products where it can be, else [rows, size]."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
+        self.outer: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.whole: dict[int, list[Tensor]] = {}
+
+    def add(self, layers: list[Layer], deltas: list[Tensor | None], count: int) -> None:
+        """Append `count` rows: the calls of layers and the derivatives in their outputs.
+
+        Raises NotImplementedError for a call whose first axis is not the rows.
+        """
+        parts: dict[int, list[tuple[Layer, Tensor, bool]]] = {}
+        for layer, delta in zip(layers, deltas, strict=True):
+            if layer.input.shape[0] != count:
+                raise NotImplementedError("the first axis is not the examples")
+            delta = torch.zeros_like(layer.output) if delta is None else delta
+            for index, bias in ((layer.weight, False), (layer.bias, True)):
+                if isinstance(index, int):
+                    parts.setdefault(index, []).append((layer, delta, bias))
+        for index, uses in parts.items():
+            layer, delta, bias = uses[0]
+            if len(uses) == 1 and not bias and layer.name == "linear" and delta.ndim == 2:
+                self.outer.setdefault(index, []).append((delta, layer.input.detach()))
+            else:
+                self.whole.setdefault(index, []).append(sum(_gradients(*use) for use in uses))
+
+    def gram(self) -> Tensor:
+        """Return B Bᵀ."""
+        total = 0.0
+        for blocks in self.outer.values():
+            delta, inputs = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+            total = total + (delta @ delta.T) * (inputs @ inputs.T)
+        for blocks in self.whole.values():
+            rows = torch.cat(blocks)
+            total = total + rows @ rows.T
+        return total
+
+    def rows(self) -> Tensor:
+        """Return B [rows, P]."""
+        parts = {index: torch.cat(blocks) for index, blocks in self.whole.items()}
+        for index, blocks in self.outer.items():
+            parts[index] = torch.cat([_outer(delta, inputs) for delta, inputs in blocks])
+        like = next(iter(parts.values()))
+        none = [like.new_zeros(len(like), size) for size in self.sizes]
+        return torch.cat([parts.get(i, zeros) for i, zeros in enumerate(none)], 1)
+
+
+def _outer(delta: Tensor, inputs: Tensor) -> Tensor:
+    return (delta[:, :, None] * inputs[:, None, :]).flatten(1)
+
+
+def _gradients(layer: Layer, delta: Tensor, bias: bool) -> Tensor:
+    """Return each row's gradient in the weight or bias of a layer, [rows, size]."""
+    inputs = layer.input.detach()
+    if layer.name == "linear":
+        positions = delta.reshape(len(delta), -1, delta.shape[-1])
+        if bias:
+            return positions.sum(1)
+        inputs = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        return torch.bmm(positions.transpose(1, 2), inputs).flatten(1)
+    positions = delta.flatten(2)
+    return positions.sum(2) if bias else _convolution_gradients(layer, inputs, positions)
+
+
+def _convolution_gradients(layer: Layer, inputs: Tensor, positions: Tensor) -> Tensor:
+    stride, padding, dilation, groups = layer.options
+    flat = layer.name == "conv1d"
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        spans = [
+            d * (k - 1)
+            for d, k in zip(_pair(dilation, flat, 1), _pair(layer.kernel, flat, 1), strict=True)
+        ]
+        if any(span % 2 for span in spans):
+            raise NotImplementedError("padding that is not the same on both sides")
+        padding = [span // 2 for span in spans[flat:]]
+    one = [_pair(value, flat, fill) for value, fill in ((dilation, 1), (padding, 0), (stride, 1))]
+    unfolded = F.unfold(inputs[:, :, None] if flat else inputs, _pair(layer.kernel, flat, 1), *one)
+    rows, channels = positions.shape[0] * groups, positions.shape[1] // groups
+    # The channels of a group stand together, in the input as in the output.
+    deltas = positions.reshape(rows, channels, -1)
+    unfolded = unfolded.reshape(rows, -1, unfolded.shape[-1])
+    return torch.bmm(deltas, unfolded.transpose(1, 2)).reshape(len(positions), -1)
+
+
+def _pair(value, flat: bool, fill: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return (fill, *values) if flat else values if len(values) == 2 else values * 2

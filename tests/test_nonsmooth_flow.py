@@ -1,0 +1,250 @@
+"""The flow along kinks: known limits, small explicit steps, what it keeps, how it ends."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import latephase
+from latephase.flow.kinked_flow import KinkedFlow
+from latephase.flow.nonsmooth import KinkedStepper
+from latephase.flow.trajectory import largest_drop
+from latephase.problem.kinked import kinked
+from latephase.problem.margins import Problem
+from latephase.problem.vectors import angle
+from tests.references import (
+    explicit_relu_flow,
+    leaky_relu_on_orthonormal_inputs,
+    leaky_relu_on_symmetric_points,
+    relu_on_orthogonally_separable_points,
+)
+
+
+def relu_network(*widths, seed, slope=0.0):
+    torch.manual_seed(seed)
+    layers = []
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out, bias=False).double(), nn.LeakyReLU(slope)]
+    return nn.Sequential(*layers[:-1])
+
+
+def circle(n, seed):
+    angles = np.random.default_rng(seed).uniform(0.1, 1.4, n) + np.arange(n) * np.pi / 2
+    x = np.stack([np.cos(angles), np.sin(angles)], 1)
+    return x, np.sign(x[:, 0] * x[:, 1])
+
+
+def test_leaky_relu_with_fixed_outer_weights_on_orthonormal_inputs():
+    known = leaky_relu_on_orthonormal_inputs()
+    flow = latephase.gradient_flow(known.module, known.task, until=1e12, tol=1e-3)
+    assert flow.normalized_margin[-1] == pytest.approx(known.margin, rel=1e-6)
+    assert angle(flow.direction[-1], known.directions) < 1e-5
+    # The multipliers of the KKT conditions at margin one are all 2/(1 + s²), s = 0.3.
+    multipliers = flow.dual[-1] / flow.normalized_margin[-1] ** 2
+    np.testing.assert_allclose(multipliers, 2 / (1 + 0.3**2), rtol=1e-4)
+
+
+def test_relu_on_orthogonally_separable_points_finds_the_margin_of_each_class():
+    known = relu_on_orthogonally_separable_points()
+    flow = latephase.gradient_flow(known.module, known.task, until=1e12, tol=1e-3)
+    assert flow.normalized_margin[-1] == pytest.approx(known.margin, rel=1e-4)
+    rows, outer = flow.direction[-1][:32].reshape(8, 4), flow.direction[-1][32:]
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), np.abs(outer), atol=1e-3)
+    for row, weight in zip(rows, outer, strict=True):
+        if abs(weight) > 0.05:
+            assert angle(row, known.directions[0 if weight > 0 else 1]) < 1e-2
+
+
+def test_leaky_relu_from_a_small_start_on_symmetric_points_tends_to_the_support_vector_machine():
+    known = leaky_relu_on_symmetric_points()
+    flow = latephase.gradient_flow(known.module, known.task, until=1e9, tol=1e-3)
+    assert flow.normalized_margin[-1] == pytest.approx(known.margin, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("widths", "seed"), [((2, 20, 1), 0), ((2, 12, 12, 1), 3)], ids=["two layers", "three layers"]
+)
+def test_error_against_small_explicit_steps_follows_tol(widths, seed):
+    module, (x, y) = relu_network(*widths, seed=seed), circle(12, seed)
+    weights = [w.detach().numpy() for w in module.parameters()]
+    reference = explicit_relu_flow(weights, x, y, 2e-4, [10.0]).weights[0]
+    tols = [1e-2, 1e-3, 1e-4]
+    errors = []
+    for tol in tols:
+        flow = latephase.gradient_flow(module, x, y, at=[10.0], tol=tol)
+        errors.append(angle(flow.direction[-1], reference))
+        assert errors[-1] < 10 * tol + 1e-3
+    assert errors[2] < 0.5 * errors[0]
+
+
+def test_the_step_is_of_second_order_where_gates_stay():
+    module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
+    problem = Problem(module, x, y)
+    stepper = KinkedStepper(kinked(problem), problem.loss, 2.0, 1, 1e-6)
+    start = stepper.start(problem.w0)
+    ends, estimates = [], []
+    for parts in (1, 2, 4, 32):
+        state = start
+        for _ in range(parts):
+            # Equal arc lengths: a step's is given in units of its own ‖W‖.
+            grown = np.exp(state.log_norm - start.log_norm)
+            state, estimate = stepper.step(state, 4e-3 / parts / grown)
+            estimates.append(estimate)
+        ends.append(state.w())
+    errors = [np.linalg.norm(end - ends[-1]) for end in ends[:-1]]
+    assert 3.0 < errors[0] / errors[1] < 5.5
+    # The estimate of a half step is an eighth.
+    assert 5.0 < estimates[0] / estimates[1] < 12.0
+
+
+def test_smoothed_flows_approach_the_flow_along_kinks():
+    module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
+    exact = latephase.gradient_flow(module, x, y, at=[30.0], tol=1e-4)
+    apart = []
+    for epsilon in (1e-1, 1e-2):
+        smooth = latephase.gradient_flow(module, x, y, at=[30.0], tol=1e-3, kink_smoothing=epsilon)
+        apart.append(angle(smooth.direction[-1], exact.direction[-1]))
+        # A second ε says how large the error from the first one is.
+        assert 0.1 * apart[-1] < smooth.settings["smoothing_error"] < 10 * apart[-1]
+    assert apart[1] < 0.3 * apart[0]
+
+
+def test_what_the_flow_keeps():
+    module, (x, y) = relu_network(2, 12, 12, 1, seed=1), circle(12, 1)
+    flow = latephase.gradient_flow(module, x, y, until=1e12, tol=1e-3, records=600)
+    assert largest_drop(flow.normalized_smoothed_margin) < 1e-9
+    # ‖W_{l+1}‖² - ‖W_l‖² never changes, and vanishes beside ‖W‖².
+    sizes = [w.numel() for w in module.parameters()]
+    layers = np.split(flow.direction, np.cumsum(sizes)[:-1], axis=1)
+    squares = np.array([(part**2).sum(1) for part in layers])
+    start = [float((w.detach() ** 2).sum()) for w in module.parameters()]
+    kept = np.diff(squares, axis=0) * np.exp(2 * flow.log_norm)
+    early = flow.smoothed_margin < 10
+    np.testing.assert_allclose(
+        kept[:, early], np.diff(start)[:, None] + 0 * kept[:, early], atol=5e-2
+    )
+    np.testing.assert_allclose(squares[:, -1], 1 / 3, atol=1e-3)
+    assert flow.active_kinks[-1] > 0
+    assert 0 < flow.kink_distance.max() < 1e-4
+
+
+def test_far_beyond_what_a_float_squares():
+    module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
+    flow = latephase.gradient_flow(module, x, y, until=1e300, tol=1e-3)
+    assert 1e300 <= flow.smoothed_margin[-1] <= 1.001e300
+    assert flow.alignment[-1] > 1 - 1e-9
+    assert flow.steps < 400
+
+
+def test_levels_extension_and_records_are_those_of_any_flow(tmp_path):
+    module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
+    flow = latephase.gradient_flow(module, x, y, at=[1.0, 10.0, 1e4], tol=1e-3)
+    np.testing.assert_array_less([0.999, 9.99, 9.99e3], flow.smoothed_margin)
+    np.testing.assert_array_less(flow.smoothed_margin, [1.0011, 10.011, 1.0011e4])
+    longer = flow.extend(1e6)
+    assert 1e6 <= longer.smoothed_margin[-1] <= 1.001e6
+    longer.save(tmp_path / "flow.npz")
+    loaded = latephase.Trajectory.load(tmp_path / "flow.npz")
+    np.testing.assert_array_equal(loaded.active_kinks, longer.active_kinks)
+    assert loaded.settings["repelling_kinks"] == 0
+    again = latephase.gradient_flow(module, x, y, at=[1.0, 10.0, 1e4], tol=1e-3)
+    np.testing.assert_array_equal(flow.direction, again.direction)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "cross_entropy"])
+def test_other_losses_and_classes_end_in_the_same_limit(loss):
+    x, y = circle(12, 0)
+    module = relu_network(2, 20, 1 if loss == "logistic" else 3, seed=0)
+    if loss == "cross_entropy":
+        y = np.arange(12) % 4 % 3
+    flow = latephase.gradient_flow(module, x, y, loss, until=1e6, tol=1e-3)
+    exponential = latephase.gradient_flow(module, x, y, "exponential", until=1e6, tol=1e-3)
+    assert flow.alignment[-1] > 1 - 1e-3
+    assert flow.normalized_margin[-1] == pytest.approx(exponential.normalized_margin[-1], rel=0.2)
+    np.testing.assert_allclose(flow.dual[-1].sum(), 1.0, rtol=1e-6)
+
+
+def sliding_flow(until):
+    """A flow of three layers, stopped where it slides along several kinks."""
+    module, (x, y) = relu_network(2, 12, 12, 1, seed=1), circle(12, 1)
+    problem = Problem(module, x, y)
+    settings = {"tol": 1e-3, "records": 8, "until": until}
+    flow = KinkedFlow(problem, kinked(problem), 3.0, settings)
+    flow.run(until)
+    assert len(flow.state.sliding.active) > 2
+    return flow
+
+
+def test_records_tell_what_their_w_says():
+    flow = sliding_flow(30.0)
+    state, kinks = flow.state, flow.stepper.kinked
+    # At W itself, with the gates that the flow has, sliding ones between 0 and 1.
+    gates = state.sliding.gates.copy()
+    gates[state.sliding.active] = state.sliding.share
+    point = kinks.at(state.direction, gates, np.zeros(0, dtype=int))
+    p = point.p * np.exp(3.0 * state.log_norm)
+    alpha = -np.log(np.exp(-p).sum())
+    assert state.smoothed_margin == pytest.approx(alpha, rel=1e-3)
+    gradient = point.pull(np.exp(-p + alpha), np.zeros(0))[0]
+    np.testing.assert_allclose(
+        np.linalg.norm(state.gradient - gradient), 0.0, atol=1e-3 * np.linalg.norm(gradient)
+    )
+
+
+def test_the_gate_of_a_sliding_kink_is_its_place_within_the_width():
+    flow = sliding_flow(30.0)
+    found, solve = [], flow.stepper.slider.solve
+    flow.stepper.slider.solve = lambda *a: found.append((a, solve(*a))) or found[-1][1]
+    flow.stepper.step(flow.state, 1e-3)
+    (_, _, scale), solved = found[-1]
+    active, share = solved.sliding.active, solved.sliding.share
+    width = 0.01 * 1e-3 * scale[active]
+    np.testing.assert_allclose(solved.z[active] / width, share - 0.5, atol=1e-2)
+    assert ((share > -1e-6) & (share < 1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("copies", [1, 2], ids=["once", "twice"])
+def test_copies_of_examples_do_not_stop_it(copies):
+    module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
+    flow = latephase.gradient_flow(
+        module, np.tile(x, (copies, 1)), np.tile(y, copies), until=1e9, tol=1e-3
+    )
+    once = latephase.gradient_flow(module, x, y, until=1e9, tol=1e-3)
+    assert flow.normalized_margin[-1] == pytest.approx(once.normalized_margin[-1], rel=1e-2)
+
+
+def test_dead_examples_are_named():
+    module, (x, y) = relu_network(2, 4, 1, seed=0), circle(8, 0)
+    x[[2, 6]] = [[-1.0, -1.0], [-2.0, -2.0]]
+    with torch.no_grad():
+        # Every unit is shut for the examples 2 and 6.
+        module[0].weight.copy_(torch.tensor([[3.0, 1.0], [1.0, 3.0], [3.0, 0.5], [0.5, 3.0]]))
+        module[2].weight.copy_(torch.tensor([[1.0, 1.0, -1.0, -1.0]]))
+    with pytest.raises(latephase.NotSeparated, match=r"stays zero, for 2 examples \(2, 6\)"):
+        latephase.gradient_flow(module, x, y, until=10.0, tol=1e-3)
+
+
+def test_a_step_that_cannot_be_solved_says_so(monkeypatch):
+    module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
+
+    def fails(self, *arguments):
+        raise latephase.flow.sliding.StepFailed("never")
+
+    monkeypatch.setattr(KinkedStepper, "step", fails)
+    with pytest.raises(latephase.StepCollapse, match="the implicit step fell to"):
+        latephase.gradient_flow(module, x, y, until=10.0)
+
+
+def test_the_filtered_error_leaves_out_what_active_kinks_forbid():
+    flow = sliding_flow(30.0)
+    found = []
+    solve = flow.stepper.slider.solve
+    flow.stepper.slider.solve = lambda *a: found.append(solve(*a)) or found[-1]
+    flow.stepper.step(flow.state, 1e-3)
+    solver, sliding = found[-1].linearized, found[-1].sliding
+    error = np.random.default_rng(0).normal(size=flow.problem.w0.size)
+    before, after = (solver.point.push(e)[1] for e in (error, solver.filtered(error)))
+    assert len(after) == len(sliding.active) == len(before)
+    assert np.abs(after).max() < 0.15 * np.abs(before).max()
