@@ -220,7 +220,8 @@ class HatNetwork(nn.Module):
         square = self.weight.square().sum()
         u, v, w = (self.weight / square.sqrt()).unbind()
         r2 = u.square() + v.square()
-        x = 1 / w.square().clamp_min(1 / _LARGEST_X)
+        # A constant to derivatives: a clamp would be one more kink to follow.
+        x = 1 / (w.square() + torch.relu(1 / _LARGEST_X - w.square().detach()))
         # C sin φ = 4 r³ v X^k/(1 + 4r⁴X^k) needs no angle.
         g = 4 * x**self.hat.power
         cap = self.hat.cap
