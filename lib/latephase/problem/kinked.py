@@ -82,7 +82,7 @@ class Kinked:
 
     def at(self, w: np.ndarray, gates: np.ndarray, active: np.ndarray) -> Point:
         """Return the derivatives at w with these gates, those of the kinks `active` closed."""
-        return Point(self, w, gates, np.asarray(active, dtype=int))
+        return Point(self, w, gates, np.array(active, dtype=int))
 
     def run(
         self, w: Tensor, rows: np.ndarray, gates: np.ndarray | None, record: bool = False

@@ -30,7 +30,7 @@ class Point:
     def __init__(
         self, kinked: Kinked, w: np.ndarray, gates: np.ndarray, active: np.ndarray
     ) -> None:
-        self.kinked, self.active = kinked, active.astype(int)
+        self.kinked, self.active = kinked, active
         self.gates = np.array(gates, dtype=float)
         self.gates[self.active] = 0.0
         self._leaf = kinked.tensor(w).requires_grad_(True)
