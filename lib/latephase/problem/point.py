@@ -23,8 +23,8 @@ _BATCH = 1024
 class Point:
     """The derivatives of margins p [n] and of the arguments z_A of A active kinks, at one w.
 
-    J [n, P] and Z_A [A, P] are their Jacobians with the gates as constants, those of the active
-    kinks closed (0), and B = [J; Z_A]. The module runs forward once.
+    J [n, P] and Z_A [A, P] are their derivatives in w with the gates as constants, those of the
+    active kinks closed (0), and B = [J; Z_A]. The module runs forward once.
     """
 
     def __init__(
