@@ -524,6 +524,13 @@ def test_modules_whose_kinks_are_no_functions_of_weights_and_example(forward, me
         Kinked(of)
 
 
+def test_more_kinks_than_memory_holds():
+    of = problem(dense(F.relu))
+    of.jacobian_bytes = 64 * 9 * 6 - 1
+    with pytest.raises(ValueError, match="jacobian_bytes: 54 kinks of 9 examples need 3456 bytes"):
+        kinked(of)
+
+
 def test_kinks_coupled_across_examples():
     # The kinks see the batch, the margins do not.
     def forward(self, x):
