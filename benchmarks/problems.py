@@ -92,9 +92,12 @@ CASES = {
 }
 
 
-def save(name: str, content: dict) -> Path:
-    """Write results/name.json with the machine's description; it appears whole or not at all."""
-    content |= {
+def save(name: str, content: dict, arrays: dict | None = None, folder: Path = RESULTS) -> Path:
+    """Write name.json and, with arrays, name.npz to the folder, with the machine's description.
+
+    They appear whole or not at all. The seed is 0 where the content does not say another.
+    """
+    content = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread",
         "device": "cpu",
         "seed": 0,
@@ -103,8 +106,8 @@ def save(name: str, content: dict) -> Path:
             for name in ("latephase", "torch", "numpy", "scipy", "torchdiffeq")
             if find_spec(name)
         },
-    }
-    return writing.write(name, RESULTS, content)
+    } | content
+    return writing.write(name, folder, content, arrays)
 
 
 torch.set_num_threads(1)
