@@ -5,10 +5,11 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book record test test-site test-slow house links lab environment lint audit lock clean profile
-.PHONY: cores chapter wheel
+.PHONY: cores chapter wheel compare reference why
 
 PROFILE ?= quick
 RUNS ?= recordings/runs.yml
+THREADS ?= 1
 CLUSTER ?=
 # Where Snakemake runs the jobs: here, or on the cluster that profiles/$(CLUSTER) describes.
 JOBS = --cores $(CORES)$(if $(CLUSTER), --cluster '$(CLUSTER)')
@@ -25,7 +26,10 @@ help: ## list the targets
 	@echo 'RUN=NAME                  make record: which run of recordings/runs.yml'
 	@echo 'RUNS=FILE                 make record: other runs, as recordings/paper.yml'
 	@echo 'PROFILE=quick|full|paper  how much the chapters compute (quick)'
+	@echo 'LEDGER=FILE               make compare: another ledger than this build has made'
+	@echo 'WHY=TEXT                  make reference: the reason, for the message of its commit'
 	@echo 'CORES=N                   cores to use (all)'
+	@echo 'THREADS=N                 threads of a chapter, part of what decides its numbers (1)'
 	@echo 'CLUSTER=slurm             book, record: run the jobs there, see profiles/slurm/config.yaml'
 	@echo 'VENV=DIR                  where the environment is made (.venv)'
 	@echo 'PYTHON=COMMAND            the Python it is made with, 3.11 or newer (python3)'
@@ -33,7 +37,13 @@ help: ## list the targets
 	@echo 'UPGRADE=1                 make lock: move every package to its newest version'
 
 book: profile cores ## run every chapter, check every claim, build the site in _build/html
-	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)
+	$(IN_ENVIRONMENT) -m latebook build --profile '$(PROFILE)' $(JOBS)$(if $(filter-out 1,$(THREADS)), --threads '$(THREADS)')
+
+compare: profile ## hold the ledger, or LEDGER=FILE, against the committed reference
+	$(IN_ENVIRONMENT) -m latebook compare --profile '$(PROFILE)' $(if $(LEDGER),--ledger '$(LEDGER)')
+
+reference: why book ## commit the ledger as the reference of its profile, WHY="..."
+	$(IN_ENVIRONMENT) -m latebook reference --profile '$(PROFILE)' --why "$$WHY"
 
 record: cores ## make the recorded runs in results/ that are missing, or RUN=NAME anew
 	$(IN_ENVIRONMENT) -m latebook record$(if $(RUN), $(RUN)) --runs '$(RUNS)' $(JOBS)
@@ -44,7 +54,7 @@ test: cores ## run the tests that take minutes
 
 test-site: ## run the tests of the built site in a browser, after make book
 	$(IN_ENVIRONMENT) -m uv pip install --python python --quiet --require-hashes \
-	    --requirement tests/site/requirements.lock
+	    --target _build/tests-site --requirement tests/site/requirements.lock
 	$(IN_ENVIRONMENT) -m pytest tests/site
 
 test-slow: cores ## run the kills, the sabotage and the whole builds
@@ -95,11 +105,14 @@ lock: ## renew requirements.lock and environment.yml from pyproject.toml
 clean: ## remove what was built, keep the environment and recorded results
 	rm -rf _build .snakemake build .pytest_cache .ruff_cache
 
+why:
+	@[ -n "$$WHY" ] || { echo 'latephase: make reference asks for its reason, WHY="..."' >&2; exit 2; }
+
 profile:
 	@for known in $(PROFILES); do [ "$$known" != '$(PROFILE)' ] || exit 0; done; \
 	echo 'latephase: unknown PROFILE=$(PROFILE); known: $(PROFILES)' >&2; exit 2
 
 cores:
-	@case '$(CORES)' in \
-	''|0*|*[!0-9]*) echo 'latephase: CORES=$(CORES) is not a positive number' >&2; exit 2 ;; \
-	esac
+	@for number in 'CORES=$(CORES)' 'THREADS=$(THREADS)'; do case "$${number#*=}" in \
+	''|0*|*[!0-9]*) echo "latephase: $$number is not a positive number" >&2; exit 2 ;; \
+	esac; done

@@ -1,89 +1,63 @@
-"""The graph: data -> chapters (papermill) -> ledger -> verdict -> site. `make book` runs it.
+"""The graph: chapters (papermill) -> ledger -> verdict -> site. `make book` runs it.
 
 `make record` runs another one, of recorded runs, each for itself. On a cluster the chapters and
 the runs are its jobs; what they need is said in the folder of `profiles/` that describes it.
+
+What has to be made `latebook build` decides, by content (lib/latebook/inputs.py): it leaves the
+marks of what is as it would be. Snakemake orders the rest. It knows nothing but the marks, so that
+its clocks start nothing, and what it deletes of a failed job is never a result.
 """
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import experiments
-import latebook
-import latephase
-from latebook.claims import load
 from latebook.layout import Book
 
 BOOK = Book(Path.cwd(), config.get("profile", "quick"))
-CLAIMS = load(BOOK.claims)
-CHAPTERS = BOOK.chapters()
-SCIENCE = [f for package in (latephase, experiments) for f in sorted(Path(package.__file__).parent.rglob("*"))
-           if f.suffix in (".py", ".npz")]
-PIPELINE = sorted(Path(latebook.__file__).parent.glob("*.py"))
-# A chapter runs again when a file that can change its numbers or its gate does.
-GATE = [f for f in PIPELINE if f.stem in ("claims", "execute", "gate")]
-PAGES = [str(f) for f in sorted(Path("book").rglob("*")) if f.is_file() and f.suffix != ".ipynb"
-         and ".ipynb_checkpoints" not in f.parts]
-EXECUTED = f"_build/executed/{BOOK.profile}/{{chapter}}.ipynb"
-LEDGER, VERDICT, LIBRARY, SITE = (str(f.relative_to(BOOK.root)) for f in (
-    BOOK.ledger, BOOK.product("verdict", ".ok"), BOOK.library, BOOK.html / "index.html"))
-SHOWN = [LIBRARY] if BOOK.shows_library else []
+THREADS = int(config.get("threads", 1))
+
+
+def mark(*step):
+    return str(BOOK.mark(*step).relative_to(BOOK.root))
+
+
+EXECUTED = [mark("chapter", chapter) for chapter in BOOK.chapters()]
+SHOWN = [mark("library")] if BOOK.shows_library else []
 PYTHON = sys.executable
-STEP = "{PYTHON:q} -m latebook {rule} --profile {BOOK.profile}"
+STEP = "{PYTHON:q} -m latebook {rule} --profile {BOOK.profile} --threads {THREADS}"
 # What `make record` asks for. Without it no rule makes a record: a book never starts a long run.
 RUNS, RECORDS = config.get("runs"), config.get("records", [])
 
 
 localrules: book, site, library, verdict, ledger, records
 
-
-def claims_of(wildcards):
-    """The chapter's rows of the registry: a changed bound runs its own chapter again, no other."""
-    return [str(asdict(claim)) for claim in CLAIMS.values() if claim.chapter == wildcards.chapter]
-
-
-def records_of(wildcards):
-    """The recorded runs that the chapter names: a new record runs its readers again, no other."""
-    source = Path(f"book/{wildcards.chapter}.ipynb").read_text(encoding="utf8")
-    return [str(f) for f in sorted(Path("results").glob("*.*")) if f'recorded(\\"{f.stem}\\"' in source]
-
-
-# All of it: of what the site is made from, Snakemake would not miss what has vanished.
 rule book:
-    input: SITE, SHOWN, VERDICT, LEDGER, expand(EXECUTED, chapter=CHAPTERS)
+    input: mark("site"), SHOWN, mark("verdict"), mark("ledger"), EXECUTED
 
 rule site:
-    input: VERDICT, SHOWN, "_config.yml", "_toc.yml", PAGES, expand(EXECUTED, chapter=CHAPTERS),
-           PIPELINE
-    output: update(SITE)
-    params: profile=BOOK.profile
+    input: mark("verdict"), SHOWN
+    output: touch(mark("site"))
     shell: STEP
 
 # By itself, as it loads all of the library: a changed chapter does not make it again.
 rule library:
-    input: SCIENCE, PIPELINE
-    output: update(LIBRARY)
-    params: profile=BOOK.profile
+    output: touch(mark("library"))
     shell: STEP
 
 rule verdict:
-    input: LEDGER
-    output: VERDICT
-    params: profile=BOOK.profile
-    shell: STEP + " && touch {output}"
+    input: mark("ledger")
+    output: touch(mark("verdict"))
+    shell: STEP
 
 rule ledger:
-    input: "book/claims.yml", expand(EXECUTED, chapter=CHAPTERS), [f for f in PIPELINE if f.stem == "ledger"]
-    output: update(LEDGER)
-    params: profile=BOOK.profile
+    input: EXECUTED
+    output: touch(mark("ledger"))
     shell: STEP
 
 rule chapter:
-    input: "book/{chapter}.ipynb", SCIENCE, GATE, records_of
-    output: update(EXECUTED)
-    params: claims=claims_of, parameters=lambda wildcards: BOOK.parameters(wildcards.chapter)
-    threads: 1
+    output: touch(mark("chapter", "{chapter}"))
+    threads: THREADS
     shell: STEP + " --chapter {wildcards.chapter}"
 
 rule records:

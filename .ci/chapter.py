@@ -31,6 +31,7 @@ CLAIM = """\
   metric: 1 − cos(W, −∇R) when α reaches 10^4; each seed
   relation: "<="
   bound: 1.0e-4
+  tolerance: 0.01
   reason: >-
     Directions of linear models are of order 1/α from their limit, and the misalignment of order
     α^-2, 10^-8; ten thousand times that is allowed.

@@ -153,7 +153,7 @@ def make(
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
         f"{torch.get_num_threads()} thread(s)",
         "device": _device(settings.device),
-        "versions": environment["versions"],
+        "versions": {name: environment["versions"][name] for name in provenance.PACKAGES},
         "python": environment["python"],
         "duration": float(done.seconds[-1]),
         "measuring": time.monotonic() - begin,

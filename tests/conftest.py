@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,14 +21,34 @@ CLAIM = {
     "metric": "the number",
     "relation": "<=",
     "bound": 1.0,
+    "tolerance": {"relative": 0.1, "floor": 0.01},
     "reason": "one is small",
     "controls": {"large": "a large number"},
+    "cases": 1,
+    "few": "a fixture",
+}
+
+# What `execute` writes down of the run of a chapter.
+_PARTS = ("cells", "library", "pipeline", "parameters", "claims", "lock", "environment")
+MADE_BY = {
+    "profile": "quick",
+    "parameters": {"number": 0.5},
+    "seconds": 1.5,
+    "commit": "c" * 40,
+    "date": "2026-11-28T12:00:00+00:00",
+    "inputs": "1" * 64,
+    "parts": dict.fromkeys(_PARTS, "2" * 64),
+    "opened": {"results/one.json": "3" * 64},
+    "environment": {
+        **{"python": "3.12.3", "system": "Linux x86_64", "cores": 2, "device": "cpu"},
+        **{"threads": 1, "versions": {"torch": "2.15.0"}},
+    },
 }
 
 
 def chapter(name: str, *code: str) -> nbformat.NotebookNode:
     """A chapter with a parameters cell, the given code cells and a last cell that records."""
-    last = f"claims.record('{name}/small', number, control={{'large': 2.0}}, seeds=[0])"
+    last = f"claims.record('{name}/small', [number], control={{'large': [2.0]}}, seeds=[0])"
     return new_notebook(
         cells=[
             new_markdown_cell(f"# The {name} chapter\n\nIt measures a number, $x \\le 1$."),
@@ -43,6 +63,21 @@ def chapter(name: str, *code: str) -> nbformat.NotebookNode:
     )
 
 
+def recorded(notebook: nbformat.NotebookNode, text=None, **change) -> nbformat.NotebookNode:
+    """The notebook as a run without a fault leaves it, but for a change of what it recorded."""
+    # Not above: test_mutants.py has the library imported from elsewhere.
+    from latebook.claims import MIME
+
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for position, cell in enumerate(code, start=1):
+        cell.execution_count = position
+    payload = {"id": "first/small", "values": ["0.5"], "seeds": [0], "dropped": {}}
+    payload |= {"controls": {"large": {"values": ["2.0"], "seeds": [0]}}} | change
+    data = {MIME: payload, "text/plain": text or "first/small: 0.5 <= 1 — holds"}
+    code[-1].outputs = [new_output("display_data", data)]
+    return notebook
+
+
 class FixtureBook:
     """A two-chapter book in its own folder; `build()` runs the pipeline on it."""
 
@@ -50,7 +85,7 @@ class FixtureBook:
         self.root = root
         (root / "book").mkdir(parents=True)
         (root / "profiles").mkdir()
-        for name in ("Snakefile", "_config.yml"):
+        for name in ("Snakefile", "_config.yml", "CITATION.cff"):
             shutil.copy(ROOT / name, root / name)
         for name in ("_static", "_inventories"):
             shutil.copytree(ROOT / "book" / name, root / "book" / name)

@@ -23,6 +23,7 @@ def test_one_bound_serves_every_profile(tmp_path):
     ("change", "message"),
     [
         ({"bound": None}, "missing bound"),
+        ({"tolerance": None}, "missing tolerance"),
         ({"reason": ""}, "missing reason"),
         ({"bound": "0.1"}, "bound is a finite number"),
         ({"bound": float("nan")}, "bound is a finite number"),
@@ -39,6 +40,20 @@ def test_one_bound_serves_every_profile(tmp_path):
             {"expect": {"quick": "not covered by theory", "full": "holds", "paper": "holds"}},
             "does not depend on the profile",
         ),
+        ({"kind": "guess"}, "kind is one of"),
+        ({"over_seeds": "mean"}, "over_seeds is one of"),
+        ({"tolerance": -0.1}, "tolerance is not negative"),
+        ({"tolerance": {"relative": 0.1}}, "tolerance is a number or"),
+        ({"tolerance": {"relative": 0.1, "floor": float("inf")}}, "tolerance is a number or"),
+        ({"range": [2.0, 1.0]}, "range is"),
+        ({"range": [0.0, float("inf")]}, "range is"),
+        ({"range": 1.0}, "range is"),
+        ({"expect": "fails", "expect_reason": "so"}, "fails needs a range"),
+        ({"expect": "not covered by theory", "expect_reason": "so"}, "theory needs a range"),
+        ({"cases": 0}, "cases is a number of starts"),
+        ({"cases": 2.0}, "cases is a number of starts"),
+        ({"cases": {"quick": 5}}, "cases is a number of starts"),
+        ({"cases": 4, "few": ""}, "fewer than 5 and needs a reason"),
     ],
 )
 def test_a_row_that_cannot_be_judged_is_refused(tmp_path, change, message):
@@ -72,41 +87,69 @@ def published(tmp_path, monkeypatch):
     return shown
 
 
+LARGE = {"large": [2.0]}
+
+
 def test_record_keeps_every_digit_and_infinity(published):
-    claims.record("first/small", [0.1, 1 / 3], control={"large": float("inf")}, seeds=[3, 4])
+    control = {"large": {3: [float("inf"), 2.0], 7: 5}}
+    claims.record("first/small", [0.1, 1 / 3], control=control, seeds=[3, 4])
     payload = published[0][claims.MIME]
-    assert [float(v) for v in payload["values"]] == [0.1, 1 / 3]
-    assert payload["controls"] == {"large": ["inf"]}
-    assert payload["seeds"] == [3, 4]
+    assert [float(v) for v in payload.pop("values")] == [0.1, 1 / 3]
+    large = {"values": ["inf", "2.0", "5.0"], "seeds": [3, 3, 7]}
+    rest = {"seeds": [3, 4], "dropped": {}, "controls": {"large": large}}
+    assert payload == {"id": "first/small"} | rest
+
+
+def test_record_names_the_starts_that_it_dropped(published):
+    values, reason = {4: 0.5, 3: 0.25}, "a step killed a neuron"
+    claims.record("first/small", values, control={"large": [2.0, 3.0]}, dropped={5: reason})
+    payload = published[0][claims.MIME]
+    assert (payload["values"], payload["seeds"]) == (["0.5", "0.25"], [4, 3])
+    assert payload["dropped"] == {"5": reason}
+    assert payload["controls"]["large"]["seeds"] == [4, 3]
 
 
 def test_record_shows_the_verdict_of_the_worst_seed(published):
-    claims.record("first/small", [0.5, 1.5], control={"large": 2.0})
+    claims.record("first/small", [0.5, 1.5], control={"large": {0: 2.0}}, seeds=[0, 1])
     assert published[0]["text/plain"] == "first/small: 1.5 <= 1 — fails"
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("id", "value", "seeds", "control", "message"),
     [
-        (("first/smal", 0.5, {"large": 2.0}), "'first/smal' is not registered; known: first/small"),
-        (("first/small", float("nan"), {"large": 2.0}), "is NaN"),
-        (("first/small", [0.5, float("nan")], {"large": 2.0}), "is NaN"),
-        (("first/small", 0.5, {"large": float("nan")}), "control 'large' of first/small is NaN"),
-        (("first/small", [], {"large": 2.0}), "is empty"),
-        (("first/small", 0.5, {}), r"expected the controls \['large'\], got \[\]"),
+        ("first/smal", [0.5], [0], LARGE, "'first/smal' is not registered; known: first/small"),
+        ("first/small", [float("nan")], [0], LARGE, "is NaN"),
+        ("first/small", [0.5, float("nan")], [0, 1], LARGE, "is NaN"),
+        ("first/small", [0.5], [0], {"large": [float("nan")]}, "'large' of first/small is NaN"),
+        ("first/small", [], [], LARGE, "is empty"),
+        ("first/small", {}, None, LARGE, "is empty"),
+        ("first/small", [0.5], [0], {}, r"expected the controls \['large'\], got \[\]"),
+        ("first/small", [0.5], [0, 1], LARGE, "is 1 numbers for 2 seeds"),
+        ("first/small", [0.5, 0.5], [0], LARGE, "is 2 numbers for 1 seeds"),
+        ("first/small", 0.5, None, LARGE, "is 1 numbers for 0 seeds"),
+        ("first/small", [0.5], [0], {"large": [2.0, 3.0]}, "'large' .* 2 numbers for 1 seeds"),
+        ("first/small", [0.5, 0.5], [1, 1], {"large": [2, 2]}, "takes each start once"),
+        ("first/small", {0: [0.5, 0.6]}, None, {"large": [2, 2]}, "takes each start once"),
+        ("first/small", [float("-inf")], [0], LARGE, "cannot be -inf, too good for <= 1"),
+        ("first/small", [0.5, -1e9], [0, 1], {"large": [2, 2]}, "cannot be -1000000000.0"),
     ],
 )
-def test_record_refuses(published, call, message):
-    id, value, control = call
+def test_record_refuses(published, id, value, seeds, control, message):
     with pytest.raises(BookError, match=message):
-        claims.record(id, value, control=control)
+        claims.record(id, value, control=control, seeds=seeds)
     assert published == []
+
+
+@pytest.mark.parametrize("dropped", [{0: "lost"}, {1: " "}, {1: ""}])
+def test_a_dropped_start_is_another_one_and_has_a_reason(published, dropped):
+    with pytest.raises(BookError, match="measured or dropped for a reason"):
+        claims.record("first/small", [0.5], control=LARGE, seeds=[0], dropped=dropped)
 
 
 def test_record_outside_a_book_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BookError, match=r"no book/claims\.yml"):
-        claims.record("first/small", 0.5, control={"large": 2.0})
+        claims.record("first/small", [0.5], control=LARGE, seeds=[0])
 
 
 @pytest.mark.parametrize(("relation", "beyond"), [("<=", 1.1), (">=", 0.9)])
@@ -115,8 +158,36 @@ def test_the_bound_itself_is_within(tmp_path, relation, beyond):
     assert claim.satisfied(1.0, "quick")
     for value in (beyond, float("nan")):
         assert not claim.satisfied(value, "quick")
-    assert claim.worst([1.0, beyond]) == claim.best([beyond, beyond]) == beyond
+    assert claim.of_seeds([1.0, beyond]) == claim.best([beyond, beyond]) == beyond
     assert claim.best([1.0, beyond]) == 1.0
+
+
+@pytest.mark.parametrize(("rule", "judged"), [("worst", 3.0), ("median", 2.0), ("best", 0.5)])
+def test_the_registry_says_which_seed_is_judged(tmp_path, rule, judged):
+    claim = claims.load(write(tmp_path, [CLAIM | {"over_seeds": rule}]))["first/small"]
+    assert claim.of_seeds([3.0, 0.5, 2.0]) == judged
+
+
+@pytest.mark.parametrize(
+    ("relation", "bound", "absurd", "fine"),
+    [
+        ("<=", 1e-12, [-2e-9, float("-inf"), -0.5], [0.0, -1e-15, 1e300]),
+        (">=", 0.1, [float("inf"), 101.0], [0.1, 99.0, -1e300]),
+        (">=", 0.0, [float("inf"), 1001.0], [0.0, 999.0]),
+        ("<=", -0.8, [-801.0], [-1.0, -800.0]),
+    ],
+)
+def test_too_good_is_no_value(tmp_path, relation, bound, absurd, fine):
+    row = CLAIM | {"relation": relation, "bound": bound}
+    claim = claims.load(write(tmp_path, [row]))["first/small"]
+    assert [value for value in [*absurd, *fine] if claim.is_absurd(value, "quick")] == absurd
+
+
+def test_a_range_is_of_one_profile_or_of_all(tmp_path):
+    expected = {"expect": "fails", "expect_reason": "so", "range": [1.0, 2.0]}
+    claim = claims.load(write(tmp_path, [CLAIM | expected]))["first/small"]
+    assert [claim.outside(v, "full") for v in (1.0, 2.0, 2.1, float("inf"))] == [0, 0, 1, 1]
+    assert not claims.load(write(tmp_path, [CLAIM]))["first/small"].outside(1e300, "quick")
 
 
 def test_each_profile_has_its_bound_and_each_chapter_its_claims(published, monkeypatch):
@@ -125,8 +196,8 @@ def test_each_profile_has_its_bound_and_each_chapter_its_claims(published, monke
     assert claims.holds("first/small", 0.5)
     monkeypatch.setenv("LATEPHASE_PROFILE", "full")
     assert not claims.holds("first/small", 0.5)
-    assert claims.of_chapter(registry, "first") == {"first/small"}
-    assert claims.of_chapter(registry, "second") == set()
+    assert set(claims.of_chapter(registry, "first")) == {"first/small"}
+    assert claims.of_chapter(registry, "second") == {}
 
 
 def test_holds_judges_the_worst_number(published):

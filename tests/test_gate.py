@@ -7,29 +7,22 @@ import yaml
 from nbformat.v4 import new_code_cell, new_output
 from nbformat.v4 import writes as text_of
 
-from latebook import BookError, gate
-from latebook.claims import MIME
+from latebook import BookError, claims, gate
 from latebook.notebooks import read
-from tests.conftest import ROOT, chapter
+from tests.conftest import CLAIM, ROOT, chapter, recorded
 
 
-def executed(notebook):
-    """The notebook as a run without a fault leaves it."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for position, cell in enumerate(code, start=1):
-        cell.execution_count = position
-    payload = {"id": "first/small", "values": ["0.5"], "controls": {"large": ["2.0"]}, "seeds": [0]}
-    code[-1].outputs = [new_output("display_data", {MIME: payload, "text/plain": "holds"})]
-    return notebook
-
-
-def faults(tmp_path, plant=lambda notebook: None, expected=("first/small",)):
+def faults(tmp_path, plant=lambda notebook: None, rows=(CLAIM,)):
     source, run = tmp_path / "first.ipynb", tmp_path / "run.ipynb"
     source.write_text(text_of(chapter("first", "x = 1")))
-    notebook = executed(chapter("first", "x = 1"))
+    notebook = recorded(chapter("first", "x = 1"))
     plant(notebook)
     run.write_text(text_of(notebook))
-    return gate.check_executed(read(run), source, set(expected))
+    registered = {}
+    if rows:
+        (tmp_path / "claims.yml").write_text(yaml.safe_dump([*rows]))
+        registered = claims.load(tmp_path / "claims.yml")
+    return gate.check_executed(read(run), source, registered, "quick", {"number": 0.5})
 
 
 def test_a_faultless_run_passes(tmp_path):
@@ -139,7 +132,7 @@ def test_a_planted_fault_is_seen(tmp_path, plant, message):
 
 
 def test_a_claim_of_nobody_is_seen(tmp_path):
-    assert faults(tmp_path, expected=()) == ["first: recorded 'first/small', not registered for it"]
+    assert faults(tmp_path, rows=()) == ["first: recorded 'first/small', not registered for it"]
 
 
 def test_the_word_nan_inside_another_is_no_fault(tmp_path):
@@ -166,7 +159,7 @@ def test_a_missing_notebook_is_named(tmp_path):
 
 def test_a_notebook_stored_with_outputs_is_refused(tmp_path):
     path = tmp_path / "first.ipynb"
-    path.write_text(text_of(executed(chapter("first"))))
+    path.write_text(text_of(recorded(chapter("first"))))
     # The last cell kept its output, the others the turn in which they ran.
     stored = [fault for fault in gate.check_source(path) if "stored with outputs" in fault]
     assert len(stored) == 3

@@ -191,6 +191,35 @@ def test_bisection_inverts_a_users_loss():
         torch.testing.assert_close(loss.inverse(loss.log_value(z)), z, rtol=1e-13, atol=1e-12)
 
 
+def spliced_logistic(z):
+    far = torch.clamp(z, min=18.0)
+    return torch.where(z > 18.0, -far, torch.log(torch.nn.functional.softplus(-z.clamp(max=18.0))))
+
+
+def test_a_joint_at_which_autograd_finds_no_slope_is_named_for_what_it_is():
+    with pytest.raises(ValueError, match=r"no slope at z = 18.* join two formulas"):
+        check_loss(Loss("spliced", spliced_logistic))
+    check_loss(Loss("spliced", spliced_logistic, log_rate=LOGISTIC.log_rate))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("log_rate", lambda z: LOGISTIC.log_rate(z) + 1e-6),
+        ("log_rate", lambda z: torch.where(z > 1e5, 1e-3, LOGISTIC.log_rate(z))),
+        ("log_rate", lambda z: LOGISTIC.log_rate(z) * torch.nan),
+        ("log_inverse", torch.neg),
+        ("log_inverse", lambda y: LOGISTIC.log_inverse(y) * (1.0 + 1e-6)),
+    ],
+    ids=["rate", "far rate", "no rate", "another's inverse", "inverse"],
+)
+def test_companions_of_a_loss_must_be_its_own(name, wrong):
+    given = {"log_rate": LOGISTIC.log_rate, "log_inverse": LOGISTIC.log_inverse}
+    check_loss(Loss("mine", LOGISTIC.log_value, **given))
+    with pytest.raises(ValueError, match=f"{name} does not belong to log_value: at z = "):
+        check_loss(Loss("mine", LOGISTIC.log_value, **given | {name: wrong}))
+
+
 @pytest.mark.parametrize(
     ("log_value", "message"),
     [

@@ -524,7 +524,7 @@ def test_a_strangers_settings_do_not_reach_the_book(checkout):
 
 
 @pytest.mark.parametrize("browser", [True, False])
-@pytest.mark.parametrize("failing", ["none", "environment", "test", "book", "test-site"])
+@pytest.mark.parametrize("failing", ["none", "environment", "test", "book", "compare", "test-site"])
 def test_the_integration_is_red_when_a_step_is(tmp_path, failing, browser):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
@@ -539,10 +539,10 @@ def test_the_integration_is_red_when_a_step_is(tmp_path, failing, browser):
         capture_output=True,
         text=True,
     )
-    steps = ["environment", "test", "book", *(["test-site"] if browser else [])]
+    steps = ["environment", "test", "book", "compare", *(["test-site"] if browser else [])]
     steps = steps[:1] if failing == "environment" else steps
     assert (done.returncode != 0) == (failing in steps)
-    skipped = len(steps) == 3
+    skipped = len(steps) == 4
     assert ("make test-site skipped" in done.stdout) == skipped
     assert re.findall(r"^made (.*) in (.*)", done.stdout, re.M) == [
         (s, str(tmp_path)) for s in steps

@@ -7,13 +7,13 @@ import pytest
 from recordings.writing import sealed, write
 
 from latebook import BookError
-from latebook.records import PROVENANCE, SCHEMA, content_sha256, recorded
+from latebook.records import PROVENANCE, SCHEMA, content_sha256, recorded, stored
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
-def test_every_record_of_the_repository_says_how_it_was_made(path):
-    record = recorded(path.stem, ROOT / "results")
+@pytest.mark.parametrize("name", stored(ROOT / "results"))
+def test_every_record_of_the_repository_says_how_it_was_made(name):
+    record = recorded(name, ROOT / "results")
     assert record["duration"] > 0
     assert "torch" in record["versions"]
 
@@ -35,6 +35,12 @@ def test_what_is_not_a_whole_record_is_refused(tmp_path):
     ):
         with pytest.raises(BookError, match=message):
             recorded(name, tmp_path)
+
+
+def test_a_reference_ledger_is_no_record(tmp_path):
+    write("whole", tmp_path, dict.fromkeys(PROVENANCE, 1))
+    (tmp_path / "ledger.quick.json").write_text("[]")
+    assert stored(tmp_path) == ["whole"]
 
 
 RECORD = dict.fromkeys((*PROVENANCE, "settings", "data", "commit"), 1)
@@ -106,5 +112,4 @@ def test_a_record_that_does_not_say_how_it_was_made_is_not_written(tmp_path):
 @pytest.mark.parametrize("place", ["", "book"])
 def test_a_record_is_found_from_the_checkout_and_from_its_chapters(monkeypatch, place):
     monkeypatch.chdir(ROOT / place)
-    names = sorted(path.stem for path in (ROOT / "results").glob("*.json"))
-    assert recorded(names[0])["seed"] is not None
+    assert recorded(stored(ROOT / "results")[0])["seed"] is not None

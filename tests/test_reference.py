@@ -1,5 +1,7 @@
 """The oracles themselves, against answers known by hand."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -47,11 +49,63 @@ def test_hard_margin_satisfies_the_kkt_conditions():
     assert nnls((y[:, None] * x)[support].T, direction)[1] < 1e-12
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-250, 1e250])
+@pytest.mark.parametrize("m", [1e-3, 1.5e-8, 1e-9, 1e-13])
+def test_hard_margin_of_points_whose_margin_is_small(m, unit):
+    direction, margin = latephase.hard_margin(unit * np.array([[1.0, m], [-1.0, m]]), [1, 1])
+    np.testing.assert_allclose(direction, [0.0, 1.0], atol=1e-15)
+    assert margin == pytest.approx(unit * m, rel=1e-9)
+
+
+@pytest.mark.parametrize("m", [1e-2, 1e-6, 1e-10])
+def test_hard_margin_is_resolved_where_the_margin_is_small_in_a_turned_space(m):
+    rng = np.random.default_rng(0)
+    across = rng.normal(size=(30, 5))
+    heights = m * (1.0 + np.abs(rng.normal(size=(30, 1))))
+    turned, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    # Each point and its mirror image: by symmetry the direction is the axis of the mirror.
+    x = np.vstack([np.hstack([heights, side * across]) for side in (1.0, -1.0)]) @ turned
+    direction, margin = latephase.hard_margin(x, np.ones(60))
+    # The points themselves are rounded, by 1e-16/m of their height.
+    np.testing.assert_allclose(direction, turned[0], atol=1e-15 / m)
+    assert margin == pytest.approx(heights.min(), rel=1e-9 + 1e-14 / m)
+
+
+def exact_bounds(x, y, dual, direction):
+    """The margin of a direction and the bound of a dual, squared, in rational numbers."""
+    rational = np.vectorize(Fraction, otypes=[object])
+    z, w, q = rational(y[:, None] * x), rational(direction), rational(dual)
+    mean = (q @ z) / q.sum()
+    return (z @ w).min() ** 2 / (w @ w), mean @ mean
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hard_margin_of_examples_of_very_different_norms_against_rational_numbers(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(12, 4)) * 10.0 ** rng.uniform(-6, 6, size=(12, 1))
+    y = np.sign(x @ rng.normal(size=4))
+    direction, margin = latephase.hard_margin(x, y)
+    lower, upper = exact_bounds(x, y, hard_margin_dual(x, y), direction)
+    assert margin**2 == pytest.approx(float(upper), rel=2e-9)
+    # The direction is rounded, which moves the margins by that share of the largest example.
+    rounding = 4e-16 * np.linalg.norm(x, axis=1).max() / margin
+    assert 0.0 < lower <= upper
+    assert float(lower / upper) == pytest.approx(1.0, abs=2e-9 + 2 * rounding)
+
+
+def test_hard_margin_names_the_examples_that_nothing_separates():
+    x = np.array([[3.0, 1.0], [1.0, 1.0], [-1.0, 1.0], [0.0, -2.0]])
+    with pytest.raises(ValueError, match=r"not separable .* examples [01], 2, 3,"):
+        latephase.hard_margin(x, np.ones(4))
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
         ([[1.0, 0.0], [-1.0, 0.0]], [1, 1], "not separable"),
+        ([[1.0, 0.0], [0.0, 0.0]], [1, 1], "not separable .* examples 1,"),
         ([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]], [1, -1, 1], "not separable"),
+        ([[1.0, 1e-17], [-1.0, 1e-17]], [1, 1], "not separable|lies between"),
         ([[1.0, 0.0]], [2], "labels"),
         ([[1.0, 0.0]], [1, 1], r"expected x \[n, d\] and y \[n\]"),
         ([[np.nan, 0.0]], [1], "finite"),

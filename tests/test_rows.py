@@ -36,6 +36,13 @@ def test_seeds_are_columns_in_the_order_of_the_frame_and_nan_stays():
     np.testing.assert_array_equal(table.to_numpy().max(axis=0), [np.nan, 4])
 
 
+def test_numbers_go_to_their_seeds_in_the_order_of_these():
+    assert frames.seedwise([8, 7, 8], [1, 2, 3]) == {8: [1.0, 3.0], 7: [2.0]}
+    assert list(frames.seedwise([8, 7, 8], [1, 2, 3], max).items()) == [(8, 3.0), (7, 2.0)]
+    with pytest.raises(ValueError, match="shorter"):
+        frames.seedwise([8, 7], [1])
+
+
 def test_every_run_gives_its_rows():
     runs = pd.DataFrame({"model": ["a", "b"], "seed": [1, 2]})
     rows = frames.gather(lambda run: pd.DataFrame({"of": [run.model] * run.seed}), runs)

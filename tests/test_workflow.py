@@ -57,6 +57,7 @@ def test_it_runs_targets_of_the_makefile_and_the_release_nothing_else():
     assert run == {
         *("make test", "make test-slow", "make test-site", "make wheel"),
         *("make book", "make book PROFILE=full", "make audit", "make links"),
+        *("make compare", "make compare PROFILE=full"),
     }
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     assert {command.split()[1] for command in run} <= set(targets)
@@ -95,6 +96,14 @@ def test_the_ledger_is_kept_of_every_build_and_nights_run_what_takes_long():
         assert JOBS[name]["if"] == NIGHTLY
     events = yaml.safe_load(WORKFLOW.read_text())[True]  # YAML takes `on` for true
     assert set(events) == {"push", "pull_request", "schedule", "workflow_dispatch"}
+
+
+def test_every_book_is_compared_with_the_reference_and_has_the_history_for_its_dates():
+    for name, profile in (("book", ""), ("full", " PROFILE=full")):
+        run = [step["run"] for step in steps(name) if "run" in step]
+        assert run[run.index(f"make book{profile}") + 1] == f"make compare{profile}"
+        [checkout] = [s for s in steps(name) if s.get("uses", "").startswith("actions/checkout@")]
+        assert checkout["with"]["fetch-depth"] == 0
 
 
 def test_a_release_is_of_what_was_tested_and_alone_may_write():

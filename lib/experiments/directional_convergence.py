@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from experiments.frames import by_seed, gather  # noqa: F401  (for the chapter)
+from experiments.frames import by_seed, gather, seedwise  # noqa: F401  (for the chapter)
 from latephase.flow.errors import NotSeparated
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
@@ -15,3 +15,11 @@ def gather(rows: Callable[..., pd.DataFrame], runs: pd.DataFrame) -> pd.DataFram
 def by_seed(frame: pd.DataFrame, rows: str | list[str], values: str) -> pd.DataFrame:
     """Return a table with a column for each seed, in the order in which the frame has them."""
     return frame.pivot(index=rows, columns="seed", values=values)[[*frame.seed.unique()]]
+
+
+def seedwise(seeds: Iterable[int], values: Iterable[float], of: Callable = list) -> dict:
+    """Return {seed: its numbers}, or `of` them, as max, in the order in which seeds come first."""
+    found = {}
+    for seed, value in zip(seeds, values, strict=True):
+        found.setdefault(seed, []).append(float(value))
+    return {seed: of(numbers) for seed, numbers in found.items()}

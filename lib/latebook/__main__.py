@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
-from latebook import BookError, gate, ledger
+from latebook import BookError, compare, gate, inputs, ledger, registration, surroundings
 from latebook.claims import PROFILES, load, of_chapter
-from latebook.files import broken_seal, held, read_yaml, require_room, write_sealed
+from latebook.files import broken_seal, held, read_yaml, require_room, write_sealed, write_whole
 from latebook.layout import Book
 from latebook.notebooks import read_executed
 from latebook.records import lacking, runs
@@ -34,18 +34,32 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--chapter", help="which one, for the step `chapter`")
     parser.add_argument("--profile", default=PROFILES[0], help=", ".join(PROFILES))
     parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1, help="of a chapter (1)")
     parser.add_argument("--cluster", help="where jobs run: a folder of profiles/, as slurm")
     parser.add_argument("--runs", default="recordings/runs.yml", help="for the step `record`")
+    parser.add_argument("--ledger", help="for the step `compare`: another's, not this build's")
+    parser.add_argument("--why", default="", help="for the step `reference`: what changed it")
     parser.add_argument("names", nargs="*", metavar="NAME", help="the same: runs to make anew")
     options = parser.parse_args(words)
     if options.names and options.step != "record":
         parser.error(f"only the step record takes names, got {' '.join(options.names)}")
+    if options.threads < 1:
+        parser.error(f"--threads: expected 1 or more, got {options.threads}")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal may lack the sign ≤
     try:
         book = Book(Path.cwd(), options.profile)
         step = _STEPS[options.step]
+        if step is not _reference:  # a commit has its author's name, and perhaps a signature
+            surroundings.settle(book.build, options.threads)
         makes = [options.step, *filter(None, [options.chapter])]
         with _alone(book, *makes) if step in _MAKERS else contextlib.nullcontext():
-            return step(book, options) or 0
+            if step not in _NOTING:
+                return step(book, options) or 0
+            made_from = inputs.of_step(book, options.step)
+            step(book, options)
+            inputs.note(book, options.step, made_from)
+            return 0
     except BookError as error:
         print("\n".join(f"book: {line}" for line in str(error).splitlines()), file=sys.stderr)
     except OSError as error:
@@ -72,12 +86,49 @@ def _build(book: Book, options) -> int:
         require_room(folder)
     with held(book.lock("build"), f"the book with the profile {book.profile}"):
         _discard_damaged(book)
-        if _snakemake(book, options) != 0:
-            raise BookError("the build is red; earlier results are as they were")
+        _make(book, options)
     entries = ledger.read(book.ledger)
     print(f"\nVerdicts, profile {book.profile}:\n{ledger.plain_table(entries)}\n")
     print(f"{time.monotonic() - began:.0f} s. The site: {book.html / 'book' / 'index.html'}")
     return 0
+
+
+def _make(book: Book, options) -> None:
+    """Have Snakemake make what is not as its inputs have it now; BookError if some is left."""
+    stale = _mark(book)
+    for name, why in stale.items():
+        print(f"{name}: {why}", flush=True)
+    while stale:
+        code, said = _snakemake(book, options)
+        left = _mark(book)
+        # Snakemake stops where a clock goes back, and files change under a build: what is done is
+        # done, the rest is taken up again.
+        if said or len(left) >= len(stale):
+            if code != 0 and not said:
+                _show_end(book)
+            wrong = [f"{name}: {why}" for name, why in left.items() if code == 0]
+            raise BookError(
+                "\n".join([*wrong, "the build is red; earlier results are as they were"])
+            )
+        stale = left
+
+
+def _mark(book: Book) -> dict[str, str]:
+    """Leave the marks of the products that are as they would be made now; why others are not."""
+    steps = [("chapter", chapter) for chapter in book.chapters()]
+    steps += [("library",)] * book.shows_library + [("ledger",), ("verdict",), ("site",)]
+    stale = {}
+    for step in steps:
+        mark = book.mark(*step)
+        why = inputs.why_stale(book, *step)
+        if not why and stale and step[0] not in ("chapter", "library"):
+            why = "what it is made from is made again"
+        if why:
+            stale[step[-1]] = why
+            mark.unlink(missing_ok=True)
+        else:
+            write_whole(mark, "")
+    return stale
 
 
 def _record(book: Book, options) -> None:
@@ -91,20 +142,30 @@ def _record(book: Book, options) -> None:
             print(f"book: {why}", file=sys.stderr, flush=True)
     if not (names := options.names or [*missing]):
         print("Every run has its record; RUN=NAME makes one anew.")
-    elif _snakemake(book, options, names) != 0:
+        return
+    code, said = _snakemake(book, options, names)
+    if code != 0 and not said:
+        _show_end(book)
+    if code != 0:
         raise BookError(
             "a run was not recorded; the same command goes on where it stopped, earlier records "
             "are as they were"
         )
 
 
-def _snakemake(book: Book, options, names: list[str] = ()) -> int:
-    """Snakemake on the book, or on the recorded runs of these names; returns its exit code."""
-    command, config = [sys.executable, "-m", "snakemake"], {"profile": book.profile}
+def _snakemake(book: Book, options, names: list[str] = ()) -> tuple[int, bool]:
+    """Snakemake on the book, or on the recorded runs of these names.
+
+    Returns its exit code, and whether what is wrong was said. Marks start its jobs, and changes
+    of nothing that it knows itself.
+    """
+    command = [sys.executable, "-m", "snakemake", "--profile", "none"]
+    config = {"profile": book.profile, "threads": options.threads}
     if names:
         command += ["records", "--forcerun", "record"]
         config |= {"records": names, "runs": options.runs}
-    command += [*_place(book, options), "--keep-going", "--rerun-incomplete", "--nocolor"]
+    command += ["--rerun-triggers", "software-env", *_place(book, options)]
+    command += ["--keep-going", "--rerun-incomplete", "--nocolor"]
     # Its own lock a kill would leave behind; each step holds one that it cannot.
     command += ["--nolock", "--config", *(f"{k}={json.dumps(v)}" for k, v in config.items())]
     return _run(command, book, names)
@@ -116,7 +177,8 @@ def _place(book: Book, options) -> list[str]:
     Raises BookError if there is no such cluster in `profiles/`, or if its plugin is missing.
     """
     if not options.cluster:
-        return ["--cores", str(options.cores), "--resources", "gpu=1"]
+        here = ["--cores", str(options.cores), "--resources", "gpu=1"]
+        return [*here, "--workflow-profile", "none"]
     known = sorted(path.parent.name for path in book.root.glob("profiles/*/config.yaml"))
     if options.cluster not in known:
         raise BookError(
@@ -133,16 +195,20 @@ def _place(book: Book, options) -> list[str]:
     return ["--workflow-profile", str(folder), "--local-cores", str(options.cores)]
 
 
-def _run(command: list[str], book: Book, names: list[str]) -> int:
+def _log(book: Book) -> Path:
+    return book.product("snakemake", ".log")
+
+
+def _run(command: list[str], book: Book, names: list[str]) -> tuple[int, bool]:
     """Run Snakemake: progress and what steps say is wrong are shown, the rest is logged."""
-    log = book.product("snakemake", ".log")
+    log = _log(book)
     log.parent.mkdir(exist_ok=True)
     progress = re.compile("|".join([r"Job \d+ has been submitted", *(f"{n}: " for n in names)]))
     said = False
     with (
         open(log, "wb", buffering=0) as file,
         subprocess.Popen(
-            command, cwd=book.root, stderr=subprocess.PIPE, text=True, close_fds=False
+            command, cwd=book.root, stderr=subprocess.PIPE, encoding="utf8", close_fds=False
         ) as process,
     ):
         try:
@@ -161,10 +227,14 @@ def _run(command: list[str], book: Book, names: list[str]) -> int:
             with contextlib.suppress(BookError):
                 _to_log(file, process.stderr.read())
             raise
-    if process.returncode != 0 and not said:
-        last = log.read_text(encoding="utf8").splitlines()[-12:]
-        print(*(line[:300] for line in last), f"(log: {log})", sep="\n", file=sys.stderr)
-    return process.returncode
+    return process.returncode, said
+
+
+def _show_end(book: Book) -> None:
+    """The last that Snakemake said, where no step has said what is wrong."""
+    log = _log(book)
+    last = log.read_text(encoding="utf8").splitlines()[-12:]
+    print(*(line[:300] for line in last), f"(log: {log})", sep="\n", file=sys.stderr)
 
 
 def _to_log(file: FileIO, text: str) -> None:
@@ -222,22 +292,25 @@ def _alone(book: Book, *step: str) -> AbstractContextManager:
 def _chapter(book: Book, options) -> None:
     from latebook.execute import execute
 
-    execute(book, options.chapter)
+    execute(book, options.chapter, options.threads)
 
 
 def _ledger(book: Book, options) -> None:
     """Gate every executed notebook again, then merge what they recorded."""
+    inputs.require_fresh(book)
     claims, records, wrong = load(book.claims), {}, []
     for chapter in book.chapters():
-        notebook = read_executed(book.executed(chapter))
-        expected = of_chapter(claims, chapter)
-        wrong += gate.check_executed(notebook, book.source(chapter), expected)
+        notebook, source = read_executed(book.executed(chapter)), book.source(chapter)
+        expected, parameters = of_chapter(claims, chapter), book.parameters(chapter)
+        wrong += gate.check_executed(notebook, source, expected, book.profile, parameters)
         if not wrong:
-            seconds = notebook.made_by["seconds"]
-            records[chapter] = {"seconds": seconds, "claims": gate.recorded(notebook)}
+            claimed = gate.recorded(notebook)
+            records[chapter] = {"made_by": notebook.made_by, "claims": claimed}
     if wrong:
         raise BookError("\n".join(wrong))
-    ledger.write(book.ledger, ledger.entries(claims, records, book.profile))
+    registered = registration.dates(book, claims, compare.known(book))
+    write_whole(book.product("ledger", ".schema.json"), ledger.SCHEMA.read_text(encoding="utf8"))
+    ledger.write(book.ledger, ledger.entries(claims, records, book.profile, registered))
 
 
 def _verdict(book: Book, options) -> None:
@@ -245,6 +318,20 @@ def _verdict(book: Book, options) -> None:
     entries = ledger.read(book.ledger)
     if wrong := ledger.problems(entries):
         raise BookError("\n".join(["red claims:", ledger.plain_table(entries), *wrong]))
+    write_whole(book.product_of("verdict"), "")
+
+
+def _compare(book: Book, options) -> int:
+    """The ledger, or another, beside the committed reference: 1 if a claim differs."""
+    reference = compare.reference(book)
+    other = Path(options.ledger) if options.ledger else book.ledger
+    found = compare.compare(reference, ledger.read(other, own=not options.ledger))
+    print(f"{other} beside {book.reference}:\n{compare.table(found)}\n{compare.counted(found)}")
+    return int(any(comparison.status in compare.RED for comparison in found))
+
+
+def _reference(book: Book, options) -> None:
+    compare.renew(book, options.why)
 
 
 def _library(book: Book, options) -> None:
@@ -262,9 +349,14 @@ def _site(book: Book, options) -> None:
 
 # Of these, one process at a time makes the product.
 _MAKERS = (_chapter, _ledger, _library, _site)
+# Of these, what the product was made from is noted beside it.
+_NOTING = (_ledger, _verdict, _library, _site)
 _STEPS = {
     step.__name__.removeprefix("_"): step
-    for step in (_build, _record, _chapter, _ledger, _verdict, _library, _site)
+    for step in (
+        *(_build, _record, _compare, _reference),
+        *(_chapter, _ledger, _verdict, _library, _site),
+    )
 }
 
 if __name__ == "__main__":

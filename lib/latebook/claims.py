@@ -7,8 +7,9 @@ ledger reads is what the reader sees.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -19,14 +20,33 @@ MIME = "application/vnd.latephase.claim+json"
 PROFILES = ("quick", "full", "paper")
 HOLDS, FAILS, NOT_COVERED = "holds", "fails", "not covered by theory"
 
-_REQUIRED = ("id", "chapter", "statement", "source", "metric", "relation", "bound", "reason")
-_OPTIONAL = ("controls", "expect", "expect_reason")
+_REQUIRED = (
+    *("id", "chapter", "statement", "source", "metric"),
+    *("relation", "bound", "tolerance", "reason"),
+)
+_OPTIONAL = (
+    *("controls", "expect", "expect_reason", "kind"),
+    *("range", "over_seeds", "cases", "few"),
+)
 _EXPECTED = {HOLDS, FAILS, NOT_COVERED}
+KINDS = ("theorem", "paper", "prediction", "observation", "instrument")
+OVER_SEEDS = ("worst", "median", "best")
+SEEDS = 5  # fewer need a reason
+# A value farther than so many bounds beyond its bound, on the side that speaks for the claim, is a
+# fault of the measurement: a distance below zero, a factor that stands for a division by zero.
+_ABSURD = 1000.0
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the registry: what is measured, against which bound, and why that bound."""
+    """One row of the registry: what is measured, against which bound, and why that bound.
+
+    `tolerance` is how far a value may lie from the reference's on another machine: the larger of
+    `floor` and `relative` times the reference's. `range` bounds the value where the claim is
+    expected to fail or is not covered. `cases` is the number of starts that the metric is
+    registered for, None for those of the chapter's parameter `seeds`; `few` is the reason why they
+    are fewer than five. `over_seeds` says which of the numbers of the seeds is judged.
+    """
 
     id: str
     chapter: str
@@ -35,10 +55,16 @@ class Claim:
     metric: str
     relation: str
     bound: Mapping[str, float]
+    tolerance: Mapping[str, float]
     reason: str
     controls: Mapping[str, str]
     expect: Mapping[str, str]
     expect_reason: str = ""
+    kind: str | None = None
+    range: Mapping[str, list[float] | None] = field(default_factory=lambda: _for_each_profile(None))
+    over_seeds: str = "worst"
+    cases: Mapping[str, int | None] = field(default_factory=lambda: _for_each_profile(None))
+    few: str = ""
 
     def satisfied(self, value: float, profile: str) -> bool:
         """Whether `value` stands in the registered relation to the profile's bound (NaN: no)."""
@@ -51,13 +77,36 @@ class Claim:
             return NOT_COVERED
         return HOLDS if self.satisfied(value, profile) else FAILS
 
-    def worst(self, values: list[float]) -> float:
-        """The value that speaks most against the claim; NaN if any is NaN."""
+    def of_seeds(self, values: list[float]) -> float:
+        """The value that is judged, of one number for each seed; NaN if any is NaN.
+
+        It is the one that speaks most against the claim, or the median, or, where existence is
+        claimed, the one that speaks most for it.
+        """
+        if self.over_seeds == "best":
+            return self.best(values)
+        if self.over_seeds == "median":
+            return _extreme(statistics.median, values)
         return _extreme(max if self.relation == "<=" else min, values)
 
     def best(self, values: list[float]) -> float:
         """The value that speaks most for the claim: the one by which a control is judged."""
         return _extreme(min if self.relation == "<=" else max, values)
+
+    def is_absurd(self, value: float, profile: str) -> bool:
+        """Whether a value speaks so much for the claim that it can only be a fault.
+
+        Infinity does, and what lies beyond the bound by more than a thousand times the bound's
+        size (a thousand, where the bound is zero).
+        """
+        bound = self.bound[profile]
+        beyond = bound - value if self.relation == "<=" else value - bound
+        return beyond > _ABSURD * (abs(bound) or 1.0)
+
+    def outside(self, value: float, profile: str) -> bool:
+        """Whether a value is out of the range registered for it, which not every claim has."""
+        low, high = self.range[profile] or (-math.inf, math.inf)
+        return not low <= value <= high
 
 
 def _extreme(of: Callable, values: list[float]) -> float:
@@ -68,7 +117,8 @@ def load(path: Path) -> dict[str, Claim]:
     """The registered claims by id, in the order of the file.
 
     Raises BookError for an unknown or missing key, a claim registered twice, a bound that is not
-    a number for each profile, a missing negative control, or an expectation without a reason.
+    a number for each profile, a missing negative control, an expectation without a reason or
+    without a range, or fewer than five cases without a reason.
     """
     rows = read_yaml(path)
     if not isinstance(rows, list) or not rows:
@@ -82,17 +132,21 @@ def load(path: Path) -> dict[str, Claim]:
     return claims
 
 
-def of_chapter(claims: Mapping[str, Claim], chapter: str) -> set[str]:
-    """The ids of the claims that a chapter must record."""
-    return {claim.id for claim in claims.values() if claim.chapter == chapter}
+def of_chapter(claims: Mapping[str, Claim], chapter: str) -> dict[str, Claim]:
+    """The claims that a chapter must record, by id."""
+    return {id: claim for id, claim in claims.items() if claim.chapter == chapter}
 
 
 def _claim(row: Mapping, path: Path) -> Claim:
     name = row.get("id", row) if isinstance(row, Mapping) else row
     for fault in _faults(row):
         raise BookError(f"{path}: claim {name!r}: {fault}")
-    bound = {p: float(number) for p, number in _for_each_profile(row["bound"]).items()}
-    return Claim(**row | {"bound": bound, "expect": _for_each_profile(row.get("expect", HOLDS))})
+    read = {"bound": {p: float(n) for p, n in _for_each_profile(row["bound"]).items()}}
+    read["expect"] = _for_each_profile(row.get("expect", HOLDS))
+    read |= {key: _for_each_profile(row.get(key)) for key in ("range", "cases")}
+    if _is_number(row["tolerance"]):
+        read["tolerance"] = {"relative": row["tolerance"], "floor": 0.0}
+    return Claim(**row | read)
 
 
 def _faults(row: Mapping) -> Iterator[str]:
@@ -106,7 +160,7 @@ def _faults(row: Mapping) -> Iterator[str]:
     if row["relation"] not in ("<=", ">="):
         yield f"relation is '<=' or '>=', got {row['relation']!r}"
     bound = _for_each_profile(row["bound"])
-    if set(bound) != set(PROFILES) or not all(map(_is_finite, bound.values())):
+    if set(bound) != set(PROFILES) or not all(map(_is_number, bound.values())):
         yield f"bound is a finite number, or one for each of {PROFILES}, got {bound}"
     expect = _for_each_profile(row.get("expect", HOLDS))
     expected = set(expect.values())
@@ -118,48 +172,122 @@ def _faults(row: Mapping) -> Iterator[str]:
         yield f"expect: {expect} needs an expect_reason"
     if not isinstance(row.get("controls"), Mapping) or not row["controls"]:
         yield "needs at least one negative control (controls: name: what it is)"
+    yield from _faults_of_measuring(row, expect)
+
+
+def _faults_of_measuring(row: Mapping, expect: Mapping) -> Iterator[str]:
+    """What is wrong with the keys that say how a claim is measured."""
+    for key, allowed in (("kind", (None, *KINDS)), ("over_seeds", (None, *OVER_SEEDS))):
+        if row.get(key) not in allowed:
+            yield f"{key} is one of {allowed[1:]}, got {row[key]!r}"
+    tolerance = row["tolerance"]
+    parts = tolerance if isinstance(tolerance, Mapping) else {"relative": tolerance, "floor": 0}
+    if set(parts) != {"relative", "floor"} or not all(map(_is_number, parts.values())):
+        yield f"tolerance is a number or {{relative: a number, floor: a number}}, got {tolerance}"
+    elif min(parts.values()) < 0:
+        yield f"tolerance is not negative, got {tolerance}"
+    ranges = _for_each_profile(row.get("range"))
+    if set(ranges) != set(PROFILES) or not all(map(_is_range, ranges.values())):
+        yield f"range is [low, high], finite, or one for each of {PROFILES}, got {ranges}"
+    if bare := [p for p in PROFILES if expect[p] != HOLDS and ranges[p] is None]:
+        yield f"expect: {expect[bare[0]]} needs a range, outside of which the row is red"
+    cases = _for_each_profile(row.get("cases"))
+    if set(cases) != set(PROFILES) or not all(
+        number is None or (type(number) is int and number > 0) for number in cases.values()
+    ):
+        yield f"cases is a number of starts, or one for each of {PROFILES}, got {cases}"
+    if not row.get("few") and any(number and number < SEEDS for number in cases.values()):
+        yield f"cases: {row['cases']} is fewer than {SEEDS} and needs a reason (few: why)"
 
 
 def _for_each_profile(value) -> Mapping:
     return value if isinstance(value, Mapping) else dict.fromkeys(PROFILES, value)
 
 
-def _is_finite(number) -> bool:
+def _is_number(number) -> bool:
     return type(number) in (int, float) and math.isfinite(number)
 
 
-def record(id: str, value, *, control: Mapping[str, object] | None = None, seeds=()) -> None:
-    """Record the measured value of a registered claim, with its negative controls.
+def _is_range(pair) -> bool:
+    if pair is None:
+        return True
+    numbers = isinstance(pair, list) and all(map(_is_number, pair))
+    return numbers and len(pair) == 2 and pair[0] < pair[1]
 
-    `value` is a number or one number for each seed; the ledger judges the worst. `control` maps
-    the name of each registered negative control to its number or numbers; the ledger judges the
-    most favourable, which must violate the bound. Infinity is a value (a run that never
-    separates), NaN is not. Raises BookError for an unknown claim, a NaN, or controls other than
-    the registered ones.
+
+def record(
+    id: str,
+    value: Mapping[int, float] | Iterable[float] | float,
+    *,
+    control: Mapping[str, object],
+    seeds: Iterable[int] | None = None,
+    dropped: Mapping[int, str] | None = None,
+) -> None:
+    """Record the measured numbers of a registered claim, seed by seed, with its negative controls.
+
+    `value` is one number for each of `seeds`, in their order, or {seed: number}. `dropped` names
+    each start of which there is no number, {seed: reason}; it counts among the registered cases.
+    `control` maps the name of each registered control to one number for each seed of the value, in
+    their order, or to {seed: number or numbers} for seeds of its own. The ledger judges the worst
+    number of the value, or as the registry's `over_seeds` says, and of a control the one that
+    speaks most for the claim, which must violate the bound.
+
+    Infinity is a value (a run that never separates) where it speaks against the claim; NaN is
+    none. Raises BookError for an unknown claim, NaN, a value that speaks for the claim beyond
+    reason, numbers and seeds that do not match one by one, or controls other than the registered
+    ones.
     """
-    claim, control = _registered(id), control or {}
+    claim, profile = _registered(id), _profile()
     if set(control) != set(claim.controls):
         raise BookError(
             f"claims.record({id!r}): expected the controls {sorted(claim.controls)}, "
             f"got {sorted(control)}"
         )
-    payload = {
-        "id": id,
-        "values": _numbers(value, f"the value of {id}"),
-        "controls": {n: _numbers(v, f"control {n!r} of {id}") for n, v in control.items()},
-        "seeds": [int(seed) for seed in seeds],
-    }
-    _show(claim, payload)
+    seeds = None if seeds is None else [int(seed) for seed in seeds]
+    measured = _by_seed(value, seeds, f"the value of {id}")
+    dropped = {int(seed): str(reason).strip() for seed, reason in (dropped or {}).items()}
+    kept = measured["seeds"]
+    if len({*kept, *dropped}) < len(kept) + len(dropped) or not all(dropped.values()):
+        raise BookError(
+            f"claims: {id} takes each start once, measured or dropped for a reason, "
+            f"got {kept} and dropped {dropped}"
+        )
+    if absurd := [text for text in measured["values"] if claim.is_absurd(float(text), profile)]:
+        raise BookError(
+            f"claims: the value of {id} cannot be {', '.join(absurd)}, too good for "
+            f"{claim.relation} {claim.bound[profile]:g}: a fault of the measurement"
+        )
+    controls = {n: _by_seed(v, kept, f"control {n!r} of {id}") for n, v in control.items()}
+    dropped = {str(seed): reason for seed, reason in dropped.items()}
+    _show(claim, {"id": id, **measured, "dropped": dropped, "controls": controls})
+
+
+def _by_seed(given, seeds: list[int] | None, what: str) -> dict:
+    """Numbers, as text, and their seeds, one by one, as they stand in the output."""
+    if isinstance(given, Mapping):
+        pairs = {int(seed): _numbers(of_seed, what) for seed, of_seed in given.items()}
+        values = [text for texts in pairs.values() for text in texts]
+        return {
+            "values": _some(values, what),
+            "seeds": [seed for seed, texts in pairs.items() for _ in texts],
+        }
+    values = _numbers(given, what)
+    if seeds is None or len(values) != len(seeds):
+        raise BookError(
+            f"claims: {what} is {len(values)} numbers for {len(seeds or [])} seeds; expected one "
+            "for each seed in their order, or {seed: number}"
+        )
+    return {"values": values, "seeds": seeds}
 
 
 def holds(id: str, value) -> bool:
-    """Return whether a value, or the worst of several, is within the bound of a registered claim.
+    """Return whether a value, or that of several seeds, is within the bound of a registered claim.
 
     For sentences that say what the figures show: a notebook never repeats a bound.
     """
     claim = _registered(id)
     numbers = list(map(float, _numbers(value, f"the value of {id}")))
-    return claim.satisfied(claim.worst(numbers), _profile())
+    return claim.satisfied(claim.of_seeds(numbers), _profile())
 
 
 def _registered(id: str) -> Claim:
@@ -181,21 +309,30 @@ def _profile() -> str:
 def _numbers(value, what: str) -> list[str]:
     # As text: the kernel's messages carry JSON, which has no infinity, and repr loses no digit.
     values = [float(v) for v in (value if hasattr(value, "__iter__") else [value])]
-    if not values:
-        raise BookError(f"claims: {what} is empty")
+    _some(values, what)
     if any(math.isnan(v) for v in values):
         raise BookError(f"claims: {what} is NaN in {values}; a claim needs numbers")
     return [repr(v) for v in values]
 
 
+def _some(values: list, what: str) -> list:
+    if not values:
+        raise BookError(f"claims: {what} is empty")
+    return values
+
+
 def _show(claim: Claim, payload: dict) -> None:
     from IPython.display import publish_display_data
 
-    profile = _profile()
-    value = claim.worst([float(v) for v in payload["values"]])
-    bound, verdict = claim.bound[profile], claim.verdict(value, profile)
-    line = f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {verdict}"
-    publish_display_data({MIME: payload, "text/plain": line})
+    text = line(claim, [float(v) for v in payload["values"]], _profile())
+    publish_display_data({MIME: payload, "text/plain": text})
+
+
+def line(claim: Claim, values: list[float], profile: str) -> str:
+    """What a reader sees below the cell that recorded the values of a claim."""
+    value, bound = claim.of_seeds(values), claim.bound[profile]
+    verdict = claim.verdict(value, profile)
+    return f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {verdict}"
 
 
 def registry_path() -> Path:

@@ -12,6 +12,7 @@ from latebook.claims import MIME
 from latebook.files import write_whole
 from latebook.layout import Book
 from latebook.notebooks import Cell, Notebook, joined, read
+from latebook.provenance import short
 
 # Types of output that Jupyter Book cannot show, and warns of.
 _HIDDEN = (MIME, "text/csv", "application/papermill.record/text/csv")
@@ -42,7 +43,7 @@ def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
                 f"{figure['caption'].rstrip()} *Source: code cell {number} of {chapter}.ipynb, "
                 f"profile {made_by['profile']}, "
                 f"data: {metadata.get('data', 'made in the chapter')}, "
-                f"commit {made_by['commit'][:10]}.* {files}"
+                f"commit {short(made_by['commit'])}.* {files}"
             )
         for output in cell.outputs:
             for kind in _HIDDEN:

@@ -34,19 +34,30 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_sealed(path: Path, text: str) -> None:
     """Write `text` whole, and its sha256 beside it, by which `broken_seal` knows it again."""
+    own = f"{hashlib.sha256(text.encode()).hexdigest()}  {path.name}\n"
+    if path.exists():  # killed between the writes, a file is known: the old one or the new one
+        write_whole(_seal(path), f"{file_sha256(path)}  {path.name}\n{own}")
     write_whole(path, text)
-    write_whole(_seal(path), f"{hashlib.sha256(text.encode()).hexdigest()}  {path.name}\n")
+    write_whole(_seal(path), own)
 
 
 def broken_seal(path: Path) -> str | None:
     """What is wrong with a sealed file, in a line: it is not as it was written. None if it is."""
     try:
-        sealed = _seal(path).read_text(encoding="ascii").split()[0]
-    except (OSError, ValueError, IndexError):
+        sealed = [line[:64] for line in _seal(path).read_text(encoding="utf8").splitlines()]
+    except (OSError, ValueError):
+        sealed = []
+    if not sealed:
         return f"{path}: its hash is not there, in {_seal(path).name}"
-    if hashlib.sha256(path.read_bytes()).hexdigest() == sealed:
+    if file_sha256(path) in sealed:
         return None
     return f"{path}: cut off or changed since it was written"
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seal(path: Path) -> Path:

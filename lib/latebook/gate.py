@@ -10,11 +10,12 @@ import importlib.util
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import unescape
 from pathlib import Path
 
-from latebook.claims import MIME
+from latebook.cells import faults as refused
+from latebook.claims import MIME, SEEDS, Claim, line
 from latebook.files import read_yaml
 from latebook.notebooks import Cell, Notebook, cells_sha256, read
 
@@ -36,13 +37,15 @@ _MERELY_NAMED = ("canonical", "search", "next", "prev", "index")
 
 
 def check_source(path: Path) -> list[str]:
-    """What is wrong with a stored notebook: outputs kept, or no single cell tagged parameters."""
+    """What is wrong with a stored notebook: outputs kept, no single cell tagged parameters, or code
+    that does what `cells` refuses."""
     cells = read(path).cells
     wrong = [
         f"{path.name}: cell {index} is stored with outputs; clear them"
         for index, cell in enumerate(cells, start=1)
         if cell.outputs or cell.execution_count is not None
     ]
+    wrong += [f"{path.name}: {fault}" for fault in refused(cells)]
     return wrong + _parameters_faults(path.name, cells)
 
 
@@ -52,8 +55,14 @@ def _parameters_faults(name: str, cells: list[Cell]) -> list[str]:
     return [f"{name}: expected one code cell tagged 'parameters'"]
 
 
-def check_executed(executed: Notebook, source: Path, expected: set[str]) -> list[str]:
-    """What is wrong with an executed chapter that should have recorded the `expected` claims."""
+def check_executed(
+    executed: Notebook, source: Path, claims: Mapping[str, Claim], profile: str, parameters: Mapping
+) -> list[str]:
+    """What is wrong with an executed chapter that should have recorded the `claims`, by id.
+
+    It ran with the `parameters` that the profile sets, whose `seeds` a claim is measured on where
+    the registry names no number of cases.
+    """
     name, cells = source.stem, executed.cells
     wrong = []
     own = [cell for cell in cells if "injected-parameters" not in cell.tags]
@@ -68,7 +77,14 @@ def check_executed(executed: Notebook, source: Path, expected: set[str]) -> list
         )
     for position, cell in enumerate(code, start=1):
         wrong += [f"{name}: code cell {position} {fault}" for fault in _output_faults(cell)]
-    return wrong + _claim_faults(name, code, expected)
+    wrong += _claim_faults(name, code, set(claims))
+    return wrong + [
+        f"{name}: the record of {payload['id']!r} {fault}"
+        for cell in code
+        for payload, text in _payloads(cell)
+        if (claim := claims.get(payload["id"]))
+        for fault in _measured_faults(claim, payload, text, profile, parameters)
+    ]
 
 
 def _output_faults(cell: Cell) -> list[str]:
@@ -85,7 +101,7 @@ def _output_faults(cell: Cell) -> list[str]:
 
 
 def _claim_faults(name: str, code: list[Cell], expected: set[str]) -> list[str]:
-    times = Counter(payload["id"] for cell in code for payload in _payloads(cell))
+    times = Counter(payload["id"] for cell in code for payload, _ in _payloads(cell))
     faults = [f"never recorded the claim {id!r}" for id in sorted(expected - set(times))]
     faults += [f"recorded {id!r}, not registered for it" for id in sorted(set(times) - expected)]
     faults += [f"recorded {id!r} {times[id]} times" for id in sorted(times) if times[id] > 1]
@@ -94,13 +110,48 @@ def _claim_faults(name: str, code: list[Cell], expected: set[str]) -> list[str]:
     return [f"{name}: {fault}" for fault in faults]
 
 
-def _payloads(cell: Cell) -> list[dict]:
-    return [output["data"][MIME] for output in cell.outputs if MIME in output.get("data", {})]
+def _payloads(cell: Cell) -> list[tuple[dict, str | None]]:
+    """What the cell recorded, each with the line that stands below it; of any type of output."""
+    shown = [output["data"] for output in cell.outputs if MIME in output.get("data", {})]
+    return [(data[MIME], data.get("text/plain")) for data in shown]
+
+
+def _measured_faults(
+    claim: Claim, payload: dict, text: str | None, profile: str, parameters: Mapping
+) -> Iterator[str]:
+    """What of a record `claims.record` did not make, or what of the registered cases is missing."""
+    try:
+        numbers = {"": payload, **payload["controls"]}
+        values = {name: [float(v) for v in of["values"]] for name, of in numbers.items()}
+        seeds = {name: of["seeds"] for name, of in numbers.items()}
+        dropped = {int(seed): reason for seed, reason in payload["dropped"].items()}
+        paired = all(values.values()) and all(
+            len(values[n]) == len(seeds[n]) and set(map(type, seeds[n])) == {int} for n in numbers
+        )
+        found, written = {*seeds[""], *dropped}, line(claim, values[""], profile)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        yield f"is not as claims.record makes it: {type(error).__name__} {error}"
+        return
+    if not paired or len(found) != len(seeds[""]) + len(dropped) or text != written:
+        yield f"is not as claims.record makes it: {text!r}, expected {written!r}"
+    if set(payload["controls"]) != set(claim.controls):
+        yield f"has the controls {sorted(payload['controls'])}, expected {sorted(claim.controls)}"
+    if absurd := [value for value in values[""] if claim.is_absurd(value, profile)]:
+        yield f"has the value {absurd[0]!r}, too good for {claim.relation} {claim.bound[profile]:g}"
+    expected = claim.cases[profile]
+    if expected is None and "seeds" not in parameters:
+        yield "has no registered cases, and the chapter no parameter `seeds`"
+    elif expected is None and found != set(parameters["seeds"]):
+        yield f"is of the seeds {sorted(found)}, dropped ones with them, not {parameters['seeds']}"
+    elif expected is not None and len(found) != expected:
+        yield f"has {len(found)} cases, dropped ones with them; registered are {expected}"
+    if len(found) < SEEDS and not claim.few:
+        yield f"has {len(found)} cases; fewer than {SEEDS} need a registered reason (few: why)"
 
 
 def recorded(notebook: Notebook) -> list[dict]:
     """The payloads of `claims.record` in an executed notebook, in their order."""
-    return [payload for cell in notebook.cells for payload in _payloads(cell)]
+    return [payload for cell in notebook.cells for payload, _ in _payloads(cell)]
 
 
 def check_parameters(source: Path, parameters: dict, where: str) -> list[str]:

@@ -35,6 +35,11 @@ class Book:
         return self.product("ledger", ".json")
 
     @property
+    def reference(self) -> Path:
+        """The committed ledger that others' are compared with."""
+        return self.root / "results" / f"ledger.{self.profile}.json"
+
+    @property
     def library(self) -> Path:
         """What autodoc made of the library: a page's text by the name of its door, as JSON."""
         return self.product("library", ".json")
@@ -52,6 +57,17 @@ class Book:
         """What a build makes, apart for each profile: html is quick's, html-full is full's."""
         of_profile = "" if self.profile == PROFILES[0] else f"-{self.profile}"
         return self.build / f"{name}{of_profile}{end}"
+
+    def product_of(self, step: str, chapter: str | None = None) -> Path:
+        """What a step makes, as ("chapter", NAME): a file, or the folder of the site."""
+        products = {"ledger": self.ledger, "library": self.library, "site": self.html}
+        products["verdict"] = self.product("verdict", ".ok")
+        return self.executed(chapter) if step == "chapter" else products[step]
+
+    def mark(self, step: str, chapter: str | None = None) -> Path:
+        """What tells Snakemake that a step is done. It may delete it, unlike the product."""
+        product = self.product_of(step, chapter)
+        return product.with_name(f".{product.name}.done")
 
     def lock(self, step: str, chapter: str | None = None) -> Path:
         """What a process holds while it takes the step."""

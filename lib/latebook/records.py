@@ -54,6 +54,11 @@ def recorded(name: str, folder: Path | None = None) -> dict:
     return record
 
 
+def stored(folder: Path) -> list[str]:
+    """The names of the folder's recorded runs; `ledger.quick.json` beside them is a ledger."""
+    return sorted(path.stem for path in folder.glob("*.json") if "." not in path.stem)
+
+
 def lacking(names: Iterable[str], folder: Path) -> dict[str, str]:
     """Those of the names that have no record to be drawn, and why."""
     why = {}

@@ -5,6 +5,7 @@ the pages made from the ledger stand in `book/_generated/`. It is built aside an
 a rename, so that an earlier site stays whole until a new one has passed its checks.
 """
 
+import errno
 import json
 import os
 import re
@@ -16,11 +17,10 @@ from pathlib import Path
 
 import yaml
 
-from latebook import BookError, dressing, gate, ledger, mathjax, pages, provenance
+from latebook import BookError, codecheck, dressing, gate, ledger, mathjax, pages, report
 from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
 from latebook.notebooks import Notebook, joined, read_executed
-from latebook.records import recorded
 
 
 def build(book: Book) -> None:
@@ -39,6 +39,7 @@ def build(book: Book) -> None:
     pages.finish(made)
     if wrong := gate.check_site(made):
         raise BookError("\n".join(wrong))
+    codecheck.write(book)
     _put_in_place(made, book.html)
     shutil.rmtree(out)
 
@@ -67,7 +68,7 @@ def _stage(book: Book, stage: Path) -> None:
     library = book.library.read_text(encoding="utf8") if book.shows_library else "{}"
     for door, text in json.loads(library).items():
         write_whole(generated / "library" / f"{door}.md", text)
-    write_whole(generated / "report.md", _report(book, notebooks))
+    write_whole(generated / "report.md", report.page(book, notebooks, entries))
 
 
 def _config(path: Path, profile: str) -> str:
@@ -103,34 +104,6 @@ def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
             yield output["metadata"]["scrapbook"]["name"], joined(picture)
 
 
-def _report(book: Book, notebooks: dict) -> str:
-    chapters = [["Chapter", "Seconds", "Seeds and parameters", "Commit"]]
-    for chapter, notebook in notebooks.items():
-        made_by = notebook.made_by
-        settings = ", ".join(f"`{k}={v}`" for k, v in made_by["parameters"].items())
-        seconds, commit = f"{made_by['seconds']:.1f}", f"`{made_by['commit'][:10]}`"
-        chapters.append([f"[{chapter}]({chapter}.ipynb)", seconds, settings, commit])
-    made_in = next(iter(notebooks.values())).made_by["environment"]
-    around = [["What", "Value"], ["Profile", book.profile]]
-    around += [[key.title(), made_in[key]] for key in ("python", "system", "cores", "device")]
-    around += made_in["versions"].items()
-    around += [(f"sha256 of {n}", f"`{sha}`") for n, sha in provenance.data(book.root).items()]
-    runs = [["Recorded run", "Seconds", "Seed", "Device", "Commit", "sha256 of its data"]]
-    for path in sorted((book.root / "results").glob("*.json")):
-        run = recorded(path.stem, path.parent)
-        commit = run.get("commit", "not noted")[:10]
-        data = run.get("data", {}).get("sha256", "made in the run")
-        about = [run["seed"], run["device"], f"`{commit}`", f"`{data}`"]
-        runs.append([path.stem, f"{run['duration']:.0f}", *about])
-    return "\n".join(_table(rows) for rows in (chapters, around, runs) if rows[1:])
-
-
-def _table(rows: list) -> str:
-    """A MyST table, its head in the first row."""
-    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in rows]
-    return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
-
-
 def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
     # A page is a large tree, no garbage: to look for some takes a seventh of the time.
     main = "import gc; gc.disable(); from jupyter_book.cli.main import main; main()"
@@ -152,13 +125,33 @@ def _restore(html: Path) -> None:
     """Undo what a process left that was killed between the two renames of `_put_in_place`."""
     old = html.with_name(f".{html.name}.old")
     if old.exists() and not html.exists():
-        old.rename(html)
+        _move(old, html)
 
 
 def _put_in_place(made: Path, html: Path) -> None:
+    """Rename what was made to `html`; where that fails the earlier site stands there again."""
     old = html.with_name(f".{html.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if html.exists():
-        html.rename(old)
-    made.rename(html)
+        _move(html, old)
+    try:
+        _move(made, html)
+    except OSError:
+        shutil.rmtree(html, ignore_errors=True)
+        _restore(html)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _move(folder: Path, to: Path) -> None:
+    """Rename a folder, or copy it whole first where that crosses file systems, as in an overlay."""
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside = to.with_name(f"{to.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(folder, aside)
+        aside.rename(to)
+        shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 """The built site in a real browser: Chromium without a window, driven by Playwright.
 
-`make test-site` installs what these tests need beyond the book's environment. Each page is opened
+`make test-site` installs what these tests need beside the book's environment, whose packages are
+part of what decides a result: one more would run every chapter again. Each page is opened
 from a static server in the light mode at the width of a desk, and from its file in the dark mode
 at the width of a phone. What was seen then is kept, and the tests look at it.
 """
@@ -9,11 +10,15 @@ import hashlib
 import io
 import shutil
 import subprocess
+import sys
 import tarfile
 
 import pytest
 
 from tests.conftest import ROOT
+
+sys.path.append(str(ROOT / "_build" / "tests-site"))
+
 from tests.site import visits
 
 AXE = "axe-core-4.14.1"

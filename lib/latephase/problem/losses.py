@@ -86,10 +86,7 @@ class Loss:
         return torch.exp(self.log_dual_variables(margins))
 
     def _log_rate(self, z: Tensor) -> Tensor:
-        if self.log_rate is not None:
-            return self.log_rate(z)
-        value, pull_back = torch.func.vjp(self.log_value, z)
-        return torch.log(-pull_back(torch.ones_like(value))[0])
+        return _derived_log_rate(self, z) if self.log_rate is None else self.log_rate(z)
 
     def log_slope(self, z: Tensor) -> Tensor:
         """Return ln(-ℓ'(z)), elementwise."""
@@ -149,6 +146,12 @@ class Loss:
         rise = self.tail(alpha) / scale
         log_dual = log_weights + log_rate[shape] - self._log_rate(torch.clamp(alpha, max=TAIL))
         return float(carried + rise), float(carried - computed), log_dual
+
+
+def _derived_log_rate(loss: Loss, z: Tensor) -> Tensor:
+    """Return ln(-(ln ℓ)'(z)) by autograd."""
+    value, pull_back = torch.func.vjp(loss.log_value, z)
+    return torch.log(-pull_back(torch.ones_like(value))[0])
 
 
 def soft_margins(margins: Tensor) -> Tensor:
@@ -280,7 +283,8 @@ def check_loss(loss: Loss) -> None:
     """Raise ValueError unless ln ℓ is finite, decreasing, convex as ℓ, with tail e^{-z}.
 
     Each condition is examined on a grid of margins from -50 to 50 and, for the tail, at 1e3 and
-    1e6. Convexity (ln(-ℓ') decreasing) makes the dual variables a decreasing function of the
+    1e6; there too, `log_rate` and `log_inverse`, where given, must belong to `log_value`.
+    Convexity (ln(-ℓ') decreasing) makes the dual variables a decreasing function of the
     margins and the risk unbounded, so that α exists for every output.
     """
     grid = torch.linspace(-50.0, 50.0, 2001, dtype=torch.float64)
@@ -301,8 +305,35 @@ def check_loss(loss: Loss) -> None:
             f"loss {loss.name!r}: must have the tail e^(-z): ln(loss(z)) + z was to be constant "
             f"from z = {TAIL:g} on, got {[f'{v:.6g}' for v in drift.tolist()]} at {far.tolist()}"
         )
+    _check_companions(loss, torch.cat([grid, far]))
     slopes = loss.log_slope(grid)
+    if not bool(torch.isfinite(slopes).all()):
+        where = grid[~torch.isfinite(slopes)][0].item()
+        raise ValueError(
+            f"loss {loss.name!r}: autograd finds no slope at z = {where:.4g}, though log_value "
+            "falls: if clamp or torch.where join two formulas there, clamp the argument of each "
+            "beyond the joint, or give log_rate"
+        )
     # Linear pieces are allowed: the logistic loss's slope is constant to rounding below z = -37.
     if not bool((torch.diff(slopes) <= 1e-12).all()):
         where = grid[:-1][torch.diff(slopes) > 1e-12][0].item()
         raise ValueError(f"loss {loss.name!r}: must be convex; it is not at z = {where:.4g}")
+
+
+def _check_companions(loss: Loss, z: Tensor) -> None:
+    """Raise ValueError unless `log_rate` and `log_inverse` are those of `log_value`."""
+    value = loss.log_value(z)
+    for name, given, came, expected in (
+        ("log_rate", loss.log_rate, loss._log_rate, _derived_log_rate(loss, z)),
+        ("log_inverse", loss.log_inverse, lambda z: loss.log_value(loss.inverse(value)), value),
+    ):
+        if given is None:
+            continue
+        off = (came(z) - expected).abs()
+        # Rounding of exp and log for each; autograd loses what cancels in log_value.
+        if not bool((off <= 1e-8 * (1.0 + expected.abs())).all()):
+            worst = int(torch.nan_to_num(off, nan=math.inf).argmax())
+            raise ValueError(
+                f"loss {loss.name!r}: {name} does not belong to log_value: at z = "
+                f"{z[worst].item():.4g} they differ by {off[worst].item():.2g}"
+            )

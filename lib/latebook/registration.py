@@ -1,0 +1,180 @@
+"""When a claim was registered, and its bound last changed: from git's history of the registry.
+
+A reading of the commits, not of the dates that they carry, says whether a bound precedes the
+measurement of the reference: dates can be set, a commit's ancestors cannot.
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from latebook.claims import Claim
+from latebook.files import write_whole
+from latebook.layout import Book
+
+NOT_COMMITTED = {"commit": "not committed", "date": None}
+# In C where it was compiled with it: an old registry takes a fifth of a second otherwise.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def dates(book: Book, claims: Mapping[str, Claim], reference: list[dict] | None) -> dict[str, dict]:
+    """By a claim's id the commit that `first` registered it, and the last that changed its `bound`.
+
+    A `bound` changes with the relation, the metric, or the number of the book's profile. An id that
+    was taken out and put in again, or is another, is registered anew. `before_reference`: whether
+    the bound's commit is, or is an ancestor of, the one at which the reference was measured; None
+    where there is no reference or its commit is not known here. The whole is empty where the book
+    is not the root of a git checkout with all of its history.
+    """
+    if (history := _history(book)) is None:
+        return {}
+    measured = {row["id"]: row["measured"]["commit"] for row in reference or []}
+    found = {}
+    for claim in claims.values():
+        signature = _signature(claim.relation, claim.bound[book.profile], claim.metric)
+        first = history.origin(lambda of, id=claim.id: id in of)
+        bound = history.origin(lambda of, id=claim.id, s=signature: s == of.get(id))
+        before = precedes(book.root, bound["commit"], measured.get(claim.id, "unknown"))
+        found[claim.id] = {"first": first, "bound": bound, "before_reference": before}
+    return found
+
+
+@cache
+def precedes(root: Path, commit: str, measured: str) -> bool | None:
+    """Whether a commit is the measured one or an ancestor of it; None where that is not known."""
+    measured = measured.removesuffix("+changes")
+    if measured == "unknown":
+        return None
+    if commit == NOT_COMMITTED["commit"]:
+        return False
+    done = _run(root, "merge-base", "--is-ancestor", commit, measured)
+    return {0: True, 1: False}.get(done.returncode)
+
+
+class _History:
+    """The commits that made the registry what it is, the last first, and what each registers."""
+
+    def __init__(self, commits: dict[str, tuple[str, list[str]]], versions: dict[str, dict | None]):
+        self.commits, self.versions = commits, versions
+
+    def origin(self, has: Callable[[dict], bool]) -> dict:
+        """The commit since which every version, in one line of descent to the last, `has` it."""
+        last, candidates = None, self._readable([next(iter(self.commits))])
+        while found := next((commit for commit in candidates if has(self.versions[commit])), None):
+            last, candidates = found, self._readable(self.commits[found][1])
+        return {"commit": last, "date": self.commits[last][0]} if last else NOT_COMMITTED
+
+    def _readable(self, commits: list[str]) -> Iterator[str]:
+        """These, but for one whose registry cannot be read its parents: it says nothing."""
+        for commit in commits:
+            if self.versions[commit] is None:
+                yield from self._readable(self.commits[commit][1])
+            else:
+                yield commit
+
+
+def _history(book: Book) -> _History | None:
+    said = _git(book.root, "rev-parse", "--show-toplevel", "--is-shallow-repository")
+    if said is None or said.split("\n")[1] == "true" or not _same(said.split("\n")[0], book.root):
+        return None
+    path = book.claims.relative_to(book.root).as_posix()
+    follow = ["--follow", "--diff-filter=R", "--name-status", "--format="]
+    moves = _git(book.root, "log", *follow, "--", path) or ""
+    # Each line: how alike the two are, the earlier path, the later one.
+    names = list(
+        dict.fromkeys([path, *(line.split("\t")[1] for line in moves.splitlines() if line)])
+    )
+    log = _git(book.root, "log", "--topo-order", "--parents", "--format=%H %cI %P", "--", *names)
+    if not log:
+        return None
+    commits = {}
+    for line in log.splitlines():
+        commit, date, *parents = line.split()
+        commits[commit] = (date, parents)
+    return _History(commits, _versions(book, [*commits], names))
+
+
+def _same(toplevel: str, root: Path) -> bool:
+    return Path(toplevel).resolve() == root.resolve()
+
+
+def _versions(book: Book, commits: list[str], names: list[str]) -> dict[str, dict | None]:
+    """What the registry said at each commit: a claim's signature for the profile, by its id.
+
+    None where it could not be read, as in a merge that left it torn.
+    """
+    asked = [f"{commit}:{name}" for commit in commits for name in names]
+    told = _git(book.root, "cat-file", "--batch-check", say="\n".join(asked)).splitlines()
+    blobs = {}
+    for name, line in zip(asked, told, strict=True):
+        if re.fullmatch(r"[0-9a-f]+ blob [0-9]+", line):
+            blobs.setdefault(name.partition(":")[0], line.split()[0])
+    # What a blob says never changes, and to read each takes a second in all.
+    kept = book.build / "registrations.json"
+    try:
+        known = json.loads(kept.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        known = {}
+    if new := set(blobs.values()) - set(known):
+        known |= {blob: _registered(_git(book.root, "cat-file", "blob", blob)) for blob in new}
+        write_whole(kept, json.dumps(known) + "\n")
+    said = {blob: _signatures(rows, book.profile) for blob, rows in known.items()}
+    return {commit: said[blobs[commit]] if commit in blobs else {} for commit in commits}
+
+
+def _registered(text: str) -> dict[str, list] | None:
+    """By id the relation, bound and metric of a version's claims; None where it cannot be read."""
+    try:
+        rows = yaml.load(text, Loader=_LOADER)
+    except yaml.YAMLError:
+        return None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return None
+    return {
+        str(row.get("id")): [row.get(key) for key in ("relation", "bound", "metric")]
+        for row in rows
+    }
+
+
+def _signatures(rows: dict[str, list] | None, profile: str) -> dict[str, str] | None:
+    """What the claims of a version that have a bound for the profile state, by their ids."""
+    if rows is None:
+        return None
+    stated = {}
+    for id, (relation, bound, metric) in rows.items():
+        number = bound.get(profile) if isinstance(bound, dict) else bound
+        if isinstance(number, int | float):
+            stated[id] = _signature(relation, number, metric)
+    return stated
+
+
+def _signature(relation: str, bound: float, metric: str) -> str:
+    return json.dumps([relation, float(bound), metric], ensure_ascii=False)
+
+
+def _git(root: Path, *words: str, say: str | None = None) -> str | None:
+    """What git prints, None where it refuses or is not there."""
+    try:
+        done = _run(root, *words, say=say)
+    except OSError:
+        return None
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+def _run(root: Path, *words: str, say: str | None = None) -> subprocess.CompletedProcess:
+    # A repository that the environment names is somebody else's.
+    around = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    return subprocess.run(
+        ["git", "-C", str(root), "-c", "core.quotePath=false", *words],
+        env=around,
+        input=say,
+        capture_output=True,
+        text=True,
+        encoding="utf8",
+    )
