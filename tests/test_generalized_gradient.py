@@ -237,7 +237,7 @@ def test_bad_input():
         ({"kink_tol": -1.0}, "kink_tol: expected a number of at least 0, got -1.0"),
         ({"kink_tol": float("nan")}, "kink_tol: expected a number of at least 0, got nan"),
         ({"dual": np.ones(3)}, "dual: expected 2 finite weights of margins, got 3"),
-        ({"w": np.zeros(2), "jacobian_bytes": 8}, "jacobian_bytes"),
+        ({"w": np.zeros(2), "jacobian_bytes": 8}, "jacobian_bytes: 2 kinks of 2 examples"),
     ):
         with pytest.raises(ValueError, match=message):
             latephase.generalized_gradient(net, x, y, **wrong)

@@ -120,7 +120,7 @@ class Tuning:
     krylov_dimension: int = 40
     # The estimate of a step's error, as a part of tol: it leaves out a part of what a kink crossed
     # within the step does, and of the method's own third order.
-    kinked_tol: float = 0.25
+    kinked_tol: float = 0.1
     # Arc length of steps, in units of ‖W‖: the first, the longest, the one at which the flow gives
     # up; and what is left of a step that was not solved.
     first_length: float = 1e-3

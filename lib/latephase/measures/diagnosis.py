@@ -119,7 +119,8 @@ def diagnose(
     The gradient takes a second pass over the batches, whose weights are the dual variables of the
     first, so that it is that of the whole data set. progress None shows a bar on a terminal when
     there are more than 20 batches. kink_tol is that of `generalized_gradient`, whose least-norm
-    gradient is taken, in float64, where a Jacobian of all margins needs at most 128 MiB.
+    gradient is taken, in float64, where a Jacobian of all margins and the kinks need at most
+    128 MiB each.
 
     Raises ValueError as `gradient_flow` does, except that a module need not be homogeneous and may
     have kinks that are not followed.
@@ -216,7 +217,7 @@ def _least_norm(batches, y, loss, dual, kink_tol, stand) -> dict:
             f"than the {_LEAST_NORM_BYTES} up to which kinks are looked for"
         }
     try:
-        problem = Problem(batches.module, batches.x, y, loss)
+        problem = Problem(batches.module, batches.x, y, loss, _LEAST_NORM_BYTES)
         found = least_norm(problem, None, kink_tol, dual)
     except (ValueError, RuntimeError) as error:
         return {"least_norm_missing": str(error)}

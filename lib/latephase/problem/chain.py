@@ -89,7 +89,7 @@ class Chain:
 
     def at(self, w: np.ndarray, gates: np.ndarray, active: np.ndarray) -> ChainPoint:
         """Return the derivatives at w with these gates, those of the kinks `active` closed."""
-        return ChainPoint(self, w, gates, np.asarray(active, dtype=int))
+        return ChainPoint(self, w, gates, np.array(active, dtype=int))
 
     def margins(self, outputs: np.ndarray) -> np.ndarray:
         """Return p [n·pairs] of outputs [n, ·]."""

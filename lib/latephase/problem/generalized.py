@@ -74,10 +74,11 @@ def generalized_gradient(
 ) -> GeneralizedGradient:
     """Return the least-norm element of {Jᵀq : gates of the active kinks in [0, 1]} at w.
 
-    It is a gradient of the smoothed margin α, and thus a positive multiple of one of -R. The set is
-    an outer set of Clarke's subdifferential: it has all of that, and more where kinks in one layer
-    feed kinks in the next or where the hyperplanes of active kinks depend on one another. Kinks on
-    one hyperplane (of duplicated examples, of z and -z) have equal or opposite gates.
+    It is a gradient of the smoothed margin α, and thus a positive multiple of one of -R. The z of
+    active kinks count as zero. The set is then an outer set of Clarke's subdifferential: it has all
+    of that, and more where kinks in one layer feed kinks in the next or where the hyperplanes of
+    active kinks depend on one another. Kinks on one hyperplane (of duplicated examples, of z and
+    -z) have equal or opposite gates.
 
     w: weights [P] in the order of `named_parameters()`, the module's own for None. kink_tol: a kink
     is active where |z| is at most kink_tol times the root mean square of z over the kinks of the
@@ -133,10 +134,8 @@ def least_norm(
     starts = [gates[active]]
     if len(levels) > 1:
         starts += [np.full(len(active), fill) for fill in (0.0, 0.5, 1.0)]
-    gates, gradient = min(
-        (_descended(kinks, w, dual, gates, levels, active, start) for start in starts),
-        key=lambda found: np.linalg.norm(found[1]),
-    )
+    program = _Program(kinks, w, dual, gates, active, levels)
+    found, gradient = min(map(program.descended, starts), key=lambda one: np.linalg.norm(one[1]))
     first_units = np.array([kinks.unit[kinks.site == s].min() for s in range(len(kinks.sites))])
     return GeneralizedGradient(
         gradient=gradient,
@@ -146,7 +145,7 @@ def least_norm(
             (*kinks.sites[s][:2], int(kinks.owner[k]), int(kinks.unit[k] - first_units[s]))
             for k, s in zip(active, kinks.site[active], strict=True)
         ],
-        gates=gates[active],
+        gates=found,
         exact=len(levels) <= 1,
         kink_tol=kink_tol,
     )
@@ -160,7 +159,7 @@ def _scales(kinks: Kinked | Chain, z: np.ndarray) -> np.ndarray:
 
 
 def _levels(kinks: Kinked | Chain, active: np.ndarray) -> list[np.ndarray]:
-    """Return the active kinks in groups of which no one feeds another of the same example."""
+    """Return the active kinks, by their index there, in groups: none feeds another of its own."""
     reached = np.zeros((kinks.margin_owner.max() + 1, len(kinks.sites)), dtype=int)
     level = np.zeros(len(active), dtype=int)
     site, owner = kinks.site[active], kinks.owner[active]
@@ -169,7 +168,7 @@ def _levels(kinks: Kinked | Chain, active: np.ndarray) -> list[np.ndarray]:
         below = reached[:, kinks.feeds[:, s]].max(axis=1, initial=0)
         level[here] = below[owner[here]]
         reached[owner[here], s] = level[here] + 1
-    return [active[level == one] for one in range(level.max(initial=-1) + 1)]
+    return [np.flatnonzero(level == one) for one in range(level.max(initial=-1) + 1)]
 
 
 def _that_matter(
@@ -184,64 +183,72 @@ def _that_matter(
     matter = [near[:0]]
     for level in _levels(kinks, near):
         for start in range(0, len(level), _BLOCK):
-            block = level[start : start + _BLOCK]
+            block = near[level[start : start + _BLOCK]]
             point = kinks.at(w, gates, block)
             _, c = point.pull(dual, np.zeros(len(block)))
             matter.append(block[(c[block] != 0.0) & point.rows()[kinks.n :].any(axis=1)])
     return np.sort(np.concatenate(matter))
 
 
-def _descended(
-    kinks: Kinked | Chain,
-    w: np.ndarray,
-    dual: np.ndarray,
-    gates: np.ndarray,
-    levels: list[np.ndarray],
-    active: np.ndarray,
-    start: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return all gates [K] and G [P] where no level's gates alone lower the norm."""
-    gates = gates.copy()
-    gates[active] = start
-    gradient = kinks.at(w, gates, []).pull(dual, np.zeros(0))[0]
-    norm = np.linalg.norm(gradient)
-    for _ in range(_SWEEPS):
-        # From the last level down: what a gate moves depends on those behind it.
-        for level in reversed(levels):
-            gates, gradient = _least_over(kinks, w, dual, gates, level)
-        last, norm = norm, np.linalg.norm(gradient)
-        if len(levels) <= 1 or norm >= (1.0 - _FALL) * last:
-            break
-    return gates, gradient
+@dataclass(frozen=True)
+class _Program:
+    """Least norm over the gates s [A] of the active kinks, whose z counts as zero."""
 
+    kinks: Kinked | Chain
+    w: np.ndarray
+    dual: np.ndarray
+    gates: np.ndarray
+    active: np.ndarray
+    levels: list[np.ndarray]
 
-def _least_over(
-    kinks: Kinked | Chain, w: np.ndarray, dual: np.ndarray, gates: np.ndarray, level: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the gates with those of a level at the least norm of G, and that G [P].
+    def gradient(self, s: np.ndarray) -> np.ndarray:
+        """Return G(s) [P]: Jᵀq + Zᵀμ with the active kinks closed and μ_k = s_k c_k."""
+        point = self.kinks.at(self.w, self.gates, self.active)
+        mu = np.zeros(len(s))
+        # From the last level down: c_k depends on the gates behind k.
+        for level in reversed(self.levels):
+            mu[level] = s[level] * point.pull(self.dual, mu)[1][self.active[level]]
+        return point.pull(self.dual, mu)[0]
 
-    G is affine in them, G₀ + Σ s_k c_k ∇z_k, with one unknown for all the kinks of a hyperplane.
-    """
-    point = kinks.at(w, gates, level)
-    _, c = point.pull(dual, np.zeros(len(level)))
-    normals = point.rows()[kinks.n :]
-    # Those that other gates hide at present stay as they are.
-    kept = (c[level] != 0.0) & normals.any(axis=1)
-    moving, normals = level[kept], normals[kept]
-    if not len(moving):
-        return gates, kinks.at(w, gates, []).pull(dual, np.zeros(0))[0]
-    first, sign = _hyperplanes(normals / np.linalg.norm(normals, axis=1, keepdims=True))
-    steps = c[moving][:, None] * normals
-    base = gates.copy()
-    base[moving] = np.where(sign > 0, 0.0, 1.0)
-    rest = kinks.at(w, base, []).pull(dual, np.zeros(0))[0]
-    unknowns = np.unique(first)
-    columns = np.array([(sign[first == u, None] * steps[first == u]).sum(0) for u in unknowns])
-    s = _bounded_least_squares(columns, rest)
-    own = s[np.searchsorted(unknowns, first)]
-    gates = gates.copy()
-    gates[moving] = np.where(sign > 0, own, 1.0 - own)
-    return gates, kinks.at(w, gates, []).pull(dual, np.zeros(0))[0]
+    def descended(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return gates from which no level's alone lower the norm, and their G [P]."""
+        gradient = self.gradient(s)
+        for _ in range(_SWEEPS):
+            trial = s
+            for level in reversed(self.levels):
+                trial = self.least_over(level, trial)
+            lower, norm = self.gradient(trial), np.linalg.norm(gradient)
+            if len(self.levels) == 1:
+                return trial, lower
+            if not np.linalg.norm(lower) < (1.0 - _FALL) * norm:
+                break
+            s, gradient = trial, lower
+        return s, gradient
+
+    def least_over(self, level: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Return the gates with those of a level at the least norm.
+
+        G is affine in them, G₀ + Σ s_k c_k ∇z_k, with one unknown for the kinks of a hyperplane.
+        """
+        gates = self.gates.copy()
+        gates[self.active] = s
+        point = self.kinks.at(self.w, gates, self.active[level])
+        _, c = point.pull(self.dual, np.zeros(len(level)))
+        steps, normals = c[self.active[level]], point.rows()[self.kinks.n :]
+        # Those that other gates hide at present stay as they are.
+        seen = (steps != 0.0) & normals.any(axis=1)
+        if not seen.any():
+            return s
+        level, steps, normals = level[seen], steps[seen], normals[seen]
+        first, sign = _hyperplanes(normals / np.linalg.norm(normals, axis=1, keepdims=True))
+        steps = (sign * steps)[:, None] * normals
+        unknowns, which = np.unique(first, return_inverse=True)
+        columns = np.array([steps[which == u].sum(0) for u in range(len(unknowns))])
+        base = s.copy()
+        base[level] = np.where(sign > 0, 0.0, 1.0)
+        own = _bounded_least_squares(columns, self.gradient(base))[which]
+        base[level] = np.where(sign > 0, own, 1.0 - own)
+        return base
 
 
 def _hyperplanes(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

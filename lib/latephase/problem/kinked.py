@@ -31,7 +31,8 @@ def kinked(problem: Problem) -> Kinked | Chain:
 
     Raises ValueError, with the name of the operation and the path of the part that calls it, for
     kinks or jumps that are not followed, for control flow on values, for kinks that belong to no
-    single example, and for a module whose results differ from one call to the next.
+    single example, for a module whose results differ from one call to the next, and for more kinks
+    than `jacobian_bytes` hold.
     """
     general = Kinked(problem)
     return as_chain(general) or general
@@ -53,6 +54,12 @@ class Kinked:
         sizes = np.array([math.prod(site.shape) for site in self.plan.sites], dtype=int)
         self._offsets = np.concatenate([[0], np.cumsum(sizes)])
         self.K = problem.n * int(self._offsets[-1])
+        # Arguments, gates and slopes, on both sides of the graph.
+        if problem.jacobian_bytes < 64 * self.K:
+            raise ValueError(
+                f"jacobian_bytes: {self.K} kinks of {problem.n} examples need {64 * self.K} bytes, "
+                f"the bound is {problem.jacobian_bytes}"
+            )
         self.parts = [slice(*ends) for ends in pairwise(problem.n * self._offsets)]
         examples = np.arange(problem.n)
         units = [np.arange(*ends) for ends in pairwise(self._offsets)]
@@ -82,7 +89,7 @@ class Kinked:
 
     def at(self, w: np.ndarray, gates: np.ndarray, active: np.ndarray) -> Point:
         """Return the derivatives at w with these gates, those of the kinks `active` closed."""
-        return Point(self, w, gates, np.asarray(active, dtype=int))
+        return Point(self, w, gates, np.array(active, dtype=int))
 
     def run(
         self, w: Tensor, rows: np.ndarray, gates: np.ndarray | None, record: bool = False
@@ -114,7 +121,7 @@ class Kinked:
             site.flat(z, examples).reshape(-1)
             for site, z in zip(self.plan.sites, calls.z, strict=True)
         ]
-        return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64)
+        return torch.cat(flat) if flat else self.tensor([])
 
     def by_site(self, values: np.ndarray) -> list[np.ndarray]:
         return [values[part].reshape(self.problem.n, -1) for part in self.parts]
@@ -140,7 +147,7 @@ class Kinked:
     def nearby(self, seed: int) -> np.ndarray:
         return self.problem.nearby(np.random.default_rng(seed).normal(size=self.P))
 
-    def tensor(self, array: np.ndarray) -> Tensor:
+    def tensor(self, array: np.ndarray | list) -> Tensor:
         # A copy: the caller may go on with its own array.
         return torch.from_numpy(np.array(array, dtype=np.float64)).to(self.problem.device)
 

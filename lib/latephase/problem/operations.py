@@ -88,7 +88,7 @@ def _larger(calls, name: str, a: Tensor, b: Tensor | float, sign: int) -> Tensor
 
 
 def _extremum(name: str, sign: int) -> Callable:
-    """Return torch.max or torch.min in all its three forms, fmax, amax and their like."""
+    """Return max or min in its three forms: over all, along axes, of two tensors."""
 
     def call(calls, input, dim=None, keepdim=False, *, other=None, axis=None, **_):
         dim = axis if dim is None else dim

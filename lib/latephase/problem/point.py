@@ -23,14 +23,14 @@ _BATCH = 1024
 class Point:
     """The derivatives of margins p [n] and of the arguments z_A of A active kinks, at one w.
 
-    J [n, P] and Z_A [A, P] are their Jacobians with the gates as constants, those of the active
-    kinks closed (0), and B = [J; Z_A]. The module runs forward once.
+    J [n, P] and Z_A [A, P] are their derivatives in w with the gates as constants, those of the
+    active kinks closed (0), and B = [J; Z_A]. The module runs forward once.
     """
 
     def __init__(
         self, kinked: Kinked, w: np.ndarray, gates: np.ndarray, active: np.ndarray
     ) -> None:
-        self.kinked, self.active = kinked, active.astype(int)
+        self.kinked, self.active = kinked, active
         self.gates = np.array(gates, dtype=float)
         self.gates[self.active] = 0.0
         self._leaf = kinked.tensor(w).requires_grad_(True)
@@ -112,7 +112,9 @@ class Point:
         margins = np.arange(len(self.p))
         if self.kinked.layered:
             return to_numpy(self.layer_rows(margins).rows())
-        blocks = self._example_rows(max(1, problem.jacobian_bytes // (4 * 8 * self.kinked.P)))
+        # A quarter, because reverse mode holds the pulled-back parameters once per layer use.
+        width = max(self.kinked.P, problem.pairs + self.kinked.K // problem.n)
+        blocks = self._example_rows(max(1, problem.jacobian_bytes // (4 * 8 * width)))
         return np.concatenate([*blocks])
 
     def layer_rows(self, margins: np.ndarray) -> LayerRows:
@@ -147,6 +149,7 @@ class Point:
             p = kinked.margins(u, x[None], y[None], calls, False)
             return (torch.cat([p.reshape(-1), kinked.flat(calls, 1)]) * picks).sum()
 
+        leaf = self._leaf.detach()
         gradient = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0, 0, 0))
         owner = np.concatenate([kinked.margin_owner, kinked.owner[self.active]])
         margins = np.arange(len(self.p)) % pairs
@@ -154,11 +157,11 @@ class Point:
         for start in range(0, len(owner), min(per_block, _BATCH)):
             rows = slice(start, start + min(per_block, _BATCH))
             own = torch.from_numpy(owner[rows])
-            width = pairs + kinked.K // problem.n
-            picks = kinked.tensor(np.eye(width)[entry[rows]])
+            picks = np.zeros((len(own), pairs + kinked.K // problem.n))
+            picks[np.arange(len(own)), entry[rows]] = 1.0
             gates = [one[own] for one in by_site]
             yield to_numpy(
-                gradient(self._leaf.detach(), problem.x[own], problem.y[own], gates, picks)
+                gradient(leaf, problem.x[own], problem.y[own], gates, kinked.tensor(picks))
             )
 
     def _cotangents(self, lam: np.ndarray, mu: np.ndarray) -> tuple[Tensor, Tensor]:
