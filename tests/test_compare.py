@@ -57,6 +57,8 @@ def values(*numbers):
         (lambda rows: rows[0].update(bound=0.9), "differs"),
         (lambda rows: rows[0].update(metric="another number"), "differs"),
         (lambda rows: rows[0].update(tolerance={"relative": 9.0, "floor": 9.0}), "differs"),
+        (lambda rows: rows[0].update(problem="recorded 2 times"), "differs"),
+        (lambda rows: rows[0].update(range=[0, 1000]), "differs"),
     ],
 )
 def test_a_claim_is_judged_seed_by_seed(change, expected):

@@ -136,6 +136,18 @@ def nothing_noted(book, monkeypatch):
     write_sealed(path, json.dumps(notebook))
 
 
+def page_of_the_site(book, monkeypatch):
+    path = book.root / "_build/html/book/first.html"
+    edited(book, "_build/html/book/first.html", path.read_text().replace("holds", "fails"))
+
+
+def lost(name):
+    def of(book, monkeypatch):
+        (book.root / "_build" / name).unlink()
+
+    return of
+
+
 def future(book, monkeypatch):
     for path in book.root.rglob("*"):
         if path.is_file():
@@ -168,6 +180,10 @@ AFTER = {"ledger", "verdict", "site"}
         (ledger_of_another_build, {"ledger", "verdict", "site"}),
         (swapped_hash, {"second", "ledger", "site"}),
         (nothing_noted, {"second", "ledger", "site"}),
+        (page_of_the_site, {"site"}),
+        (lost("html/book/second.html"), {"site"}),
+        (lost("codecheck.yml"), {"site"}),
+        (lost("ledger.schema.json"), {"ledger"}),
         (future, set()),
         (past, set()),
     ],
@@ -185,6 +201,67 @@ def test_what_a_change_of_content_makes_stale(built, plant, expected, monkeypatc
         for path, (content, stat) in kept.items():
             path.write_bytes(content)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_ledger_of_other_files_is_not_compared(built):
+    reference = built.root / "results/ledger.quick.json"
+    reference.parent.mkdir(exist_ok=True)
+    reference.write_bytes((built.root / "_build/ledger.json").read_bytes())
+    path = built.root / "profiles/quick.yml"
+    as_built = path.read_text()
+    try:
+        assert built.call("compare").returncode == 0
+        parameter(built, None)
+        done = built.call("compare")
+        assert (done.returncode, "not of what is here now (other parameters)" in done.stderr) == (
+            1,
+            True,
+        ), done.stderr
+        assert built.call("compare", "--ledger", "_build/ledger.json").returncode == 0
+    finally:
+        path.write_text(as_built)
+        reference.unlink()
+
+
+def test_chapters_are_not_said_to_compute_elsewhere(built, monkeypatch):
+    device(built, monkeypatch)
+    done = built.build()
+    assert (done.returncode, "LATEPHASE_DEVICE=cuda" in done.stderr) == (1, True), done.stderr
+
+
+def test_a_chapter_does_not_ask_for_another_ones_bound(tmp_path, monkeypatch):
+    from latebook import claims
+
+    book = FixtureBook(tmp_path)
+    monkeypatch.chdir(book.root)
+    monkeypatch.setenv("LATEPHASE_CHAPTER", "first")
+    assert claims.holds("first/small", 0.5)
+    with pytest.raises(BookError, match="'second/small' is of second"):
+        claims.holds("second/small", 0.5)
+
+
+@pytest.mark.parametrize("way", ["--assume-unchanged", "--skip-worktree", "exclude", "user"])
+def test_provenance_sees_what_git_was_told_not_to(tmp_path, monkeypatch, way):
+    def git(*words):
+        named = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *named, *words], check=True)
+
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/one.py").write_text("one = 1\n")
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "one"]):
+        git(*words)
+    assert len(provenance.commit(tmp_path)) == 40
+    if way.startswith("--"):
+        git("update-index", way, "lib/one.py")
+        (tmp_path / "lib/one.py").write_text("one = 2\n")
+    else:
+        (tmp_path / "lib/two.py").write_text("two = 2\n")
+        (tmp_path / (".git/info/exclude" if way == "exclude" else ".git/ignored")).write_text(
+            "two*"
+        )
+        if way == "user":
+            git("config", "core.excludesFile", str(tmp_path / ".git/ignored"))
+    assert provenance.commit(tmp_path).endswith("+changes")
 
 
 def test_every_part_of_the_library_counts(monkeypatch, tmp_path):

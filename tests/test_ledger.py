@@ -230,6 +230,27 @@ def test_a_ledger_that_no_build_wrote_is_refused(tmp_path, edit, wrong):
         ledger.read(tmp_path / "ledger.json", own=False)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "wrong"),
+    [
+        ('"verdict": "holds"', '"verdict": "fails", "verdict": "holds"', "a key stands twice"),
+        ('"value": 0.5', '"value": 5' + "0" * 400, "a number that not every reader takes"),
+        ("[", "[" * 100_000, "is not JSON"),
+    ],
+)
+def test_what_readers_read_differently_is_refused(tmp_path, before, after, wrong):
+    path = tmp_path / "ledger.json"
+    path.write_text(ledger.text([entry()]).replace(before, after, 1))
+    with pytest.raises(BookError, match=wrong):
+        ledger.read(path, own=False)
+
+
+@pytest.mark.parametrize("change", [{"range": [2, 3]}, {"controls": {}}, {"expected": "fails"}])
+def test_a_red_row_that_names_no_problem_is_refused(change):
+    with pytest.raises(BookError, match="names no problem, and yet it is red"):
+        ledger.text([ledger.sealed(entry() | change)])
+
+
 def test_the_schema_is_one_and_has_the_kinds_and_statuses_of_the_design():
     from jsonschema import Draft202012Validator
 
@@ -288,3 +309,10 @@ def test_a_broken_ledger_is_named(tmp_path):
 )
 def test_a_number_is_told_from_its_bound(value, bound, text):
     assert ledger.number(value, bound) == text
+
+
+def test_the_tables_tell_of_starts_that_were_dropped():
+    row = entry([0.5, 0.6]) | {"dropped": {"3": "lost", "4": "lost", "5": "lost"}}
+    for table in (ledger.plain_table, ledger.markdown_table):
+        assert "0.6 (3 of 5 starts dropped)" in table([row])
+        assert "dropped" not in table([entry()])

@@ -44,7 +44,12 @@ def test_the_first_commit_and_the_last_change_of_the_bound(repository):
     assert commits(repository) == (first, first)
     register(repository, {"statement": "The number is not large.", "reason": "another"})
     assert commits(repository) == (first, first)
-    for change in ({"bound": 0.9}, {"bound": 0.9, "relation": ">="}, {"metric": "its square"}):
+    for change in (
+        {"bound": 0.9},
+        {"bound": 0.9, "relation": ">="},
+        {"metric": "its square"},
+        {"metric": "its square", "over_seeds": "best"},
+    ):
         last = register(repository, change)
         assert commits(repository) == (first, last)
     moved = register(repository, change, {"id": "first/other"})
@@ -165,6 +170,6 @@ def test_it_is_quick_the_second_time():
 def test_a_damaged_memory_of_versions_is_made_again(repository):
     first = register(repository, {})
     dates(repository)
-    memory = repository.root / "_build/registrations.json"
+    memory = repository.root / "_build/registered.json"
     memory.write_text(memory.read_text()[:-9])
     assert commits(repository) == (first, first)

@@ -261,6 +261,8 @@ def _faults(line: str) -> list[str]:
 def _preflight(book: Book) -> None:
     """What can be known to be wrong before anything is computed, all of it at once."""
     wrong = gate.check_config(book.root / "_config.yml")
+    if (device := surroundings.device()) != "cpu":
+        wrong.append(f"LATEPHASE_DEVICE={device}: chapters compute on the cpu alone, unlike runs")
     chapters = book.chapters()
     wrong += [
         f"claims.yml: {claim.id!r} names the chapter {claim.chapter!r}, not in _toc.yml"
@@ -325,9 +327,27 @@ def _compare(book: Book, options) -> int:
     """The ledger, or another, beside the committed reference: 1 if a claim differs."""
     reference = compare.reference(book)
     other = Path(options.ledger) if options.ledger else book.ledger
-    found = compare.compare(reference, ledger.read(other, own=not options.ledger))
+    rows = ledger.read(other, own=not options.ledger)
+    if not options.ledger:
+        _require_current(book, rows)
+    found = compare.compare(reference, rows)
     print(f"{other} beside {book.reference}:\n{compare.table(found)}\n{compare.counted(found)}")
     return int(any(comparison.status in compare.RED for comparison in found))
+
+
+def _require_current(book: Book, rows: list[dict]) -> None:
+    """Raise BookError where the ledger is of other files than there are now, or of an older run."""
+    threads = {str(row["measured"]["threads"]) for row in rows if row["measured"]}
+    os.environ["LATEPHASE_THREADS"] = min(threads, default="1")
+    measured = {row["chapter"]: row["measured"] for row in rows if row["measured"]}
+    for chapter, of in measured.items():
+        if chapter in book.chapters() and book.executed(chapter).exists():
+            why = inputs.why_stale(book, "chapter", chapter)
+            if why or read_executed(book.executed(chapter)).made_by["inputs"] != of["inputs"]:
+                raise BookError(
+                    f"{chapter}: the ledger is not of what is here now ({why or 'another run'}); "
+                    "`make book` makes it again"
+                )
 
 
 def _reference(book: Book, options) -> None:

@@ -7,6 +7,7 @@ finds a way around any list, and has to write it where everybody can read it.
 """
 
 import ast
+import builtins
 from collections.abc import Iterator
 
 from latebook.notebooks import Cell
@@ -17,7 +18,7 @@ _MYSTNB = {"figure", "image"}
 _IMPORTS = (
     *("latephase", "experiments", "latebook", "numpy", "scipy", "torch", "pandas", "matplotlib"),
     *("seaborn", "matplotlib_inline", "myst_nb", "collections", "copy", "dataclasses"),
-    *("functools", "itertools", "math", "operator", "statistics", "time"),
+    *("functools", "itertools", "math", "statistics", "time"),
 )
 # How the declared readers and the registry are imported.
 _OF_LATEBOOK = {"latebook": {"claims", "records"}, "latebook.records": {"recorded"}}
@@ -29,7 +30,9 @@ _HARMLESS = {"__name__", "__version__"}
 _READING = {
     *("open", "input", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "fromregex"),
     *("read_text", "read_bytes", "load_file", "load_dataset", "imread", "urlopen", "urlretrieve"),
-    *("load_state_dict_from_url", "loadmat"),
+    *("load_state_dict_from_url", "download_url_to_file", "loadmat", "mmread", "loadarff"),
+    *("readsav", "wavfile", "open_memmap", "from_file", "FileIO", "DataSource", "HDFStore"),
+    *("ExcelFile", "rc_file", "get_handle"),
 }
 _SILENCING = {
     *("warnings", "simplefilter", "filterwarnings", "catch_warnings", "suppress_warnings"),
@@ -46,6 +49,8 @@ _CHANGING = {
     *("update", "setdefault", "add", "discard"),
 }
 _TOO_MUCH = {"Exception", "BaseException", "BookError"}
+# What no name of a chapter's own may stand for.
+_TAKEN = {*dir(builtins), "display"} - {"id", "_"}
 _NEW_SCOPE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _COMPREHENSION = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -75,6 +80,7 @@ def faults(cells: list[Cell]) -> list[str]:
             found += _assigning(tree, names)
         if records:
             found += [*_importing(tree), *_reaching(tree), *_patching(tree, imported)]
+            found += [f"hides {name}" for name in sorted(_TAKEN & set(_bound(tree)))]
             found += _recording(tree)
         wrong += [f"cell {index} {fault}" for fault in dict.fromkeys(found)]
     return wrong
@@ -100,6 +106,8 @@ def _form_faults(cell: Cell) -> Iterator[str]:
 def _swallowing(tree: ast.AST) -> Iterator[str]:
     """Handlers that catch whatever comes, or do nothing with what they caught."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in _TOO_MUCH:
+            yield f"names {node.id}, which catches everything under any name"
         if isinstance(node, ast.Try | ast.TryStar):
             if any(isinstance(leaf, ast.Return | ast.Break | ast.Continue)
                    for step in node.finalbody for leaf in ast.walk(step)):  # fmt: skip
@@ -120,8 +128,8 @@ def _names(node: ast.AST) -> list[str]:
 
 
 def _does_nothing(step: ast.stmt) -> bool:
-    return isinstance(step, ast.Pass | ast.Continue) or (
-        isinstance(step, ast.Expr) and isinstance(step.value, ast.Constant)
+    return isinstance(step, ast.Pass | ast.Continue | ast.Break) or (
+        isinstance(step, ast.Expr) and isinstance(step.value, ast.Constant | ast.Name)
     )
 
 
@@ -213,6 +221,10 @@ def _reaching(tree: ast.AST) -> Iterator[str]:
         names = {getattr(node, "id", None), getattr(node, "attr", None)}
         if isinstance(node, ast.alias | ast.keyword):
             names = {node.asname, node.name} if isinstance(node, ast.alias) else {node.arg}
+            if names == {"raw"}:
+                yield "shows something raw: outputs are not cleared, replaced or forged"
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = {node.name}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             # As in getattr(np, "load"); a word in a sentence is another matter.
             names = {node.value}
@@ -250,9 +262,17 @@ def _recording(tree: ast.Module) -> Iterator[str]:
     """Uses of `claims` other than its two calls, and records that a fault could pass by."""
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     plain = {id(func.value) for func in calls if _is_call(func, "record", "holds")}
+    reading = {id(n.value) for n in ast.walk(tree) if getattr(n, "attr", None) == "recorded"}
+    bound = [*_bound(tree)]
+    own = [n for n in tree.body if getattr(n, "module", "") in _OF_LATEBOOK]
+    for name in ("claims", "records"):
+        if bound.count(name) > sum(alias.name == name for n in own for alias in n.names):
+            yield f"uses {name} for something else than latebook's"
     for node in ast.walk(tree):
         if _is_record(node) and id(node) not in plain:
             yield "uses claims other than to call claims.record or claims.holds"
+        if getattr(node, "id", None) == "records" and id(node) not in reading:
+            yield "uses records other than for records.recorded"
     free = {id(call) for call in _unconditional(tree)}
     if any(_is_call(func, "record") and id(func) not in free for func in calls):
         yield (

@@ -153,7 +153,7 @@ def _faults(row: Mapping) -> Iterator[str]:
     """What is wrong with a row; the first is told, those behind it may follow from it."""
     if not isinstance(row, Mapping):
         yield "expected a mapping"
-    if missing := [key for key in _REQUIRED if row.get(key) in (None, "")]:
+    if missing := [key for key in _REQUIRED if _is_blank(row.get(key))]:
         yield f"missing {', '.join(missing)}"
     if unknown := sorted(set(row) - {*_REQUIRED, *_OPTIONAL}):
         yield f"unknown key {', '.join(unknown)}"
@@ -168,10 +168,12 @@ def _faults(row: Mapping) -> Iterator[str]:
         yield f"expect is one of {sorted(_EXPECTED)}, or one for each of {PROFILES}, got {expect}"
     if NOT_COVERED in expected and expected != {NOT_COVERED}:
         yield f"what theory covers does not depend on the profile, got {expect}"
-    if expected != {HOLDS} and not row.get("expect_reason"):
+    if expected != {HOLDS} and _is_blank(row.get("expect_reason")):
         yield f"expect: {expect} needs an expect_reason"
     if not isinstance(row.get("controls"), Mapping) or not row["controls"]:
         yield "needs at least one negative control (controls: name: what it is)"
+    elif bare := [name for name, what in row["controls"].items() if _is_blank(what)]:
+        yield f"the control {bare[0]!r} does not say what it is"
     yield from _faults_of_measuring(row, expect)
 
 
@@ -186,6 +188,8 @@ def _faults_of_measuring(row: Mapping, expect: Mapping) -> Iterator[str]:
         yield f"tolerance is a number or {{relative: a number, floor: a number}}, got {tolerance}"
     elif min(parts.values()) < 0:
         yield f"tolerance is not negative, got {tolerance}"
+    elif parts["relative"] > 1:
+        yield f"tolerance is no more than the value itself (relative: 1), got {tolerance}"
     ranges = _for_each_profile(row.get("range"))
     if set(ranges) != set(PROFILES) or not all(map(_is_range, ranges.values())):
         yield f"range is [low, high], finite, or one for each of {PROFILES}, got {ranges}"
@@ -196,12 +200,16 @@ def _faults_of_measuring(row: Mapping, expect: Mapping) -> Iterator[str]:
         number is None or (type(number) is int and number > 0) for number in cases.values()
     ):
         yield f"cases is a number of starts, or one for each of {PROFILES}, got {cases}"
-    if not row.get("few") and any(number and number < SEEDS for number in cases.values()):
+    if _is_blank(row.get("few")) and any(number and number < SEEDS for number in cases.values()):
         yield f"cases: {row['cases']} is fewer than {SEEDS} and needs a reason (few: why)"
 
 
 def _for_each_profile(value) -> Mapping:
     return value if isinstance(value, Mapping) else dict.fromkeys(PROFILES, value)
+
+
+def _is_blank(text) -> bool:
+    return not str("" if text is None else text).strip()
 
 
 def _is_number(number) -> bool:
@@ -243,9 +251,9 @@ def record(
             f"claims.record({id!r}): expected the controls {sorted(claim.controls)}, "
             f"got {sorted(control)}"
         )
-    seeds = None if seeds is None else [int(seed) for seed in seeds]
+    seeds = None if seeds is None else [*map(_seed, seeds)]
     measured = _by_seed(value, seeds, f"the value of {id}")
-    dropped = {int(seed): str(reason).strip() for seed, reason in (dropped or {}).items()}
+    dropped = {_seed(seed): str(reason).strip() for seed, reason in (dropped or {}).items()}
     kept = measured["seeds"]
     if len({*kept, *dropped}) < len(kept) + len(dropped) or not all(dropped.values()):
         raise BookError(
@@ -262,10 +270,16 @@ def record(
     _show(claim, {"id": id, **measured, "dropped": dropped, "controls": controls})
 
 
+def _seed(seed) -> int:
+    if int(seed) != seed:
+        raise BookError(f"claims: a seed is a whole number, got {seed!r}")
+    return int(seed)
+
+
 def _by_seed(given, seeds: list[int] | None, what: str) -> dict:
     """Numbers, as text, and their seeds, one by one, as they stand in the output."""
     if isinstance(given, Mapping):
-        pairs = {int(seed): _numbers(of_seed, what) for seed, of_seed in given.items()}
+        pairs = {_seed(seed): _numbers(of_seed, what) for seed, of_seed in given.items()}
         values = [text for texts in pairs.values() for text in texts]
         return {
             "values": _some(values, what),
@@ -286,6 +300,10 @@ def holds(id: str, value) -> bool:
     For sentences that say what the figures show: a notebook never repeats a bound.
     """
     claim = _registered(id)
+    if os.environ.get("LATEPHASE_CHAPTER", claim.chapter) != claim.chapter:
+        raise BookError(
+            f"claims.holds: {id!r} is of {claim.chapter}; a change of its bound would not run this"
+        )
     numbers = list(map(float, _numbers(value, f"the value of {id}")))
     return claim.satisfied(claim.of_seeds(numbers), _profile())
 

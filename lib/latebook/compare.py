@@ -22,7 +22,8 @@ STATUSES = (REPRODUCED, WITHIN, DIFFERS, MISSING, NEW)
 RED = (DIFFERS, MISSING)
 # What two rows must have in common before their values can be compared.
 _REGISTERED = ("chapter", "relation", "bound", "metric", "over_seeds", "tolerance")
-_OF_ROW = ("verdict", "seeds", "dropped")
+_REGISTERED += ("expected", "range")
+_OF_ROW = ("verdict", "seeds", "dropped", "problem")
 # Apart by no more than this share: the same sums, taken in another order.
 ROUNDING = 1e-12
 # What a row says of its run and not of its claim.

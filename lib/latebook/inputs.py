@@ -73,7 +73,7 @@ def why_stale(book: Book, step: str, chapter: str | None = None) -> str | None:
         return "it is not there"
     try:
         noted = json.loads(_note(product).read_text(encoding="ascii"))
-        changed = differing(noted, of_step(book, step) | _itself(product))
+        changed = differing(noted, of_step(book, step) | _itself(book, step))
     except (OSError, ValueError, AttributeError):
         return "what it was made from is not noted"
     return f"other {', '.join(changed)}" if changed else None
@@ -82,15 +82,21 @@ def why_stale(book: Book, step: str, chapter: str | None = None) -> str | None:
 def note(book: Book, step: str, made_from: dict[str, str]) -> None:
     """Write down beside a step's product what it was made from; the last thing a step does."""
     product = book.product_of(step)
-    write_whole(_note(product), json.dumps(made_from | _itself(product)) + "\n")
+    write_whole(_note(product), json.dumps(made_from | _itself(book, step)) + "\n")
 
 
 def _note(product: Path) -> Path:
     return product.with_name(f".{product.name}.inputs")
 
 
-def _itself(product: Path) -> dict[str, str]:
-    return {} if product.is_dir() else {"content": file_sha256(product)}
+def _itself(book: Book, step: str) -> dict[str, str]:
+    """The hash of a step's product, of every page of the site, and of what it makes beside it."""
+    product = book.product_of(step)
+    beside = {"site": ("codecheck", ".yml"), "ledger": ("ledger", ".schema.json")}.get(step)
+    files = _below(product) if product.is_dir() else [product]
+    if beside and (other := book.product(*beside)).is_file():
+        files.append(other)
+    return {"content": _files(book.build, files)}
 
 
 def _why_stale_chapter(book: Book, chapter: str) -> str | None:

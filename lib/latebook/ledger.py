@@ -190,8 +190,9 @@ def read(path: Path, own: bool = True) -> list[dict]:
     if own and (wrong := broken_seal(path)):
         raise BookError(f"{wrong}; `make book` makes it again")
     try:
-        rows = json.loads(content, parse_constant=_number, parse_float=_number)
-    except ValueError as error:
+        hooks = {"parse_int": _integer, "object_pairs_hook": _once}
+        rows = json.loads(content, parse_constant=_number, parse_float=_number, **hooks)
+    except (ValueError, RecursionError) as error:
         raise BookError(f"{path} is not JSON: {error}") from error
     check(rows, str(path))
     for row in rows:
@@ -206,6 +207,18 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text} is a number that not every reader takes")
     return number
+
+
+def _integer(text: str) -> int:
+    _number(text)
+    return int(text)
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """An object whose keys stand there once: of two, one reader takes the first, one the last."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key stands twice among {', '.join(key for key, _ in pairs)}")
+    return found
 
 
 @cache
@@ -253,7 +266,10 @@ def _inconsistent(row: dict) -> str | None:
             return f"{of} violates the bound: {numbers['violates']}, but {value!r} says otherwise"
         if not name and _OF_VALUES.get(row["verdict"], within) is not within:
             return f"the verdict is {row['verdict']!r}, but its value is {value!r}"
-    return None
+    low, high = row["range"] or (-math.inf, math.inf)
+    green = row["verdict"] == row["expected"] and low <= float(row["value"]) <= high
+    green = green and row["controls"] and all(c["violates"] for c in row["controls"].values())
+    return None if green or row["problem"] else "it names no problem, and yet it is red"
 
 
 def _judged(how: str, upper: bool, values: list[float]) -> float:
@@ -285,7 +301,10 @@ def _cells(entry: dict) -> tuple[str, str, str, dict[str, str]]:
     """What the tables say in an entry's row: measured, relation, bound, and each control."""
     relation = "≤" if entry["relation"] == "<=" else "≥"
     controls = {name: number(control["value"]) for name, control in entry["controls"].items()}
-    return number(entry["value"], entry["bound"]), relation, number(entry["bound"]), controls
+    measured = number(entry["value"], entry["bound"])
+    if dropped := len(entry["dropped"]):
+        measured += f" ({dropped} of {dropped + len(entry['seeds'])} starts dropped)"
+    return measured, relation, number(entry["bound"]), controls
 
 
 def plain_table(ledger: list[dict]) -> str:

@@ -26,12 +26,21 @@ def commit(root: Path) -> str:
     try:
         if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() == root.resolve():
             changed = _git(root, "status", "--porcelain", "--untracked-files=normal")
+            changed = changed or _unseen(root)
             return _git(root, "rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         pass
     if (root / ".git").exists():  # a checkout that git does not read is not an archive
         return "unknown"
     return _archived(root)
+
+
+def _unseen(root: Path) -> bool:
+    """Whether git was told to look away from files, tracked or new, by more than .gitignore."""
+    files = _git(root, "ls-files", "-v").splitlines()
+    others = ("ls-files", "--others", "--exclude-per-directory=.gitignore", "--")
+    new = _git(root, *others, "book", "lib", "profiles", "results")
+    return bool(new) or any(line[0] == "S" or line[0].islower() for line in files)
 
 
 def short(commit: str) -> str:

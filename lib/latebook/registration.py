@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from latebook.claims import Claim
+from latebook.claims import OVER_SEEDS, Claim
 from latebook.files import write_whole
 from latebook.layout import Book
 
@@ -24,8 +24,9 @@ NOT_COMMITTED = {"commit": "not committed", "date": None}
 def dates(book: Book, claims: Mapping[str, Claim], reference: list[dict] | None) -> dict[str, dict]:
     """By a claim's id the commit that `first` registered it, and the last that changed its `bound`.
 
-    A `bound` changes with the relation, the metric, or the number of the book's profile. An id that
-    was taken out and put in again, or is another, is registered anew. `before_reference`: whether
+    A `bound` changes with the relation, the metric, which seed is judged, or the number of the
+    book's profile. An id that was taken out and put in again, or is another, is registered anew.
+    `before_reference`: whether
     the bound's commit is, or is an ancestor of, the one at which the reference was measured; None
     where there is no reference or its commit is not known here. The whole is empty where the book
     is not the root of a git checkout with all of its history.
@@ -35,7 +36,9 @@ def dates(book: Book, claims: Mapping[str, Claim], reference: list[dict] | None)
     measured = {row["id"]: row["measured"]["commit"] for row in reference or []}
     found = {}
     for claim in claims.values():
-        signature = _signature(claim.relation, claim.bound[book.profile], claim.metric)
+        signature = _signature(
+            claim.relation, claim.bound[book.profile], claim.metric, claim.over_seeds
+        )
         first = history.origin(lambda of, id=claim.id: id in of)
         bound = history.origin(lambda of, id=claim.id, s=signature: s == of.get(id))
         before = precedes(book.root, bound["commit"], measured.get(claim.id, "unknown"))
@@ -114,7 +117,7 @@ def _versions(book: Book, commits: list[str], names: list[str]) -> dict[str, dic
         if re.fullmatch(r"[0-9a-f]+ blob [0-9]+", line):
             blobs.setdefault(name.partition(":")[0], line.split()[0])
     # What a blob says never changes, and to read each takes a second in all.
-    kept = book.build / "registrations.json"
+    kept = book.build / "registered.json"
     try:
         known = json.loads(kept.read_text(encoding="utf8"))
     except (OSError, ValueError):
@@ -127,7 +130,7 @@ def _versions(book: Book, commits: list[str], names: list[str]) -> dict[str, dic
 
 
 def _registered(text: str) -> dict[str, list] | None:
-    """By id the relation, bound and metric of a version's claims; None where it cannot be read."""
+    """By id what `_signature` takes of a version's claims; None where it cannot be read."""
     try:
         # In C where it was compiled with it: a version takes a fifth of a second otherwise.
         rows = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -136,7 +139,7 @@ def _registered(text: str) -> dict[str, list] | None:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return None
     return {
-        str(row.get("id")): [row.get(key) for key in ("relation", "bound", "metric")]
+        str(row.get("id")): [row.get(key) for key in ("relation", "bound", "metric", "over_seeds")]
         for row in rows
     }
 
@@ -146,15 +149,15 @@ def _signatures(rows: dict[str, list] | None, profile: str) -> dict[str, str] | 
     if rows is None:
         return None
     stated = {}
-    for id, (relation, bound, metric) in rows.items():
+    for id, (relation, bound, metric, over_seeds) in rows.items():
         number = bound.get(profile) if isinstance(bound, dict) else bound
         if isinstance(number, int | float):
-            stated[id] = _signature(relation, number, metric)
+            stated[id] = _signature(relation, number, metric, over_seeds or OVER_SEEDS[0])
     return stated
 
 
-def _signature(relation: str, bound: float, metric: str) -> str:
-    return json.dumps([relation, float(bound), metric], ensure_ascii=False)
+def _signature(relation: str, bound: float, metric: str, over_seeds: str) -> str:
+    return json.dumps([relation, float(bound), metric, over_seeds], ensure_ascii=False)
 
 
 def _git(root: Path, *words: str, say: str | None = None) -> str | None:

@@ -59,6 +59,7 @@ def of_a_kernel(build: Path, folder: Path, profile: str, threads: int) -> None:
     count = str(threads)
     os.environ |= {
         "LATEPHASE_PROFILE": profile,
+        "LATEPHASE_CHAPTER": folder.name,
         "HOME": str(folder / "home"),
         "JUPYTER_PATH": str(folder),
         "JUPYTER_DATA_DIR": str(folder),
