@@ -133,11 +133,11 @@ class Repository:
         self.git("commit", "--quiet", "--message", message)
         return self.git("rev-parse", "HEAD")
 
-    def measure(self, value=0.5, changes="", **of_row):
+    def measure(self, value=0.5, changes="", threads=1, **of_row):
         """Write the ledger as if it had been measured at the last commit."""
         row = entry(value, **of_row)
         commit = self.git("rev-parse", "HEAD") + changes
-        row["measured"] = row["measured"] | {"commit": commit}
+        row["measured"] = row["measured"] | {"commit": commit, "threads": threads}
         made = self.root / "_build/ledger.json"
         ledger.write(made, [ledger.sealed(row)])
         return made
@@ -186,11 +186,12 @@ def test_a_reference_is_a_commit_of_its_own_that_says_what_changed_and_why(repos
 def test_a_reference_has_its_reason_its_verdicts_and_its_commit(repository):
     repository.measure()
     assert "is renewed for a reason" in repository.call("reference", "--why", " ").stderr
-    for value, changes, wrong in (
-        (1.5, "", "a red ledger is no reference"),
-        (0.5, "+changes", "a reference is measured at a commit; these chapters were not"),
+    for value, changes, threads, wrong in (
+        (1.5, "", 1, "a red ledger is no reference"),
+        (0.5, "+changes", 1, "a reference is measured at a commit; these chapters were not"),
+        (0.5, "", 2, "a reference is measured on one thread; on more were: first"),
     ):
-        repository.measure(value, changes)
+        repository.measure(value, changes, threads)
         done = repository.call("reference", "--why", "for a reason")
         assert (done.returncode, wrong in done.stderr) == (1, True), done.stderr
     assert not (repository.root / "results").exists()

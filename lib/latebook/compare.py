@@ -125,14 +125,19 @@ def table(comparisons: list[Comparison]) -> str:
 def renew(book: Book, why: str) -> None:
     """Commit the build's ledger, alone, as the reference of its profile; say what changes and why.
 
-    Raises BookError without a reason, for a red ledger, for one that was measured where files were
-    changed since the commit or where the commit is unknown, and where git refuses.
+    Raises BookError without a reason, for a red ledger, for one that was measured on more threads
+    than one, where files were changed since the commit or where the commit is unknown, and where
+    git refuses.
     """
     if not why.strip():
         raise BookError('a reference is renewed for a reason: make reference WHY="..."')
     rows = ledger.read(book.ledger)
     if wrong := ledger.problems(rows):
         raise BookError("\n".join(["a red ledger is no reference", *wrong]))
+    if threaded := sorted({row["chapter"] for row in rows if row["measured"]["threads"] != 1}):
+        raise BookError(
+            f"a reference is measured on one thread; on more were: {', '.join(threaded)}"
+        )
     measured = {row["chapter"]: row["measured"]["commit"] for row in rows}
     if unclear := [
         f"{c}: {commit}" for c, commit in measured.items() if len(commit) not in (40, 64)
