@@ -1,6 +1,7 @@
 """The maker of recorded runs, with a few steps on a few images that stand in for CIFAR-10."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from recordings import make
 from latebook.records import content_sha256, recorded
 from latephase.files import plain_arrays
 from latephase.training import scale_free
+from latephase.training.loop import Trainer
+from latephase.training.parameter_groups import ParameterGroups
 from tests.conftest import ROOT
 from tests.test_images import as_jpeg
 
@@ -128,6 +131,102 @@ def test_a_record_made_again_is_the_same(trial, tmp_path):
     for key, array in contents[0].items():
         if key != "seconds":
             assert np.array_equal(array, contents[1][key], equal_nan=array.dtype.kind == "f"), key
+
+
+SEPARATE = {"batch": 8, "schedule": "normalized", "rate": 0.2, "momentum": 0.9}
+STAGED = {
+    "about": "DenseNet-BC of two blocks",
+    "network": "densenet",
+    "sizes": {"growth_rate": 4, "block_config": [1, 1], "stride": 2},
+    "seed": 3,
+    "stages": {
+        "separate": {"epochs": 60, "until": 0.0, "training": SEPARATE},
+        "late": {
+            "epochs": 60,
+            "until": 8.0,
+            "levels": 4,
+            "training": {"schedule": "normalized", "rate": 0.05, "momentum": 0.9},
+        },
+        "twin": {"epochs": 3, "training": {"batch": 8, "rate": 0.05, "checkpoints": 4}},
+    },
+}
+
+
+@pytest.fixture
+def staged(tmp_path, data, monkeypatch):
+    """Makes the run of stages on the small images into a folder: name of it -> its record."""
+    monkeypatch.setenv("LATEPHASE_CIFAR10_NPZ", str(data["keras"]))
+    content = content_sha256(plain_arrays(data["keras"], make.ARRAYS["keras"]))
+    source = {"name": "forty", "variable": "LATEPHASE_CIFAR10_NPZ", "layout": "keras"}
+    run = STAGED | {"data": source | {"per_class": 3, "content": content}}
+    path = tmp_path / "staged.yml"
+    path.write_text(yaml.safe_dump({"staged": run}, sort_keys=False))
+    (run,) = make.read_runs(path).values()
+
+    def made(folder):
+        make.make("staged", run, tmp_path / folder, tmp_path / "results" / folder)
+        return recorded("staged", tmp_path / "results" / folder)
+
+    return made
+
+
+def arrays_of(record, stage):
+    start = f"{stage}."
+    return {k.removeprefix(start): a for k, a in record["arrays"].items() if k.startswith(start)}
+
+
+def test_stages_begin_where_the_first_one_ended(staged):
+    record = staged("whole")
+    series = {s: scale_free.History.of(arrays_of(record, s)) for s in STAGED["stages"]}
+    separate, late, twin = series.values()
+    assert separate.margins.shape[1] == 30
+    assert separate.smoothed_margin[-2] < 0 <= separate.smoothed_margin[-1]
+    for after in (late, twin):
+        assert after.steps[0] == 0
+        assert np.array_equal(after.margins[0], separate.margins[-1])
+    assert late.smoothed_margin[-1] >= 8 > late.smoothed_margin[-2]
+    assert twin.steps[-1] == 12
+    for stage in STAGED["stages"]:
+        arrays = arrays_of(record, stage)
+        names = [field.name for field in fields(ParameterGroups)]
+        groups = ParameterGroups(**{name: arrays[name] for name in names})
+        assert groups.batch_margins.shape == series[stage].margins.shape
+        # The angle between successive directions of the whole, from the chords of the parts.
+        chords = np.diag(groups.distances(), 1)
+        np.testing.assert_allclose(2 * np.arcsin(chords / 2), series[stage].turn, rtol=1e-3)
+    assert record["steps_per_epoch"] == {"separate": 4, "late": 1, "twin": 4}
+    assert record["settings"]["late"]["rate"] == 0.05
+    assert record["first_perfect"]["twin"] == 0
+    assert record["duration"] == pytest.approx(sum(a[-1] for a in seconds(record).values()))
+
+
+def seconds(record):
+    return {stage: arrays_of(record, stage)["seconds"] for stage in STAGED["stages"]}
+
+
+def test_a_run_of_stages_goes_on_from_where_it_stopped(staged, monkeypatch):
+    expected = staged("whole")["arrays"]
+    taken, original = [], Trainer.take_step
+
+    def interrupted(self, position):
+        taken.append(1)
+        if len(taken) % 60 == 0:
+            raise KeyboardInterrupt
+        return original(self, position)
+
+    monkeypatch.setattr(Trainer, "take_step", interrupted)
+    stops = 0
+    while True:
+        try:
+            record = staged("parts")
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops > 1
+    for key, array in expected.items():
+        if not key.endswith(".seconds"):
+            same = np.array_equal(array, record["arrays"][key], equal_nan=array.dtype.kind == "f")
+            assert same, key
 
 
 @pytest.mark.slow
