@@ -1,5 +1,7 @@
 """What a recorded run keeps of the weights, against the weights themselves."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -115,7 +117,7 @@ def test_dense_layers_are_aligned_as_their_singular_vectors_say(tmp_path):
     _, network, found = followed("alexnet", tmp_path)
     dense = [m.weight.detach().numpy() for m in network if isinstance(m, torch.nn.Linear)]
     expected = []
-    for lower, upper in zip(dense[:-1], dense[1:], strict=True):
+    for lower, upper in pairwise(dense):
         left, right = np.linalg.svd(lower)[0][:, 0], np.linalg.svd(upper)[2][0]
         expected.append(abs(left @ right))
     np.testing.assert_allclose(found.dense_alignment[-1], expected, atol=1e-4)

@@ -12,9 +12,9 @@ from recordings import make
 from latebook.records import content_sha256, recorded
 from latephase.files import plain_arrays
 from latephase.training import scale_free
-from latephase.training.loop import Trainer
 from latephase.training.parameter_groups import ParameterGroups
 from tests.conftest import ROOT
+from tests.test_checkpoints import Stopped, stop_after
 from tests.test_images import as_jpeg
 
 FILES = ("runs", "paper")
@@ -143,11 +143,11 @@ STAGED = {
         "separate": {"epochs": 60, "until": 0.0, "training": SEPARATE},
         "late": {
             "epochs": 60,
-            "until": 8.0,
-            "levels": 4,
+            "until": 4.0,
+            "levels": 3,
             "training": {"schedule": "normalized", "rate": 0.05, "momentum": 0.9},
         },
-        "twin": {"epochs": 3, "training": {"batch": 8, "rate": 0.05, "checkpoints": 4}},
+        "twin": {"epochs": 2, "training": {"batch": 8, "rate": 0.05, "checkpoints": 4}},
     },
 }
 
@@ -158,7 +158,7 @@ def staged(tmp_path, data, monkeypatch):
     monkeypatch.setenv("LATEPHASE_CIFAR10_NPZ", str(data["keras"]))
     content = content_sha256(plain_arrays(data["keras"], make.ARRAYS["keras"]))
     source = {"name": "forty", "variable": "LATEPHASE_CIFAR10_NPZ", "layout": "keras"}
-    run = STAGED | {"data": source | {"per_class": 3, "content": content}}
+    run = STAGED | {"data": source | {"per_class": 2, "content": content}}
     path = tmp_path / "staged.yml"
     path.write_text(yaml.safe_dump({"staged": run}, sort_keys=False))
     (run,) = make.read_runs(path).values()
@@ -175,17 +175,19 @@ def arrays_of(record, stage):
     return {k.removeprefix(start): a for k, a in record["arrays"].items() if k.startswith(start)}
 
 
-def test_stages_begin_where_the_first_one_ended(staged):
+def test_stages_begin_where_the_first_one_ended_also_when_interrupted(
+    staged, tmp_path, monkeypatch
+):
     record = staged("whole")
     series = {s: scale_free.History.of(arrays_of(record, s)) for s in STAGED["stages"]}
     separate, late, twin = series.values()
-    assert separate.margins.shape[1] == 30
+    assert separate.margins.shape[1] == 20
     assert separate.smoothed_margin[-2] < 0 <= separate.smoothed_margin[-1]
     for after in (late, twin):
         assert after.steps[0] == 0
         assert np.array_equal(after.margins[0], separate.margins[-1])
-    assert late.smoothed_margin[-1] >= 8 > late.smoothed_margin[-2]
-    assert twin.steps[-1] == 12
+    assert late.smoothed_margin[-1] >= 4 > late.smoothed_margin[-2]
+    assert twin.steps[-1] == 6
     for stage in STAGED["stages"]:
         arrays = arrays_of(record, stage)
         names = [field.name for field in fields(ParameterGroups)]
@@ -194,37 +196,24 @@ def test_stages_begin_where_the_first_one_ended(staged):
         # The angle between successive directions of the whole, from the chords of the parts.
         chords = np.diag(groups.distances(), 1)
         np.testing.assert_allclose(2 * np.arcsin(chords / 2), series[stage].turn, rtol=1e-3)
-    assert record["steps_per_epoch"] == {"separate": 4, "late": 1, "twin": 4}
+    assert record["steps_per_epoch"] == {"separate": 3, "late": 1, "twin": 3}
     assert record["settings"]["late"]["rate"] == 0.05
     assert record["first_perfect"]["twin"] == 0
-    assert record["duration"] == pytest.approx(sum(a[-1] for a in seconds(record).values()))
+    taken = [arrays_of(record, stage)["seconds"][-1] for stage in STAGED["stages"]]
+    assert record["duration"] == pytest.approx(sum(taken))
 
-
-def seconds(record):
-    return {stage: arrays_of(record, stage)["seconds"] for stage in STAGED["stages"]}
-
-
-def test_a_run_of_stages_goes_on_from_where_it_stopped(staged, monkeypatch):
-    expected = staged("whole")["arrays"]
-    taken, original = [], Trainer.take_step
-
-    def interrupted(self, position):
-        taken.append(1)
-        # Within each stage, the first before anything of it is kept.
-        if len(taken) in (5, 90, 130):
-            raise KeyboardInterrupt
-        return original(self, position)
-
-    monkeypatch.setattr(Trainer, "take_step", interrupted)
-    stages = []
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            staged("parts")
-        stages.append(len(taken))
-    record = staged("parts")
-    for key, array in expected.items():
+    # Once within each stage; nothing of the step before is kept so soon.
+    steps = {stage: int(done.steps[-1]) for stage, done in series.items()}
+    for stage, before in (("separate", 0), ("late", steps["separate"]), ("twin", steps["late"])):
+        with monkeypatch.context() as patch:
+            stop_after(patch, before + 3)
+            with pytest.raises(Stopped):
+                staged("parts")
+        assert (tmp_path / "parts" / stage / "step-0000000000.json").exists()
+    again = staged("parts")
+    for key, array in record["arrays"].items():
         if not key.endswith(".seconds"):
-            same = np.array_equal(array, record["arrays"][key], equal_nan=array.dtype.kind == "f")
+            same = np.array_equal(array, again["arrays"][key], equal_nan=array.dtype.kind == "f")
             assert same, key
 
 
