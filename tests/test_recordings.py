@@ -235,7 +235,12 @@ def test_what_cannot_be_made_is_said(trial, tmp_path, monkeypatch, capsys):
     assert trial("runs", "cifar10_resnet", "--steps", "2") == 1
     assert "set LATEPHASE_CIFAR10_NPZ to the file of 5,170" in capsys.readouterr().err
     path = tmp_path / "wrong.yml"
-    for change, message in (({"sizes": ...}, "expected the keys"), ({"network": "vgg"}, "vgg")):
+    for change, message in (
+        ({"sizes": ...}, "expected the keys"),
+        ({"network": "vgg"}, "vgg"),
+        ({"stages": {}}, "expected the keys"),
+        ({"epochs": ..., "training": ..., "stages": {"late": {"epochs": 1}}}, "one: late: expected"),
+    ):
         run = yaml.safe_load(json.dumps(make.read_runs(ROOT / "recordings/runs.yml")))
         one = {k: v for k, v in (run["cifar10_resnet"] | change).items() if v is not ...}
         path.write_text(yaml.safe_dump({"one": one}))

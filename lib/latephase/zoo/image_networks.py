@@ -2,8 +2,10 @@
 
 `alexnet` without biases is positively homogeneous in its weights, of degree 8, one for each layer;
 its biased twin starts as the same function and has no degree. DenseNet and ResNet are torchvision's
-classes with a stem for small images: a 3×3 convolution of stride 1 and no pooling, where the
-originals reduce the image to a quarter before their first block.
+classes with a stem for small images: a 3×3 convolution, of stride 1 unless another is asked for,
+and no pooling, where the originals reduce the image to a quarter before their first block. Without
+normalization and biases they have no degree either, since their branches differ in depth, but
+come near one as the weights grow: that of the deepest branch.
 
 Batch normalization makes the network a function of the whole batch while it trains, and leaves the
 output as it is when a convolution in front of it is scaled: of degree 0 in those weights, of degree
@@ -103,7 +105,7 @@ def densenet(
             "growth_rate, block_config: expected positive integers, got "
             f"{growth_rate!r} and {block_config!r}"
         )
-    if min(image[1:]) < 2 ** (len(block_config) - 1):
+    if -(-min(image[1:]) // stride) < 2 ** (len(block_config) - 1):
         raise ValueError(f"image: {list(image)} is too small for {len(block_config)} blocks")
     stem = 2 * growth_rate
     network = DenseNet(growth_rate, tuple(block_config), stem, num_classes=classes)
