@@ -103,7 +103,7 @@ def test_training_mode_takes_the_whole_set_as_one_batch_and_leaves_no_trace(one)
     if name != "densenet":
         assert found.batch_margins.shape == (len(run), 0)
         return
-    before = {key: value.clone() for key, value in network.state_dict().items()}
+    before = {key: value.clone() for key, value in run.load(-1, network).state_dict().items()}
     again = parameter_groups(run, network, TASK)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     with torch.no_grad():

@@ -239,7 +239,10 @@ def test_what_cannot_be_made_is_said(trial, tmp_path, monkeypatch, capsys):
         ({"sizes": ...}, "expected the keys"),
         ({"network": "vgg"}, "vgg"),
         ({"stages": {}}, "expected the keys"),
-        ({"epochs": ..., "training": ..., "stages": {"late": {"epochs": 1}}}, "one: late: expected"),
+        (
+            {"epochs": ..., "training": ..., "stages": {"late": {"epochs": 1}}},
+            "one: late: expected",
+        ),
     ):
         run = yaml.safe_load(json.dumps(make.read_runs(ROOT / "recordings/runs.yml")))
         one = {k: v for k, v in (run["cifar10_resnet"] | change).items() if v is not ...}
