@@ -18,7 +18,7 @@ from scipy.spatial.distance import pdist, squareform
 from torch import nn
 
 from latephase.measures.layers import top_singular
-from latephase.problem.batches import Batches
+from latephase.problem.batches import BATCH, Batches
 from latephase.problem.checks import in_mode
 from latephase.problem.losses import default_loss, pairwise_margins, true_margins
 from latephase.problem.task import Task
@@ -36,14 +36,15 @@ class ParameterGroups:
 
     groups [P]: names. norms [K, P]: ‖w_g‖. chords [P, K(K - 1)/2]: ‖u_g - u_g'‖ of all pairs of
     checkpoints in SciPy's condensed order (0 with 1, 0 with 2, ...), float32; a zero w_g has u_g=0.
-    euler, gradient_norms [K, P]: ⟨w_g, ∇_g α⟩ and ‖∇_g α‖ in evaluation mode; weighted_margin [K]:
-    Σ q p with the dual variables q = ∂α/∂p. Where w_g ↦ s^{λ_g} w_g for all groups multiplies the
-    outputs by s, Σ_g λ_g ⟨w_g, ∇_g α⟩ = Σ q p.
+    euler, gradient_norms [K, P]: ⟨w_g, ∇_g α⟩ and ‖∇_g α‖; weighted_margin [K]: Σ q p with the
+    dual variables q = ∂α/∂p. All three with batch normalization as it trains, the training set one
+    batch, since in evaluation mode a convolution before it is no longer free of scale. Where
+    w_g ↦ s^{λ_g} w_g for all groups multiplies the outputs by s, Σ_g λ_g ⟨w_g, ∇_g α⟩ = Σ q p.
     matrices [M]: the groups with two axes or more, taken as [first axis, rest]; singular_values
     [K, M, 8]: their largest, 0 beyond the rank. dense_alignment [K, ·]: |⟨u, v⟩| of each dense
     layer's top left with the next one's top right singular vector.
-    batch_margins [K, n]: margins in training mode with the training set as one batch, float32;
-    [K, 0] in a network without batch normalization, where they are those of evaluation mode.
+    batch_margins [K, n]: margins in that mode, float32; [K, 0] in a network without batch
+    normalization, where they are those of evaluation mode.
     scales [S], scaled_size [S], scaled_margins [S, n]: of the last checkpoint with all weights
     multiplied by s: ln of the root mean square of its margins, and the margins by that root mean
     square, in float64; S = 0 with batch normalization, which no scale of the weights leaves whole.
@@ -95,13 +96,15 @@ def parameter_groups(run: Run, module: nn.Module, train: Task) -> ParameterGroup
         weights.append([w.detach().cpu().numpy().ravel().astype(float) for _, w in named])
         matrices = {name: w.detach().flatten(1).double() for name, w in named if w.ndim > 1}
         kept = [torch.linalg.svdvals(matrix)[:_LEADING] for matrix in matrices.values()]
+        forces = _forces(module, train, run.settings.loss, weights[-1], normalizing)
+        if not normalizing:
+            forces["batch_margins"] = []
         rows.append(
-            _forces(module, train, run.settings.loss, weights[-1])
+            forces
             | {
                 "norms": [np.linalg.norm(w) for w in weights[-1]],
                 "singular_values": [np.pad(s, (0, _LEADING - len(s))) for s in kept],
                 "dense_alignment": _dense_alignment(module),
-                "batch_margins": _batch_margins(module, train) if normalizing else [],
             }
         )
     directions = [
@@ -127,19 +130,26 @@ def parameter_groups(run: Run, module: nn.Module, train: Task) -> ParameterGroup
     )
 
 
-def _forces(module: nn.Module, train: Task, loss: str, weights: list[np.ndarray]) -> dict:
-    """Return ⟨w_g, ∇_g α⟩, ‖∇_g α‖ and Σ q p."""
-    batches = Batches(module, train.x)
-    with in_mode(module, training=False):
+def _forces(
+    module: nn.Module, train: Task, loss: str, weights: list[np.ndarray], training: bool
+) -> dict:
+    """Return ⟨w_g, ∇_g α⟩, ‖∇_g α‖, Σ q p and the margins; in training mode of a single batch."""
+    batches = Batches(module, train.x, len(train) if training else BATCH)
+    # Training mode writes them.
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with in_mode(module, training=training):
         outputs = batches.outputs().double()
         p = pairwise_margins(outputs, train.y.to(outputs.device))
         dual = default_loss(loss, outputs.shape[-1]).dual_variables(p)
         gradient = batches.weighted_gradient(train.y, dual)
+    for buffer, before in buffers:
+        buffer.copy_(before)
     parts = np.split(gradient, np.cumsum([len(w) for w in weights])[:-1])
     return {
         "euler": [w @ part for w, part in zip(weights, parts, strict=True)],
         "gradient_norms": [np.linalg.norm(part) for part in parts],
         "weighted_margin": float((dual * p).sum()),
+        "batch_margins": true_margins(p).cpu().numpy(),
     }
 
 
@@ -151,17 +161,6 @@ def _dense_alignment(module: nn.Module) -> list[float]:
     ]
     pairs = [top_singular(weight)[1:] for weight in dense]
     return [abs(left @ right) for (left, _), (_, right) in pairwise(pairs)]
-
-
-def _batch_margins(module: nn.Module, train: Task) -> np.ndarray:
-    """Return margins [n] in training mode of the whole set as one batch; buffers are restored."""
-    buffers = {name: b.clone() for name, b in module.named_buffers()}
-    with in_mode(module, training=True):
-        outputs = Batches(module, train.x, len(train)).outputs().double().cpu()
-    with torch.no_grad():
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
-    return true_margins(pairwise_margins(outputs, train.y)).numpy()
 
 
 def _scaled_margins(module: nn.Module, train: Task, scale: float) -> np.ndarray:
