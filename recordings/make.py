@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from latebook import BookError, provenance, records
@@ -25,6 +26,7 @@ from latebook.files import held, require_room
 from latephase.files import plain_arrays
 from latephase.problem.task import Task
 from latephase.training import scale_free
+from latephase.training.parameter_groups import parameter_groups
 from latephase.training.train import Settings, train
 from latephase.zoo.image_networks import NETWORKS
 from latephase.zoo.images import jpeg_npz, keras_npz
@@ -33,7 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recordings import writing
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = {"about", "data", "network", "sizes", "seed", "epochs", "training"}
+# A run has one training, or stages by name, each with a training of its own: the first begins at
+# the drawn weights, the others each where the first ended.
+TRAINED = {"epochs", "training"}
+KEYS = {"about", "data", "network", "sizes", "seed"}
 READERS = {"keras": keras_npz, "jpeg": jpeg_npz}
 # The arrays of a file of each layout, of which runs.yml has the content's hash.
 ARRAYS = {
@@ -78,8 +83,17 @@ def read_runs(path: Path) -> dict[str, dict]:
     """The runs of a file by name; BookError where one has a key too many or too few."""
     runs = records.runs(path)
     for name, run in runs.items():
-        if set(run) != KEYS:
-            raise BookError(f"{path}: {name}: expected the keys {sorted(KEYS)}, got {sorted(run)}")
+        trained = {"stages"} if "stages" in run else TRAINED
+        if set(run) != KEYS | trained:
+            raise BookError(
+                f"{path}: {name}: expected the keys {sorted(KEYS | trained)}, got {sorted(run)}"
+            )
+        for stage, content in run.get("stages", {}).items():
+            if not TRAINED <= set(content) <= TRAINED | {"until", "levels"}:
+                raise BookError(
+                    f"{path}: {name}: {stage}: expected epochs, training and perhaps until and "
+                    f"levels, got {sorted(content)}"
+                )
         if run["network"] not in NETWORKS or run["data"].get("layout") not in READERS:
             raise BookError(
                 f"{path}: {name}: expected a network of {sorted(NETWORKS)} and data with a "
@@ -106,7 +120,8 @@ def read_data(data: dict) -> tuple[Task, Task]:
             f"{data['content']}, got {found}; README.md says how to make the file"
         )
     read = READERS[data["layout"]]
-    sets = [read(Path(named), split=s, pixels="symmetric") for s in ("train", "test")]
+    taken = {"train": data.get("per_class"), "test": None}
+    sets = [read(Path(named), per_class=taken[s], split=s, pixels="symmetric") for s in taken]
     return sets[0], sets[1]
 
 
@@ -125,25 +140,45 @@ def make(
     network = NETWORKS[run["network"]](
         train_set.class_count, image=image, generator=generator, **run["sizes"]
     )
-    begin, training = time.monotonic(), dict(run["training"])
-    per_epoch = -(-len(train_set) // training["batch"])
-    training["device"] = os.environ.get("LATEPHASE_DEVICE", "cpu")
-    settings = Settings(steps=steps or run["epochs"] * per_epoch, seed=run["seed"], **training)
-    done = train(network, train_set, settings, folder, progress=progress)
-    measured = scale_free.history(done, network, train_set, test_set)
-    arrays = vars(measured) | {
-        "log_risk": done.log_risk,
-        "accuracy": done.accuracy,
-        "seconds": done.seconds,
-    }
+    first, facts, arrays = None, {}, {}
+    for stage, content in run.get("stages", {"": run}).items():
+        training = content["training"] | {"device": os.environ.get("LATEPHASE_DEVICE", "cpu")}
+        per_epoch = -(-len(train_set) // (training.get("batch") or len(train_set)))
+        settings = Settings(
+            steps=steps or content["epochs"] * per_epoch, seed=run["seed"], **training
+        )
+        if first is not None:
+            first.load(-1, network)
+        done = train(
+            network, train_set, settings, folder / stage, at=levels(content), progress=progress
+        )
+        first, begin = first or done, time.monotonic()
+        measured = scale_free.history(done, network, train_set, test_set)
+        found = vars(measured) | {
+            "log_risk": done.log_risk,
+            "accuracy": done.accuracy,
+            "seconds": done.seconds,
+        }
+        if stage:
+            found |= vars(parameter_groups(done, network, train_set))
+        arrays |= {f"{stage}.{key}" if stage else key: array for key, array in found.items()}
+        facts[stage] = {
+            "settings": asdict(done.settings),
+            "steps_per_epoch": per_epoch,
+            "first_perfect": measured.first_perfect if measured.first_perfect < 1e18 else None,
+            "duration": float(done.seconds[-1]),
+            "measuring": time.monotonic() - begin,
+        }
+    if "stages" in run:
+        # Each fact by stage, but the time, of which there is a whole.
+        facts[""] = {key: {s: fact[key] for s, fact in facts.items()} for key in facts[stage]}
+        facts[""] |= {key: sum(facts[""][key].values()) for key in ("duration", "measuring")}
     environment = provenance.environment()
     record = {
         "about": run["about"],
         "run": run,
-        "settings": asdict(done.settings),
-        "steps_per_epoch": per_epoch,
+        **facts[""],
         "parameters": sum(p.numel() for p in network.parameters()),
-        "first_perfect": measured.first_perfect if measured.first_perfect < 1e18 else None,
         "data": {
             "name": run["data"]["name"],
             "sha256": train_set.sha256,
@@ -152,14 +187,20 @@ def make(
         "seed": run["seed"],
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
         f"{torch.get_num_threads()} thread(s)",
-        "device": _device(settings.device),
+        "device": _device(os.environ.get("LATEPHASE_DEVICE", "cpu")),
         "versions": {name: environment["versions"][name] for name in provenance.PACKAGES},
         "python": environment["python"],
-        "duration": float(done.seconds[-1]),
-        "measuring": time.monotonic() - begin,
         "commit": provenance.commit(ROOT),
     }
     return writing.write(name, results, record, arrays)
+
+
+def levels(content: dict) -> list[float]:
+    """The levels of α at which a stage has checkpoints, evenly spaced in ln α from 1 on."""
+    if "until" not in content:
+        return []
+    count = content.get("levels", 1)
+    return [content["until"]] if count == 1 else np.geomspace(1.0, content["until"], count).tolist()
 
 
 def _device(device: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from latephase.problem.losses import named_loss
 from latephase.training import checkpoints
 from latephase.training.loop import Trainer
 from latephase.training.train import Settings, read_run, train
@@ -101,6 +102,53 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, monkeypatch, schedul
     for k in range(len(run)):
         a, b = run.load(k, network()), expected.load(k, network())
         assert_same_bits(tensors(a), tensors(b))
+
+
+LEVELS = [-5.0, 0.0, 1.0, 2.0, 4.0, 4.1, 8.0]
+
+
+def to_levels(folder, batch=None, module=None, **given):
+    module = module or network(normalized=False)
+    asked = settings("normalized", steps=400, batch=batch, rate=0.2)
+    return train(module, *data(), asked, folder, at=LEVELS, **given), module
+
+
+@pytest.mark.parametrize("batch", [None, 8])
+def test_checkpoints_at_levels_are_the_first_beyond_each(tmp_path, batch):
+    run, _ = to_levels(tmp_path, batch)
+    alpha = named_loss("cross_entropy").inverse(torch.from_numpy(run.log_risk + np.log(40)))
+    passed = np.searchsorted(LEVELS, alpha.numpy(), side="right")
+    assert run.steps[0] == 0
+    assert passed[-2] < passed[-1] == len(LEVELS)
+    assert np.all(np.diff(passed) > 0)
+    assert run.steps[-1] < 400
+    assert np.all(run.steps % (5 if batch else 1) == 0)
+
+
+def test_a_run_that_does_not_reach_its_last_level_ends_with_its_steps(tmp_path):
+    asked = settings("normalized", steps=13)
+    for _ in range(2):
+        run = train(network(), *data(), asked, tmp_path, at=[50.0])
+        assert run.steps.tolist() == [0, 13]
+    for schedule, levels in (("loss_based", [1.0]), ("normalized", [1.0, 1.0])):
+        with pytest.raises(ValueError, match="at: expected ascending levels of α"):
+            train(network(), *data(), settings(schedule), tmp_path / "no", at=levels)
+
+
+@pytest.mark.parametrize("batch", [None, 8])
+def test_an_interrupted_run_to_a_level_ends_in_the_same_bits(tmp_path, monkeypatch, batch):
+    expected, whole = to_levels(tmp_path / "whole", batch)
+    for steps in (0, 3, 8, 13):
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(Stopped):
+                to_levels(tmp_path / "parts", batch, save_every=0.0)
+    for _ in range(2):
+        other = network(seed=7, normalized=False)
+        run, parts = to_levels(tmp_path / "parts", batch, other, save_every=0.0)
+        assert_same_bits(tensors(parts), tensors(whole))
+        assert run.steps.tolist() == expected.steps.tolist()
+    assert [c.name for c in tmp_path.glob("parts/latest*")] == []
 
 
 @pytest.mark.parametrize("schedule", ["loss_based", "normalized"])

@@ -19,6 +19,10 @@ SMALL = {
     "biased": lambda **s: drawn(alexnet, width=1 / 16, biases=True, **s),
     "densenet": lambda **s: drawn(densenet, growth_rate=4, block_config=(2, 2), **s),
     "resnet": lambda **s: drawn(resnet, width=4, **s),
+    "bare resnet": lambda **s: drawn(resnet, width=4, normalized=False, stride=2, **s),
+    "bare densenet": lambda **s: drawn(
+        densenet, growth_rate=4, block_config=(2, 2), normalized=False, stride=2, **s
+    ),
 }
 
 
@@ -73,6 +77,23 @@ def test_a_convolution_before_batch_normalization_has_degree_zero(name):
     assert torch.allclose(network(x), output, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["densenet", "resnet"])
+def test_a_bare_network_is_one_of_convolutions_and_a_dense_layer_alone(name):
+    x = torch.randn(4, 3, 32, 32)
+    bare = SMALL[f"bare {name}"]().eval()
+    assert all(p.ndim > 1 for p in bare.parameters())
+    assert list(bare.buffers()) == []
+    assert bare.degree is None
+    # Fresh statistics normalize nothing but by √(1 + ε), and a last bias of 0 adds nothing.
+    sizes = {"densenet": (densenet, {"growth_rate": 4, "block_config": (2, 2)})}
+    build, given = sizes.get(name, (resnet, {"width": 4}))
+    whole = drawn(build, stride=2, **given).eval()
+    assert torch.allclose(bare(x), whole(x), rtol=1e-3, atol=1e-4)
+    full = drawn(build, **given)
+    stems = [next(m for m in n.modules() if isinstance(m, torch.nn.Conv2d)) for n in (whole, full)]
+    assert [stem(x).shape[-1] for stem in stems] == [16, 32]
+
+
 def test_the_full_sizes_are_those_of_the_papers():
     sizes = {
         "alexnet": sum(p.numel() for p in drawn(alexnet).parameters()),
@@ -100,6 +121,7 @@ def test_the_full_sizes_are_those_of_the_papers():
         (resnet, {"width": 0}, "width: expected a positive integer"),
         (densenet, {"growth_rate": 0}, "growth_rate, block_config"),
         (densenet, {"block_config": (1,) * 6, "image": (1, 28, 28)}, "too small for 6 blocks"),
+        (densenet, {"block_config": (1,) * 5, "image": (1, 28, 28), "stride": 2}, "for 5 blocks"),
         (alexnet, {"classes": 0}, "classes: expected"),
     ],
 )

@@ -1,6 +1,7 @@
 """The maker of recorded runs, with a few steps on a few images that stand in for CIFAR-10."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from recordings import make
 from latebook.records import content_sha256, recorded
 from latephase.files import plain_arrays
 from latephase.training import scale_free
+from latephase.training.parameter_groups import ParameterGroups
 from tests.conftest import ROOT
+from tests.test_checkpoints import Stopped, stop_after
 from tests.test_images import as_jpeg
 
 FILES = ("runs", "paper")
@@ -130,6 +133,90 @@ def test_a_record_made_again_is_the_same(trial, tmp_path):
             assert np.array_equal(array, contents[1][key], equal_nan=array.dtype.kind == "f"), key
 
 
+SEPARATE = {"batch": 8, "schedule": "normalized", "rate": 0.2, "momentum": 0.9}
+STAGED = {
+    "about": "DenseNet-BC of two blocks",
+    "network": "densenet",
+    "sizes": {"growth_rate": 4, "block_config": [1, 1], "stride": 2},
+    "seed": 3,
+    "stages": {
+        "separate": {"epochs": 60, "until": 0.0, "training": SEPARATE},
+        "late": {
+            "epochs": 60,
+            "until": 4.0,
+            "levels": 3,
+            "training": {"schedule": "normalized", "rate": 0.05, "momentum": 0.9},
+        },
+        "twin": {"epochs": 2, "training": {"batch": 8, "rate": 0.05, "checkpoints": 4}},
+    },
+}
+
+
+@pytest.fixture
+def staged(tmp_path, data, monkeypatch):
+    """Makes the run of stages on the small images into a folder: name of it -> its record."""
+    monkeypatch.setenv("LATEPHASE_CIFAR10_NPZ", str(data["keras"]))
+    content = content_sha256(plain_arrays(data["keras"], make.ARRAYS["keras"]))
+    source = {"name": "forty", "variable": "LATEPHASE_CIFAR10_NPZ", "layout": "keras"}
+    run = STAGED | {"data": source | {"per_class": 2, "content": content}}
+    path = tmp_path / "staged.yml"
+    path.write_text(yaml.safe_dump({"staged": run}, sort_keys=False))
+    (run,) = make.read_runs(path).values()
+
+    def made(folder):
+        make.make("staged", run, tmp_path / folder, tmp_path / "results" / folder)
+        return recorded("staged", tmp_path / "results" / folder)
+
+    return made
+
+
+def arrays_of(record, stage):
+    start = f"{stage}."
+    return {k.removeprefix(start): a for k, a in record["arrays"].items() if k.startswith(start)}
+
+
+def test_stages_begin_where_the_first_one_ended_also_when_interrupted(
+    staged, tmp_path, monkeypatch
+):
+    record = staged("whole")
+    series = {s: scale_free.History.of(arrays_of(record, s)) for s in STAGED["stages"]}
+    separate, late, twin = series.values()
+    assert separate.margins.shape[1] == 20
+    assert separate.smoothed_margin[-2] < 0 <= separate.smoothed_margin[-1]
+    for after in (late, twin):
+        assert after.steps[0] == 0
+        assert np.array_equal(after.margins[0], separate.margins[-1])
+    assert late.smoothed_margin[-1] >= 4 > late.smoothed_margin[-2]
+    assert twin.steps[-1] == 6
+    for stage in STAGED["stages"]:
+        arrays = arrays_of(record, stage)
+        names = [field.name for field in fields(ParameterGroups)]
+        groups = ParameterGroups(**{name: arrays[name] for name in names})
+        assert groups.batch_margins.shape == series[stage].margins.shape
+        # The angle between successive directions of the whole, from the chords of the parts.
+        chords = np.diag(groups.distances(), 1)
+        np.testing.assert_allclose(2 * np.arcsin(chords / 2), series[stage].turn, rtol=1e-3)
+    assert record["steps_per_epoch"] == {"separate": 3, "late": 1, "twin": 3}
+    assert record["settings"]["late"]["rate"] == 0.05
+    assert record["first_perfect"]["twin"] == 0
+    taken = [arrays_of(record, stage)["seconds"][-1] for stage in STAGED["stages"]]
+    assert record["duration"] == pytest.approx(sum(taken))
+
+    # Once within each stage; nothing of the step before is kept so soon.
+    steps = {stage: int(done.steps[-1]) for stage, done in series.items()}
+    for stage, before in (("separate", 0), ("late", steps["separate"]), ("twin", steps["late"])):
+        with monkeypatch.context() as patch:
+            stop_after(patch, before + 3)
+            with pytest.raises(Stopped):
+                staged("parts")
+        assert (tmp_path / "parts" / stage / "step-0000000000.json").exists()
+    again = staged("parts")
+    for key, array in record["arrays"].items():
+        if not key.endswith(".seconds"):
+            same = np.array_equal(array, again["arrays"][key], equal_nan=array.dtype.kind == "f")
+            assert same, key
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "densenet", "resnet"])
 def test_a_step_at_the_papers_sizes(trial, tmp_path, name):
@@ -148,7 +235,15 @@ def test_what_cannot_be_made_is_said(trial, tmp_path, monkeypatch, capsys):
     assert trial("runs", "cifar10_resnet", "--steps", "2") == 1
     assert "set LATEPHASE_CIFAR10_NPZ to the file of 5,170" in capsys.readouterr().err
     path = tmp_path / "wrong.yml"
-    for change, message in (({"sizes": ...}, "expected the keys"), ({"network": "vgg"}, "vgg")):
+    for change, message in (
+        ({"sizes": ...}, "expected the keys"),
+        ({"network": "vgg"}, "vgg"),
+        ({"stages": {}}, "expected the keys"),
+        (
+            {"epochs": ..., "training": ..., "stages": {"late": {"epochs": 1}}},
+            "one: late: expected",
+        ),
+    ):
         run = yaml.safe_load(json.dumps(make.read_runs(ROOT / "recordings/runs.yml")))
         one = {k: v for k, v in (run["cifar10_resnet"] | change).items() if v is not ...}
         path.write_text(yaml.safe_dump({"one": one}))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,10 +82,11 @@ class Trainer:
         loss: Loss,
         folder: Path,
         identity: dict,
+        at: Sequence[float] = (),
     ) -> None:
         self.module, self.x, self.y, self.outputs = module, x, y, outputs
         self.settings, self.loss, self.rule = settings, loss, settings.rule()
-        self.folder, self.identity = folder, identity
+        self.folder, self.identity, self.at = folder, identity, at
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if settings.momentum else []
         self.step, self.seconds = 0, 0.0
@@ -221,21 +223,25 @@ class Trainer:
 
     def run(self, save_every: float, progress: bool) -> None:
         """Train to the last due step; write a checkpoint at each, a latest state in between."""
-        due = self.settings.due_steps(self.per_epoch)
+        last = self.settings.steps
+        due = [0, last] if self.at else self.settings.due_steps(self.per_epoch)
         gpus = [torch.cuda.current_device()] if self.x.is_cuda else []
         with (
             in_mode(self.module, training=True),
-            tqdm(total=due[-1], initial=self.step, disable=not progress, unit="step") as bar,
+            tqdm(total=last, initial=self.step, disable=not progress, unit="step") as bar,
             torch.random.fork_rng(gpus),
         ):
             saved = time.perf_counter()
             self.begin_epoch(self.step // self.per_epoch)
             if self.step == 0 and not checkpoints.listed(self.folder, checkpoints.DUE):
                 self._checkpoint(*self.evaluate())
-            while self.step < due[-1]:
+            passed = self._levels_passed() if self.at else -1
+            while self.step < last and passed < len(self.at):
                 self.begin_epoch(self.step // self.per_epoch)
                 if self.rule.judges_epochs:
                     self._judged_epoch(due, bar)
+                elif self.at:
+                    passed = self._epoch_to_level(passed, bar)
                 else:
                     self._timed_step(bar)
                     if self.step in due:
@@ -244,7 +250,7 @@ class Trainer:
         for old in checkpoints.listed(self.folder, checkpoints.LATEST):
             checkpoints.delete(old)
 
-    def _timed_step(self, bar: tqdm) -> None:
+    def _timed_step(self, bar: tqdm) -> float:
         begin = time.perf_counter()
         log_risk, outputs, y = self.take_step(self.step % self.per_epoch)
         self.seconds += time.perf_counter() - begin
@@ -255,6 +261,38 @@ class Trainer:
             bar.set_postfix_str(
                 f"ln R {log_risk:.4g}, accuracy {float(right.double().mean()):.1%}", refresh=False
             )
+        return log_risk
+
+    def _epoch_to_level(self, passed: int, bar: tqdm) -> int:
+        """Do the epoch that begins here, with a checkpoint if it ends beyond a further level.
+
+        passed: how many levels the checkpoints have reached; returns how many they now have.
+        """
+        end = min(self.step + self.per_epoch, self.settings.steps)
+        risks = torch.tensor([self._timed_step(bar) for _ in range(end - self.step)]).double()
+        # The batches' own risks cost nothing; the whole set is evaluated once they promise a level.
+        seen = float(log_sum_exp(risks, 0)) - math.log(len(risks))
+        last = end == self.settings.steps
+        if not last and self._alpha(seen) < self.at[passed]:
+            return passed
+        begin = time.perf_counter()
+        log_risk, accuracy = self.evaluate()
+        self.seconds += time.perf_counter() - begin
+        reached = int(np.searchsorted(self.at, self._alpha(log_risk), side="right"))
+        if last or reached > passed:
+            self._checkpoint(log_risk, accuracy)
+        return max(passed, reached)
+
+    def _levels_passed(self) -> int:
+        """Return how many of the levels `at` the checkpoints have reached."""
+        states = checkpoints.listed(self.folder, checkpoints.DUE)
+        best = max(self._alpha(state.content["log_risk"]) for state in states)
+        return int(np.searchsorted(self.at, best, side="right"))
+
+    def _alpha(self, log_risk: float) -> float:
+        """Return the smoothed margin of the whole set whose mean risk has that logarithm."""
+        summed = torch.tensor(log_risk + math.log(len(self.x)), dtype=torch.float64)
+        return float(self.loss.inverse(summed))
 
     def _judged_epoch(self, due: list[int], bar: tqdm) -> None:
         """Do the epoch that begins here; leave the state before it if R rose."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -35,6 +36,7 @@ def train(
     settings: Settings | str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     *,
+    at: Sequence[float] = (),
     save_every: float = 60.0,
     progress: bool = False,
 ) -> Run:
@@ -47,9 +49,13 @@ def train(
     architecture is continued from its newest state, whatever weights the module comes with: with
     the same versions, machine and number of threads the weights are bit for bit those of a run
     that was never interrupted. (On a GPU as far as the network's operations are deterministic.)
+    at: ascending levels of the smoothed margin α of the whole training set. With them checkpoints
+    lie at the ends of the first epochs beyond each level (for the full batch, of the first steps)
+    instead of evenly in ln(steps), and the run ends beyond the last level, or after
+    `settings.steps` steps without having reached it.
     save_every: seconds of work that a kill may cost; beside the checkpoints a latest state is
-    written that often, under "loss_based" at the next end of an epoch. progress: shows ln R and
-    accuracy of the last batch and the time left.
+    written that often, under "loss_based" or with `at` at the next end of an epoch. progress:
+    shows ln R and accuracy of the last batch and the time left.
 
     Raises ValueError for input it cannot use, for a folder of another run, and for a damaged
     checkpoint; FloatingPointError, naming the step, when the loss is no number or exceeds e^20;
@@ -70,6 +76,11 @@ def train(
     like = next((p for p in module.parameters() if p.requires_grad), None)
     if like is None:
         raise ValueError("module: expected at least one trainable parameter, got none")
+    if len(at) and (settings.schedule == "loss_based" or not np.all(np.diff(at) > 0)):
+        raise ValueError(
+            f"at: expected ascending levels of α, and none under 'loss_based'; got {list(at)} "
+            f"with schedule={settings.schedule!r}"
+        )
     folder, x = Path(folder), finite_inputs(x).to(settings.device)
     x = x.to(like.dtype) if x.is_floating_point() else x
     module.to(settings.device)
@@ -88,7 +99,9 @@ def train(
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-    trainer = Trainer(module, x, y.to(settings.device), outputs, settings, loss, folder, identity)
+    trainer = Trainer(
+        module, x, y.to(settings.device), outputs, settings, loss, folder, identity, list(at)
+    )
     with checkpoints.held(folder), torch.backends.cudnn.flags(enabled=True, deterministic=True):
         states = checkpoints.listed(folder, checkpoints.DUE)
         states += checkpoints.listed(folder, checkpoints.LATEST)

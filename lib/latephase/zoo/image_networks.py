@@ -2,8 +2,10 @@
 
 `alexnet` without biases is positively homogeneous in its weights, of degree 8, one for each layer;
 its biased twin starts as the same function and has no degree. DenseNet and ResNet are torchvision's
-classes with a stem for small images: a 3×3 convolution of stride 1 and no pooling, where the
-originals reduce the image to a quarter before their first block.
+classes with a stem for small images: a 3×3 convolution, of stride 1 unless another is asked for,
+and no pooling, where the originals reduce the image to a quarter before their first block. Without
+normalization and biases they have no degree either, since their branches differ in depth, but
+come near one as the weights grow: that of the deepest branch.
 
 Batch normalization makes the network a function of the whole batch while it trains, and leaves the
 output as it is when a convolution in front of it is scaled: of degree 0 in those weights, of degree
@@ -82,13 +84,17 @@ def densenet(
     growth_rate: int = 8,
     block_config: Sequence[int] = (4, 4, 4),
     image: Sequence[int] = (3, 32, 32),
+    normalized: bool = True,
+    stride: int = 1,
     *,
     generator: Generator,
+    scale: float = 1.0,
 ) -> nn.Sequential:
     """Return a DenseNet-BC of torchvision's: bottlenecks, and transitions that halve the channels.
 
     growth_rate=32, block_config=(6, 12, 24, 16) is DenseNet-121. Twice the growth rate channels
-    leave the stem.
+    leave the stem, a convolution of the given stride. normalized=False leaves out batch
+    normalization and the last layer's biases; scale multiplies the weights at the start.
     """
     # torchvision takes a second to import, for which the other networks need not wait.
     from torchvision.models import DenseNet
@@ -99,23 +105,29 @@ def densenet(
             "growth_rate, block_config: expected positive integers, got "
             f"{growth_rate!r} and {block_config!r}"
         )
-    if min(image[1:]) < 2 ** (len(block_config) - 1):
+    if -(-min(image[1:]) // stride) < 2 ** (len(block_config) - 1):
         raise ValueError(f"image: {list(image)} is too small for {len(block_config)} blocks")
     stem = 2 * growth_rate
     network = DenseNet(growth_rate, tuple(block_config), stem, num_classes=classes)
-    network.features.conv0 = nn.Conv2d(image[0], stem, 3, padding=1, bias=False)
+    network.features.conv0 = nn.Conv2d(image[0], stem, 3, stride, padding=1, bias=False)
     network.features.pool0 = nn.Identity()
-    return _initialized([network], image, generator)
+    return _initialized([_bare(network, normalized)], image, generator, scale=scale)
 
 
 def resnet(
     classes: int = 10,
     width: int = 64,
     image: Sequence[int] = (3, 32, 32),
+    normalized: bool = True,
+    stride: int = 1,
     *,
     generator: Generator,
+    scale: float = 1.0,
 ) -> nn.Sequential:
-    """Return torchvision's ResNet-18 with `width` channels in its first stage, 64 originally."""
+    """Return torchvision's ResNet-18 with `width` channels in its first stage, 64 originally.
+
+    normalized, stride and scale as in `densenet`.
+    """
     from torchvision.models.resnet import BasicBlock, ResNet
 
     image = _checked(image, classes)
@@ -131,11 +143,23 @@ def resnet(
             return super()._make_layer(block, width * planes // 64, *rest, **settings)
 
     network = Narrow(BasicBlock, [2, 2, 2, 2], num_classes=classes)
-    network.conv1 = nn.Conv2d(image[0], width, 3, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(image[0], width, 3, stride, padding=1, bias=False)
     network.bn1 = nn.BatchNorm2d(width)
     network.maxpool = nn.Identity()
     network.fc = nn.Linear(8 * width, classes)
-    return _initialized([network], image, generator)
+    return _initialized([_bare(network, normalized)], image, generator, scale=scale)
+
+
+def _bare(network: nn.Module, normalized: bool) -> nn.Module:
+    """Return the network, without batch normalization and biases unless `normalized`."""
+    if not normalized:
+        for parent in list(network.modules()):
+            for name, part in parent.named_children():
+                if isinstance(part, nn.BatchNorm2d):
+                    setattr(parent, name, nn.Identity())
+                elif isinstance(part, nn.Linear):
+                    part.register_parameter("bias", None)
+    return network
 
 
 NETWORKS = {"alexnet": alexnet, "densenet": densenet, "resnet": resnet}
