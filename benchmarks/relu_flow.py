@@ -32,7 +32,7 @@ def row(name: str, tol: float, until: float) -> dict[str, object]:
     seconds = time.process_time() - started
     steps, errors = 0, [float("nan")] * len(LEVELS)
     if end == "arrived":
-        with np.load(REFERENCE) as reference:
+        with np.load(REFERENCE, allow_pickle=False) as reference:
             apart = flow.direction[: len(LEVELS)] - reference[f"{name}_direction"]
         steps, errors = flow.steps, np.linalg.norm(apart, axis=1).tolist()
     weights = sum(w.numel() for w in module.parameters())
