@@ -20,6 +20,17 @@ from latephase.zoo import networks
 from latephase.zoo.tasks import separable_points
 
 
+class Call(nn.Module):
+    """A function as a part of a network."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.function(z)
+
+
 def finite_differences(function: Callable, w: np.ndarray, step: float = 1e-6) -> np.ndarray:
     """Return the Jacobian [m, P] of function(w) [m] by central differences of length `step`."""
     columns = [

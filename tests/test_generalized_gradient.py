@@ -15,15 +15,7 @@ from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import misalignment
 from latephase.zoo.networks import two_layer
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, z):
-        return self.function(z)
+from tests.references import Call
 
 
 def linear(inputs, outputs=1, weight=None, frozen=False):

@@ -10,23 +10,13 @@ import latephase.zoo.networks as zoo
 from latephase.problem.chain import Chain
 from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.margins import Problem
+from tests.references import Call
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(9, 5))
 IMAGES = RNG.normal(size=(5, 2, 9, 8))
 VOLUMES = RNG.normal(size=(4, 1, 4, 5, 4))
 SEQUENCES = RNG.normal(size=(6, 2, 11))
-
-
-class Call(nn.Module):
-    """A function as a part of a network."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, z):
-        return self.function(z)
 
 
 def dense(function, inner=6, outputs=1):

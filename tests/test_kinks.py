@@ -8,6 +8,7 @@ from torch import nn
 
 from latephase.problem.kinks import SmoothedKinks
 from latephase.problem.margins import Problem
+from tests.references import Call
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.tensor([1, -1, 1, -1, 1, 1])
@@ -17,15 +18,6 @@ EPSILON = 1e-3
 def network(*middle):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 8, bias=False), *middle, nn.Linear(8, 1, bias=False)).double()
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, z):
-        return self.function(z)
 
 
 RELU = [F.relu, torch.relu, torch.Tensor.relu, lambda z: F.relu(z, inplace=True)]
