@@ -1,6 +1,6 @@
 """Where small explicit steps take the networks of relu_networks.yml: the flow's reference.
 
-    OMP_NUM_THREADS=1 python benchmarks/relu_reference.py
+    OMP_NUM_THREADS=1 python benchmarks/relu_reference.py [NAME …]
 
 Each network is followed from its start at three relative arc lengths a step, to α = 100 or over
 the relative arc length of the settings. What is kept of the smallest steps, at α = 10 and 100, is
@@ -8,7 +8,8 @@ the direction [levels reached, P], the norm and the margins [levels reached, n];
 each level, the distances of the larger steps' directions from it, in the settings' order. Where the
 two do not fall with the step, the flow is not unique or close to it. It takes about 20 minutes of
 one core. Each network is kept in `_build/relu_reference` once it is done, so that an interrupted
-run goes on; at the end results/relu_reference.json and .npz have all.
+run goes on; at the end results/relu_reference.json and .npz have the forty, and
+results/relu_held_out those that are held out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from explicit_relu import explicit_relu_flow
 from problems import RESULTS, save
-from relu_networks import LIST, entries, network
+from relu_networks import LIST, entries, held_out, network
 
 from latebook import BookError, provenance, records
 
@@ -30,16 +31,17 @@ PARTS = ROOT / "_build" / "relu_reference"
 
 
 def main(names: list[str] | None = None) -> None:
-    for name in names or entries():
+    for name in names or entries() | held_out():
         done = part(name)
         print(f"{name:<14}P {done['parameters']:>5} " + told(done), flush=True)
     if not names:
-        assemble()
+        assemble("relu_reference", entries())
+        assemble("relu_held_out", held_out())
 
 
 def part(name: str) -> dict:
     """The record of one network, which is made where it is missing or of other settings."""
-    entry = entries()[name]
+    entry = (entries() | held_out())[name]
     try:
         done = records.recorded(name, PARTS)
         if done["settings"] == SETTINGS and done["data"]["content"] == entry:
@@ -107,9 +109,9 @@ def told(row: dict) -> str:
     )
 
 
-def assemble() -> None:
+def assemble(record: str, chosen: dict[str, dict]) -> None:
     rows, arrays = [], {}
-    for name in entries():
+    for name in chosen:
         done = part(name)
         rows.append({k: done[k] for k in ("network", "parameters", "runs", "apart")})
         for key, array in done["arrays"].items():
@@ -117,7 +119,7 @@ def assemble() -> None:
     separated = sum(row["runs"][-1]["separated"] is not None for row in rows)
     print(f"{separated} of {len(rows)} were separated")
     duration = sum(run["seconds"] for row in rows for run in row["runs"])
-    save("relu_reference", {"rows": rows} | provenance_of(entries(), duration), arrays, RESULTS)
+    save(record, {"rows": rows} | provenance_of(chosen, duration), arrays, RESULTS)
 
 
 if __name__ == "__main__":
