@@ -90,8 +90,9 @@ def test_the_step_is_of_second_order_where_gates_stay():
         for _ in range(parts):
             # Equal arc lengths: a step's is given in units of its own ‖W‖.
             grown = np.exp(state.log_norm - start.log_norm)
-            state, estimate = stepper.step(state, 4e-3 / parts / grown)
-            estimates.append(estimate)
+            step = stepper.step(state, 4e-3 / parts / grown)
+            state = step.state
+            estimates.append(step.error)
         ends.append(state.w())
     errors = [np.linalg.norm(end - ends[-1]) for end in ends[:-1]]
     assert 3.0 < errors[0] / errors[1] < 5.5

@@ -11,11 +11,23 @@ import torch
 
 from latephase.flow.course import Course, left, log_largest
 from latephase.flow.errors import NotSeparated, StepCollapse
-from latephase.flow.nonsmooth import KinkedState, KinkedStepper
+from latephase.flow.implicit import GAMMA
+from latephase.flow.nonsmooth import KinkedState, KinkedStepper, Step
 from latephase.flow.sliding import StepFailed
 from latephase.flow.trajectory import Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem.margins import Problem
+
+
+def _past(step: Step, part: float) -> float:
+    """Return the factor of a step that has too large a jump in it to one that has not.
+
+    A kink 1 - γ along the step, or at its end, is where the stages' weights count it right.
+    """
+    if step.jump <= part:
+        return 1.0
+    past = step.kink / (1.0 - GAMMA)
+    return past if past < 0.9 else 0.95 * step.kink
 
 
 class KinkedFlow(Course):
@@ -55,14 +67,15 @@ class KinkedFlow(Course):
             length = min(length, math.expm1(left(self.state, self.degree, until)))
         self.attempts += 1
         try:
-            arrived, error = self.stepper.step(self.state, length)
+            step = self.stepper.step(self.state, length)
         except StepFailed:
             self.length = TUNING.shorter * length
             return
         part = TUNING.kinked_tol * self.tol
-        factor = 0.9 * (part / max(error, 1e-12 * part)) ** (1.0 / 3.0)
-        if error > part:
-            self.length = length * max(0.2, factor)
+        arrived = step.state
+        factor = 0.9 * (part / max(step.error, 1e-12 * part)) ** (1.0 / 3.0)
+        if max(step.error, step.jump) > part:
+            self.length = length * min(max(0.2, factor), _past(step, part))
         elif arrived.smoothed_margin > until * (1.0 + TUNING.landing):
             self._land(length, arrived, until)
         else:
@@ -84,7 +97,7 @@ class KinkedFlow(Course):
             part = below / (below - above)
             at = low[0] + min(max(part, 0.02), 0.98) * (high[0] - low[0])
             try:
-                state, _ = self.stepper.step(self.state, at)
+                state = self.stepper.step(self.state, at).state
             except StepFailed:
                 break
             gap = math.asinh(state.smoothed_margin) - target
