@@ -19,13 +19,11 @@ from latephase.flow.tuning import TUNING
 from latephase.problem.margins import Problem
 
 
-def _past(step: Step, part: float) -> float:
+def past(step: Step) -> float:
     """Return the factor of a step that has too large a jump in it to one that has not.
 
     A kink 1 - γ along the step, or at its end, is where the stages' weights count it right.
     """
-    if step.jump <= part:
-        return 1.0
     past = step.kink / (1.0 - GAMMA)
     return past if past < 0.9 else 0.95 * step.kink
 
@@ -39,7 +37,6 @@ class KinkedFlow(Course):
         super().__init__(problem, degree, settings)
         self.stepper = KinkedStepper(kinked, problem.loss, degree, problem.pairs, self.tol)
         self.length, self.attempts = TUNING.first_length, 0
-        self.repelling: frozenset[int] = frozenset()
 
     def run(self, until: float) -> Trajectory:
         """Return the trajectory up to α = until.
@@ -75,7 +72,8 @@ class KinkedFlow(Course):
         arrived = step.state
         factor = 0.9 * (part / max(step.error, 1e-12 * part)) ** (1.0 / 3.0)
         if max(step.error, step.jump) > part:
-            self.length = length * min(max(0.2, factor), _past(step, part))
+            beyond = past(step) if step.jump > part else 1.0
+            self.length = length * min(max(0.2, factor), beyond)
         elif arrived.smoothed_margin > until * (1.0 + TUNING.landing):
             self._land(length, arrived, until)
         else:
@@ -118,8 +116,6 @@ class KinkedFlow(Course):
         self.steps += int(self.state is not None)
         self._tick(state)
         self._move(state)
-        self.repelling |= state.repelling
-        self.settings |= {"repelling_kinks": len(self.repelling)}
 
     def _resume(self) -> None:
         self.stepper = copy.copy(self.stepper)

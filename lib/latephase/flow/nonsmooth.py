@@ -31,15 +31,13 @@ class KinkedState(State):
     """A state with the kinks it slides along.
 
     tangent [P]: the unit vector t; c [K]: ∂(Σ q p + Σ μ z)/∂out times hi - lo at the unit
-    direction; sliding: gates and active kinks; z [K] at the unit direction. repelling: kinks that
-    the step came to and from which either side leads away.
+    direction; sliding: gates and active kinks; z [K] at the unit direction.
     """
 
     tangent: np.ndarray
     c: np.ndarray
     z: np.ndarray
     sliding: Sliding
-    repelling: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,6 @@ class KinkedStepper:
     def step(self, state: KinkedState, length: float) -> Step:
         """Return the step of arc length length·‖W‖; raises StepFailed."""
         kappa, begin = GAMMA * length, state.tangent
-        self.slider.repelling = set()
         scale = self._scale(state.z)
         ball = self._ball(state, state.direction, kappa)
         theta = ball.center + ball.radius * begin
@@ -192,5 +189,4 @@ class KinkedStepper:
             c=factor * solved.c,
             z=solved.z,
             sliding=solved.sliding,
-            repelling=frozenset(self.slider.repelling),
         )

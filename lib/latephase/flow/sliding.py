@@ -171,7 +171,6 @@ class Slider:
         self.kinked, self.loss, self.pairs = kinked, loss, pairs
         self.width = TUNING.kink_width * tol
         self.units, self.owner = np.asarray(kinked.unit), np.asarray(kinked.owner)
-        self.repelling: set[int] = set()
         self.counts = {"newton": 0, "curvature": 0, "rounds": 0}
 
     def solve(self, ball: Ball, guess: Guess, scale: np.ndarray) -> Solved:
@@ -247,11 +246,10 @@ class Slider:
             elif found.c[k] > 0.0:
                 # Either side leads away: the flow goes on with the gate that it is nearer to.
                 changes.append((1.0, k, float(s > 0.5)))
-                self.repelling.add(k)
         gates, z = found.sliding.gates, found.z
         crossed = np.flatnonzero(np.where(gates > 0.0, z < -width, z > width))
-        # Of one unit, only the example whose z is the farthest changes in a round: the others' signs
-        # follow from it more often than not.
+        # Of one unit, only the example whose z is the farthest changes in a round: the signs of
+        # the others follow from it more often than not.
         slide: dict[int, tuple[float, int, None]] = {}
         flip: dict[int, tuple[float, int, float]] = {}
         for k in crossed.tolist():
