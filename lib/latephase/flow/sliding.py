@@ -47,6 +47,12 @@ class Sliding:
     active: np.ndarray
     share: np.ndarray
 
+    def filled(self) -> np.ndarray:
+        """Return the gates of all kinks [K]."""
+        gates = self.gates.copy()
+        gates[self.active] = self.share
+        return gates
+
 
 @dataclass(frozen=True, eq=False)
 class Ball:
@@ -229,8 +235,7 @@ class Slider:
     def __init__(self, kinked: Any, loss: Loss, pairs: int, tol: float) -> None:
         self.kinked, self.loss, self.pairs = kinked, loss, pairs
         self.width = TUNING.kink_width * tol
-        self.units = np.asarray(kinked.unit)
-        self.repelling: set[int] = set()
+        self.units, self.owner = np.asarray(kinked.unit), np.asarray(kinked.owner)
         self.counts = {"newton": 0, "curvature": 0, "rounds": 0}
 
     def solve(self, ball: Ball, guess: Guess, scale: np.ndarray) -> Solved:
@@ -269,12 +274,29 @@ class Slider:
                 else:
                     gates[k] = gate
             share = {k: min(max(s, 0.0), 1.0) for k, s in share.items()}
+            self._wake(theta, gates, share, found.z, [k for _, k, _ in changes])
             pattern = (frozenset(share), gates.tobytes())
             seen[pattern] = seen.get(pattern, 0) + 1
             single = single or seen[pattern] > 1
             if seen[pattern] > 3:
                 raise StepFailed("cycle")
         raise StepFailed("rounds")
+
+    def _wake(self, theta, gates, share, z, changed: list[int]) -> None:
+        """Give kinks whose inputs were all zero, once they are not, the gates of their signs.
+
+        Such a kink's gate says nothing: it is left from before its inputs were shut.
+        """
+        idle = (z == 0.0) & np.isin(self.owner, self.owner[changed])
+        while idle.any():
+            z = self.kinked.evaluate(theta, gates)[1]
+            awake = idle & (z != 0.0)
+            if not awake.any():
+                return
+            gates[awake] = z[awake] > 0.0
+            for k in np.flatnonzero(awake).tolist():
+                share.pop(k, None)
+            idle &= ~awake
 
     def _changes(
         self, found: Solved, share: dict[int, float], width: np.ndarray, size: np.ndarray
@@ -289,21 +311,24 @@ class Slider:
             elif found.c[k] > 0.0:
                 # Either side leads away: the flow goes on with the gate that it is nearer to.
                 changes.append((1.0, k, float(s > 0.5)))
-                self.repelling.add(k)
         gates, z = found.sliding.gates, found.z
         crossed = np.flatnonzero(np.where(gates > 0.0, z < -width, z > width))
-        # Of one unit, only the example whose z is the farthest starts to slide in a round: the
-        # others' signs follow from it more often than not.
-        worst: dict[int, tuple[float, int, None]] = {}
+        # Of one unit, only the example whose z is the farthest changes in a round: the signs of
+        # the others follow from it more often than not.
+        slide: dict[int, tuple[float, int, None]] = {}
+        flip: dict[int, tuple[float, int, float]] = {}
         for k in crossed.tolist():
             if k in share:
                 continue
-            by = abs(float(z[k])) / max(float(size[k]), 1e-300)
-            if found.c[k] >= 0.0:
-                changes.append((by, k, 1.0 - float(gates[k])))
-            elif by > worst.get(self.units[k], (-1.0,))[0]:
-                worst[self.units[k]] = (by, k, None)
-        return changes + list(worst.values())
+            unit, by = self.units[k], abs(float(z[k])) / max(float(size[k]), 1e-300)
+            if found.c[k] < 0.0:
+                slide[unit] = max(slide.get(unit, (-1.0, k, None)), (by, k, None), key=_by)
+            else:
+                change = by, k, 1.0 - float(gates[k])
+                flip[unit] = max(flip.get(unit, (-1.0, k, 0.0)), change, key=_by)
+        # A flipped gate drives z on, so that it stays consistent even where only kinks that were
+        # yet to slide had let z cross: it comes when all else is settled.
+        return changes + list(slide.values()) or list(flip.values())
 
     def _newton(
         self,
@@ -415,6 +440,10 @@ class Slider:
 
     def _block_sum(self, v: np.ndarray) -> np.ndarray:
         return np.repeat(v.reshape(-1, self.pairs).sum(1), self.pairs)
+
+
+def _by(change: tuple) -> float:
+    return change[0]
 
 
 def _gmres(apply, b: np.ndarray, tol: float) -> np.ndarray:
