@@ -14,7 +14,7 @@ from tests.test_nonsmooth_flow import relu_network
 N = 12
 
 
-@pytest.mark.parametrize("widths", [(3, 7, 1), (3, 5, 6, 1)], ids=["two layers", "three"])
+@pytest.mark.parametrize("widths", [(3, 7, 1), (3, 4, 4, 4, 1)], ids=["two layers", "four"])
 @pytest.mark.parametrize("pairs", [1, 2], ids=["one block each", "blocks of two"])
 def test_kinks_of_the_first_layer_may_be_eliminated_first(monkeypatch, widths, pairs):
     rng = np.random.default_rng(0)
