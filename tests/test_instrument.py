@@ -59,3 +59,11 @@ def test_the_distance_of_smoothed_kinks_is_that_of_the_same_inputs():
     exact[5] = -5.0
     exact[3] = 2.0
     assert found.smoothed_distance(1e-9) is None
+
+
+def test_errors_are_the_larger_angle_of_the_two_levels():
+    east, north = np.eye(2)
+    flow = SimpleNamespace(direction=np.array([east, north, east]))
+    found = instrument.Ways(None, TASK, [flow], np.array([east, east]), [])
+    assert found.errors() == pytest.approx([np.pi / 2])
+    assert found.errors_from(north) == pytest.approx([np.pi / 2])
