@@ -60,3 +60,11 @@ def test_distance_of_functions_forgets_their_size():
     assert tangent.function_distance(f, 3.0 * f) == pytest.approx(0.0, abs=1e-12)
     assert tangent.function_distance(f, -f) == pytest.approx(2.0)
     assert tangent.function_distance([1.0, 0.0], [0.0, 5.0]) == pytest.approx(np.sqrt(2.0))
+
+
+def test_max_pooling_passes_on_the_larger_of_each_two_neurons():
+    net = tangent.max_pooling(3, 4, generator=torch.Generator().manual_seed(0))
+    w, a = (p.detach().numpy() for p in net.parameters())
+    z = np.maximum(TASK.x.numpy() @ w.T, 0.0)
+    expected = np.maximum(z[:, ::2], z[:, 1::2]) @ a.T
+    np.testing.assert_allclose(net(TASK.x).detach().numpy(), expected, rtol=1e-12)

@@ -29,6 +29,17 @@ from latephase.zoo.tasks import with_contradictions
 ALPHA = "smoothed margin α"
 
 
+def max_pooling(inputs: int, width: int, *, generator: torch.Generator) -> torch.nn.Sequential:
+    """Return x ↦ Σ_j a_j max(relu⟨u_j, x⟩, relu⟨v_j, x⟩), of degree 2; width: u and v together."""
+    look = {"bias": False, "dtype": torch.float64}
+    neurons = torch.nn.Linear(inputs, width, **look), torch.nn.ReLU()
+    # Pooling wants channels: one of all neurons.
+    pairs = torch.nn.Unflatten(1, (1, width)), torch.nn.MaxPool1d(2), torch.nn.Flatten()
+    net = torch.nn.Sequential(*neurons, *pairs, torch.nn.Linear(width // 2, 1, **look))
+    networks.draw_weights(net, generator)
+    return net
+
+
 def tangent_features(module: torch.nn.Module, x: torch.Tensor | np.ndarray) -> np.ndarray:
     """Return ∂Φ(x_i; W)/∂W at the module's parameters, [n, P]; one output, x [n, ...]."""
     problem = Problem(module, x, np.ones(len(x)))

@@ -33,6 +33,7 @@ MODELS = {
     "convolutional": ("#c27c0e", (6, 1.5, 1.3, 1.5), "v"),
     "two-layer ReLU": ("#2f9bd6", (6, 1.5, 1.3, 1.5, 1.3, 1.5), "P"),
     "three-layer ReLU": ("#9c6b3f", (3, 1, 1, 1), "X"),
+    "max-pooling ReLU": ("#5f8f3a", (12, 2, 1.3, 2), "h"),
     "Mexican hat": ("#b05fd0", (12, 3), ">"),
     "control": (GREY, (1, 3), "d"),
 }
