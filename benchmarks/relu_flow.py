@@ -44,7 +44,6 @@ def row(name: str, tol: float, until: float) -> dict[str, object]:
         "end": end,
         "errors": errors,
         "active_kinks": 0.0 if flow is None else float(flow.active_kinks[-1]),
-        "repelling_kinks": 0 if flow is None else flow.settings["repelling_kinks"],
     }
 
 
@@ -63,7 +62,7 @@ def main() -> None:
         print(
             f"{name:16} P {r['parameters']:5} {r['seconds']:6.2f} s {r['steps']:4} steps errors "
             f"{r['errors'][0]:.1e} {r['errors'][1]:.1e} kinks {r['active_kinks']:4.0f} "
-            f"repelling {r['repelling_kinks']} {r['end']}",
+            f"{r['end']}",
             flush=True,
         )
     arrived = [r for r in rows if r["end"] == "arrived"]

@@ -52,6 +52,8 @@ def test_one_bound_serves_every_profile(tmp_path):
         ({"range": [2.0, 1.0]}, "range is"),
         ({"range": [0.0, float("inf")]}, "range is"),
         ({"range": 1.0}, "range is"),
+        ({"range": [-1e308, 1e308]}, "range reaches more than 1000 bounds beyond"),
+        ({"range": [1.0, 1002.0]}, "range reaches more than 1000 bounds beyond"),
         ({"expect": "fails", "expect_reason": "so"}, "fails needs a range"),
         ({"expect": "not covered by theory", "expect_reason": "so"}, "theory needs a range"),
         ({"cases": 0}, "cases is a number of starts"),

@@ -47,7 +47,12 @@ def values(*numbers):
         (values(0.5, INF, 0.1), "differs"),
         (lambda rows: rows.__setitem__(0, entry([0.5, 0.8])), "differs"),
         (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [2.1, INF])), "within tolerance"),
-        (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [2.0, 3.0])), "within tolerance"),
+        (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [2.0, 3.0])), "differs"),
+        (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [19.0, INF])), "within tolerance"),
+        (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [21.0, INF])), "differs"),
+        (lambda rows: rows[0].update(statement="in other words"), "restated"),
+        (lambda rows: rows[0].update(reason="another"), "restated"),
+        (lambda rows: rows[0]["controls"]["large"].update(what="another"), "restated"),
         (lambda rows: rows.__setitem__(0, entry([0.5, 0.8, 0.1], [0.9, INF])), "differs"),
         (lambda rows: rows[0].update(controls={}), "differs"),
         (lambda rows: rows[0]["controls"].update(more=rows[0]["controls"]["large"]), "differs"),
@@ -223,7 +228,22 @@ def test_neither_ledger_may_be_edited(repository, tamper, said):
     assert (done.returncode, said in done.stderr) == (1, True), done.stderr
     reference.write_text(json.dumps(rows))
     done = repository.call("compare")
+    assert (done.returncode, "is not as committed" in done.stderr) == (1, True), done.stderr
+    repository.git("commit", "--all", "--message", "by hand")
+    done = repository.call("compare")
     assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
+def test_an_edited_reference_is_not_the_committed_one(repository):
+    """Sealed anew it is a valid ledger, and git may have been told not to look."""
+    repository.measure(0.25)
+    assert repository.call("reference", "--why", "the first").returncode == 0
+    reference = repository.root / "results/ledger.quick.json"
+    repository.git("update-index", "--assume-unchanged", str(reference))
+    reference.write_text(ledger.text([entry(0.5)]))
+    repository.measure(0.5)
+    done = repository.call("compare")
+    assert (done.returncode, "is not as committed" in done.stderr) == (1, True), done.stderr
 
 
 def test_a_strangers_ledger_is_compared_where_it_is(repository):

@@ -587,8 +587,8 @@ def checkout(tmp_path) -> Path:
     (root / "lib/deep").mkdir(parents=True)
     (root / "lib/deep/a.py").write_text("x = 1\n")
     (root / "lib.txt").write_text("a name that sorts before the folder\n")
-    (root / "run.sh").write_text("#!/bin/sh\n")
-    (root / "run.sh").chmod(0o755)
+    (root / "run").write_text("#!/bin/sh\n")
+    (root / "run").chmod(0o755)
     (root / "link").symlink_to("lib.txt")
     (root / ".gitignore").write_text("/_build/\n__pycache__/\n")
     for name in (".gitattributes", ".commit"):
@@ -636,6 +636,8 @@ def test_an_archive_knows_its_commit_also_in_another_repository(checkout, tmp_pa
         assert provenance.commit(archive) == head
         (archive / "_build").mkdir()
         (archive / "_build/made").write_text("")
+        assert provenance.commit(archive) == head
+        (archive / "run").chmod(0o644)  # as a zip is unpacked where there are no execute bits
         assert provenance.commit(archive) == head
         (archive / "lib/deep/a.py").write_text("x = 2\n")
         assert provenance.commit(archive) == head + "+changes"

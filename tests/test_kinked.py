@@ -251,9 +251,11 @@ def check_derivatives(of, network, w, seed=0):
     assert rows.shape == (network.n + len(active), network.P)
     close(gradient, rows.T @ np.concatenate([lam, mu]), 1e-11)
     close(np.concatenate(point.push(v)), rows @ v, 1e-11)
+    close(point.combine(np.concatenate([lam, mu])), gradient, 1e-11)
     close(point.gram(), rows @ rows.T, 1e-11)
-    scale = rng.random(len(rows))
-    close(point.gram(scale), scale[:, None] * (rows @ rows.T) * scale, 1e-11)
+    # Now that B is held.
+    close(np.concatenate(point.push(v)), rows @ v, 1e-11)
+    close(point.combine(np.concatenate([lam, mu])), gradient, 1e-11)
     ahead, behind = (network.at(w + sign * step * v, gates, active) for sign in (1, -1))
     change = np.concatenate([ahead.p - behind.p, (ahead.z - behind.z)[active]]) / (2 * step)
     close(change, rows @ v, 1e-7)
@@ -480,6 +482,10 @@ REFUSED = {
     ),
     "branch": (lambda z: z if z.sum() > 1e9 else -z, r"bool in '1': it makes a Python value"),
     "item": (lambda z: z + 0 * z.sum().item(), r"item in '1': it makes a Python value"),
+    "copied sign": (lambda z: torch.copysign(z, z), r"copysign in '1': its kinks or jumps"),
+    "root": (lambda z: (z * z).sqrt(), r"sqrt in '1': the square root of a square has a kink"),
+    "half power": (lambda z: (z**2) ** 0.5, r"pow in '1': the square root of a square"),
+    "square, root": (lambda z: z.square().sqrt(), r"sqrt in '1': the square root of a square"),
     "hidden": (OfMyOwn.apply, r"a call of OfMyOwn that cannot be replaced"),
     "composite": (
         lambda z: F.lp_pool1d(z[:, None], 1, 1)[:, 0],
@@ -512,6 +518,28 @@ def test_modules_whose_kinks_are_no_functions_of_weights_and_example(forward, me
     of.module.call = forward
     with pytest.raises(ValueError, match=message):
         Kinked(of)
+
+
+def through_numpy(z):
+    return z * torch.from_numpy((z.detach().numpy() > 0).astype(float))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda z: F.relu(z) * torch.rand(()), "differ from call to call"),
+        (lambda z: F.dropout(z, 0.5, training=True), "differ from call to call"),
+        (through_numpy, r"no derivatives by torch.func: .*test_kinked.py, line \d+: .*numpy\(\)"),
+        (
+            lambda z: z * torch.heaviside(z, torch.zeros((), dtype=z.dtype)),
+            r"aten::heaviside is not implemented",
+        ),
+    ],
+    ids=["random", "dropout", "NumPy", "no derivative"],
+)
+def test_what_torch_cannot_differentiate_is_told_with_its_line(function, message):
+    with pytest.raises(ValueError, match="module: .*" + message):
+        problem(dense(function))
 
 
 def test_more_kinks_than_memory_holds():

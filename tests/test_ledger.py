@@ -71,6 +71,19 @@ def test_a_fault_turns_the_entry_red(made, problem):
     ledger.text([made()])  # which can be written all the same
 
 
+def test_what_most_starts_do_not_answer_is_not_answered():
+    row = claim(CLAIM)
+
+    def problem(lost):
+        payload = {"id": row.id, "controls": {"large": numbers(5.0)}} | numbers([0.5, 0.5])
+        payload["dropped"] = {str(seed): "it broke" for seed in range(90, 90 + lost)}
+        records = {"first": {"made_by": MADE_BY, "claims": [payload]}}
+        return ledger.entries({row.id: row}, records, "quick")[0]["problem"]
+
+    assert problem(1) is None
+    assert problem(2) == "2 starts are dropped, 2 are left: the rest says nothing of all"
+
+
 def test_an_honest_failure_is_green_and_printed_as_failing():
     made = entry(1.5, expect="fails", expect_reason="it is large", range=[1.2, 2.0])
     assert (made["verdict"], made["problem"]) == ("fails", None)

@@ -1,6 +1,7 @@
 """The flow along kinks: known limits, small explicit steps, what it keeps, how it ends."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 
 import latephase
-from latephase.flow.kinked_flow import KinkedFlow
+from latephase.flow.kinked_flow import KinkedFlow, past
 from latephase.flow.nonsmooth import KinkedStepper
+from latephase.flow.sliding import Slider, Sliding
 from latephase.flow.trajectory import largest_drop
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem
@@ -90,8 +92,9 @@ def test_the_step_is_of_second_order_where_gates_stay():
         for _ in range(parts):
             # Equal arc lengths: a step's is given in units of its own ‖W‖.
             grown = np.exp(state.log_norm - start.log_norm)
-            state, estimate = stepper.step(state, 4e-3 / parts / grown)
-            estimates.append(estimate)
+            step = stepper.step(state, 4e-3 / parts / grown)
+            state = step.state
+            estimates.append(step.error)
         ends.append(state.w())
     errors = [np.linalg.norm(end - ends[-1]) for end in ends[:-1]]
     assert 3.0 < errors[0] / errors[1] < 5.5
@@ -148,7 +151,6 @@ def test_levels_extension_and_records_are_those_of_any_flow(tmp_path):
     longer.save(tmp_path / "flow.npz")
     loaded = latephase.Trajectory.load(tmp_path / "flow.npz")
     np.testing.assert_array_equal(loaded.active_kinks, longer.active_kinks)
-    assert loaded.settings["repelling_kinks"] == 0
     again = latephase.gradient_flow(module, x, y, at=[1.0, 10.0, 1e4], tol=1e-3)
     np.testing.assert_array_equal(flow.direction, again.direction)
 
@@ -164,6 +166,60 @@ def test_other_losses_and_classes_end_in_the_same_limit(loss):
     assert flow.alignment[-1] > 1 - 1e-3
     assert flow.normalized_margin[-1] == pytest.approx(exponential.normalized_margin[-1], rel=0.2)
     np.testing.assert_allclose(flow.dual[-1].sum(), 1.0, rtol=1e-6)
+
+
+def test_kinks_that_a_step_crosses_count_in_its_error_and_can_be_landed_on():
+    module, (x, y) = relu_network(2, 12, 12, 1, seed=3), circle(12, 3)
+    problem = Problem(module, x, y)
+    stepper = KinkedStepper(kinked(problem), problem.loss, 3.0, 1, 1e-4)
+    start = end = stepper.start(problem.w0)
+    step = stepper.step(start, 0.02)
+    for _ in range(64):
+        end = stepper.step(end, 0.02 / 64 / np.exp(end.log_norm - start.log_norm)).state
+    assert (start.sliding.gates != end.sliding.gates).any()
+    error = angle(step.state.direction, end.direction)
+    assert step.error < 0.3 * error < step.jump < 3.0 * error
+    assert stepper.step(start, 0.02 * past(step)).jump < 0.1 * step.jump
+
+
+def test_kinks_whose_inputs_were_shut_wake_with_the_gates_of_their_signs():
+    module = nn.Sequential(
+        nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False), nn.ReLU(),
+        nn.Linear(2, 1, bias=False),
+    ).double()  # fmt: skip
+    problem = Problem(module, np.ones((1, 1)), np.ones(1))
+    slider = Slider(kinked(problem), problem.loss, 1, 1e-3)
+    theta, shut = np.array([0.1, 1.0, -1.0, 1.0, 1.0]), np.array([0.1, 0.0, 0.0])
+    for opened, expected, slides in ((1.0, [1.0, 1.0, 0.0], {}), (0.0, [0.0, 0.0, 1.0], {1: 0.5})):
+        gates, share = np.array([opened, 0.0, 1.0]), {1: 0.5}
+        slider._wake(theta, gates, share, shut, [0])
+        assert (gates.tolist(), share) == (expected, slides)
+
+
+def test_gates_flip_once_all_that_slides_is_settled():
+    flow = sliding_flow(30.0)
+    slider, count = flow.stepper.slider, flow.stepper.kinked.K
+    first, other = 0, int(np.flatnonzero(slider.units != slider.units[0])[0])
+    z, c = np.zeros(count), np.full(count, -1.0)
+    z[[first, other]], c[other] = 1.0, 1.0
+    gates, none = np.zeros(count), np.zeros(0, dtype=int)
+    found = SimpleNamespace(sliding=Sliding(gates, none, np.zeros(0)), z=z, c=c)
+    one = np.full(count, 1e-3)
+    assert slider._changes(found, {}, one, one) == [(1000.0, first, None)]
+    assert slider._changes(found, {first: 0.5}, one, one) == [(1000.0, other, 1.0)]
+
+
+def test_a_companion_tells_where_the_direction_depends_on_tol():
+    module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
+    flow = latephase.gradient_flow(module, x, y, at=[3.0, 30.0], tol=1e-3, companion=True)
+    finer = latephase.gradient_flow(module, x, y, at=[3.0, 30.0], tol=2.5e-4)
+    expected = [angle(*pair) for pair in zip(flow.direction, finer.direction, strict=True)]
+    np.testing.assert_allclose(flow.settings["companion_angles"], expected, rtol=1e-12)
+    assert 0 < max(expected) < 1e-2
+    alone = latephase.gradient_flow(module, x, y, at=[3.0, 30.0], tol=1e-3)
+    np.testing.assert_array_equal(alone.direction, flow.direction)
+    assert alone.evaluations == flow.evaluations
+    assert "companion_angles" not in alone.settings
 
 
 def sliding_flow(until):

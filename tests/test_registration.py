@@ -1,13 +1,14 @@
 """When a claim was registered, read from histories with a turn each."""
 
 import datetime
+import os
 import shutil
 import subprocess
 import time
 
 import pytest
 
-from latebook import registration
+from latebook import provenance, registration
 from latebook.claims import load
 from latebook.layout import Book
 from tests.conftest import CLAIM, ROOT
@@ -59,6 +60,36 @@ def test_the_first_commit_and_the_last_change_of_the_bound(repository):
     when = datetime.datetime.fromisoformat(found["date"])
     assert when.tzinfo
     assert abs(when.timestamp() - time.time()) < 600
+
+
+def test_what_else_decides_a_verdict_has_its_date(repository):
+    first = register(repository, {})
+    found = dates(repository)["first/small"]
+    assert found["terms"]["commit"] == first
+    rows = {}
+    for change in (
+        {"range": [1.0, 3.0]},
+        {"expect": "fails", "expect_reason": "so"},
+        {"cases": 9},
+        {"tolerance": 0.5},
+    ):
+        rows |= change
+        last = register(repository, rows)
+        found = dates(repository)["first/small"]
+        assert [found[key]["commit"] for key in ("first", "bound", "terms")] == [first, first, last]
+    register(repository, rows | {"statement": "in other words", "tolerance": 0.50})
+    assert dates(repository)["first/small"]["terms"]["commit"] == last
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_checkout_of_another_user_is_read(repository):
+    first = register(repository, {})
+    for path in (repository.root, *repository.root.rglob("*")):
+        os.chown(path, 12345, 12345)
+    refused = subprocess.run(["git", "-C", str(repository.root), "log"], capture_output=True)
+    assert b"dubious ownership" in refused.stderr
+    assert commits(repository) == (first, first)
+    assert provenance.commit(repository.root).removesuffix("+changes") == first
 
 
 def test_each_profile_has_its_own_bound(repository):
@@ -170,6 +201,6 @@ def test_it_is_quick_the_second_time():
 def test_a_damaged_memory_of_versions_is_made_again(repository):
     first = register(repository, {})
     dates(repository)
-    memory = repository.root / "_build/registered.json"
+    memory = repository.root / "_build/registry.json"
     memory.write_text(memory.read_text()[:-9])
     assert commits(repository) == (first, first)

@@ -12,27 +12,35 @@ from torch.nn.utils import vector_to_parameters
 
 from latebook.records import recorded
 
-ENTRIES = relu_networks.entries()
+ENTRIES, HELD_OUT = relu_networks.entries(), relu_networks.held_out()
 DIMENSION = {"circle": 2, "gaussian": 40, "pictures": 64}
 
 
-def test_the_sizes_of_the_list_rise_evenly_and_numbers_of_examples_take_turns():
-    assert len(ENTRIES) == 40
-    order = np.random.default_rng(0).permutation(np.repeat([20, 40, 60, 80, 100], 8))
-    assert [entry["n"] for entry in ENTRIES.values()] == order.tolist()
+@pytest.mark.parametrize(
+    ("chosen", "rise", "first_seed", "prefix", "draws"),
+    [(ENTRIES, 125, 1, "", 0), (HELD_OUT, 200, 41, "held-", 1)],
+    ids=["the forty", "held out"],
+)
+def test_the_sizes_of_a_list_rise_evenly_and_numbers_of_examples_take_turns(
+    chosen, rise, first_seed, prefix, draws
+):
+    sizes = np.repeat([20, 40, 60, 80, 100], len(chosen) // 5)
+    order = np.random.default_rng(draws).permutation(sizes)
+    assert [entry["n"] for entry in chosen.values()] == order.tolist()
     used = Counter({(i, depth): 0 for depth in (2, 3, 4, 5) for i in DIMENSION})
-    for k, (name, entry) in enumerate(ENTRIES.items(), 1):
+    for k, (name, entry) in enumerate(chosen.items(), 1):
 
         def weights(width, inputs, depth):
             return width * (DIMENSION[inputs] + (depth - 2) * width + 1)
 
         pair = entry["inputs"], entry["depth"]
-        fitting = [p for p in used if weights(8, *p) <= 125 * k <= weights(64, *p)]
+        fitting = [p for p in used if weights(8, *p) <= rise * k <= weights(64, *p)]
         assert pair == min(fitting, key=used.get)
         used[pair] = k
-        assert weights(entry["width"], *pair) <= 125 * k < weights(entry["width"] + 1, *pair)
-        assert entry["seed"] == k
-        assert name == f"{entry['inputs']}-{entry['depth']}-{entry['width']}"
+        assert weights(entry["width"], *pair) <= rise * k < weights(entry["width"] + 1, *pair)
+        assert entry["seed"] == first_seed + k - 1
+        assert name == f"{prefix}{entry['inputs']}-{entry['depth']}-{entry['width']}"
+    assert (len(ENTRIES), len(HELD_OUT)) == (40, 25)
 
 
 @pytest.mark.parametrize("name", ["circle-2-41", "gaussian-3-9", "pictures-5-14"])
@@ -79,6 +87,7 @@ def test_the_reference_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, c
     coarse = {"steps": [0.04, 0.02, 0.01], "levels": [10.0, 100.0], "arc": 3.0}
     for name, value in {
         "entries": lambda: three,
+        "held_out": dict,
         "explicit_relu_flow": counted,
         "SETTINGS": coarse,
         "PARTS": tmp_path / "parts",

@@ -48,6 +48,7 @@ _CHANGING = {
     *("append", "extend", "insert", "remove", "pop", "popitem", "clear", "sort", "reverse"),
     *("update", "setdefault", "add", "discard"),
 }
+_PUT_TOGETHER = "puts the name of an attribute together, behind which anything is hidden"
 _TOO_MUCH = {"Exception", "BaseException", "BookError"}
 # What no name of a chapter's own may stand for.
 _TAKEN = {*dir(builtins), "display"} - {"id", "_"}
@@ -230,6 +231,9 @@ def _reaching(tree: ast.AST) -> Iterator[str]:
             names = {node.value}
             if "vnd.latephase" in node.value:
                 yield "names the type of a claim's output, which claims.record alone makes"
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "getattr":
+            named = node.args[1:2]
+            yield from (_PUT_TOGETHER for n in named if not isinstance(n, ast.Constant | ast.Name))
         for name in names - {None}:
             dunder = name.startswith("__") and name.isidentifier() and name not in _HARMLESS
             if name in _ROUNDABOUT or dunder:

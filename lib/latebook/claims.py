@@ -33,7 +33,8 @@ KINDS = ("theorem", "paper", "prediction", "observation", "instrument")
 OVER_SEEDS = ("worst", "median", "best")
 SEEDS = 5  # fewer need a reason
 # A value farther than so many bounds beyond its bound, on the side that speaks for the claim, is a
-# fault of the measurement: a distance below zero, a factor that stands for a division by zero.
+# fault of the measurement: a distance below zero, a factor that stands for a division by zero. A
+# range that reaches farther on the other side excludes nothing.
 _ABSURD = 1000.0
 
 
@@ -193,6 +194,9 @@ def _faults_of_measuring(row: Mapping, expect: Mapping) -> Iterator[str]:
     ranges = _for_each_profile(row.get("range"))
     if set(ranges) != set(PROFILES) or not all(map(_is_range, ranges.values())):
         yield f"range is [low, high], finite, or one for each of {PROFILES}, got {ranges}"
+    bounds = _for_each_profile(row["bound"])
+    if wide := [p for p in PROFILES if ranges[p] and _is_wide(ranges[p], bounds[p])]:
+        yield f"range reaches more than {_ABSURD:g} bounds beyond the bound, got {ranges[wide[0]]}"
     if bare := [p for p in PROFILES if expect[p] != HOLDS and ranges[p] is None]:
         yield f"expect: {expect[bare[0]]} needs a range, outside of which the row is red"
     cases = _for_each_profile(row.get("cases"))
@@ -202,6 +206,10 @@ def _faults_of_measuring(row: Mapping, expect: Mapping) -> Iterator[str]:
         yield f"cases is a number of starts, or one for each of {PROFILES}, got {cases}"
     if _is_blank(row.get("few")) and any(number and number < SEEDS for number in cases.values()):
         yield f"cases: {row['cases']} is fewer than {SEEDS} and needs a reason (few: why)"
+
+
+def _is_wide(ends: list[float], bound: float) -> bool:
+    return max(abs(end - bound) for end in ends) > _ABSURD * (abs(bound) or 1.0)
 
 
 def _for_each_profile(value) -> Mapping:

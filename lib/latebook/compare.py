@@ -16,16 +16,20 @@ from latebook.files import write_whole
 from latebook.layout import Book
 
 REPRODUCED, WITHIN, DIFFERS = "reproduced", "within tolerance", "differs"
-MISSING, NEW = "missing", "new"
-STATUSES = (REPRODUCED, WITHIN, DIFFERS, MISSING, NEW)
+RESTATED, MISSING, NEW = "restated", "missing", "new"
+STATUSES = (REPRODUCED, WITHIN, RESTATED, DIFFERS, MISSING, NEW)
 # Those that a comparison does not pass with.
 RED = (DIFFERS, MISSING)
 # What two rows must have in common before their values can be compared.
 _REGISTERED = ("chapter", "relation", "bound", "metric", "over_seeds", "tolerance")
 _REGISTERED += ("expected", "range")
 _OF_ROW = ("verdict", "seeds", "dropped", "problem")
+# What it is said to be, which decides nothing.
+_WORDS = ("kind", "statement", "source", "reason", "expect_reason")
 # Apart by no more than this share: the same sums, taken in another order.
 ROUNDING = 1e-12
+# A control shows that a claim can fail, and how clearly: by its order of magnitude.
+_OF_CONTROLS = 10.0
 # What a row says of its run and not of its claim.
 _OF_THE_RUN = ("seconds", "measured", "registered", "sha256")
 
@@ -40,9 +44,17 @@ class Comparison:
 
 
 def reference(book: Book) -> list[dict]:
-    """The committed reference of the book's profile; BookError where there is none, or no whole."""
+    """The committed reference of the book's profile; BookError where there is none, or no whole.
+
+    In a checkout the file must be as committed; elsewhere it is taken as it is.
+    """
     if not book.reference.exists():
         raise BookError(f"no reference is committed for the profile {book.profile!r}")
+    if registration.is_changed(book.root, book.reference):
+        name = book.reference.relative_to(book.root)
+        raise BookError(
+            f"{name} is not as committed (git status {name}); only make reference renews it"
+        )
     return ledger.read(book.reference, own=False)
 
 
@@ -60,9 +72,10 @@ def compare(reference: list[dict], other: list[dict]) -> list[Comparison]:
     *Reproduced* is a claim with the reference's verdict and seeds, each of whose values, and of
     its controls', equals the reference's or is apart by no more than ROUNDING of it. *Within
     tolerance*: each is apart by no more than the larger of the reference's `floor` and `relative`
-    times the reference's value; of a claim that judges the median of its seeds, the median is; a
-    control is compared by whether it violates the bound. Whatever is apart by more, or registered
-    otherwise, *differs*.
+    times the reference's value; of a claim that judges the median of its seeds, the median is. A
+    control violates the bound as the reference's does, is infinite for the same seeds, and has the
+    same order of magnitude. *Restated* is such a claim in other words. Whatever is apart by more,
+    or registered otherwise, *differs*.
     """
     if (of := reference[0]["profile"]) != (got := other[0]["profile"]):
         raise BookError(f"a ledger of the profile {got!r} cannot be compared with one of {of!r}")
@@ -98,11 +111,28 @@ def _compare(reference: dict, row: dict) -> Comparison:
             return Comparison(row["id"], DIFFERS, said)
     for name in row["controls"] | reference["controls"]:
         control, other = row["controls"].get(name), reference["controls"].get(name)
-        if not control or not other or any(control[k] != other[k] for k in ("seeds", "violates")):
+        if not control or not other or not _alike(control, other):
             return Comparison(row["id"], DIFFERS, f"the control {name}")
         if not all(map(_same, control["values"], other["values"])):
             other_than.append(f"the control {name}")
+    if words := [word for word in _WORDS if row[word] != reference[word]] + [
+        f"the control {name}"
+        for name in row["controls"]
+        if row["controls"][name]["what"] != reference["controls"][name]["what"]
+    ]:
+        return Comparison(row["id"], RESTATED, "in other words: " + ", ".join(words))
     return Comparison(row["id"], WITHIN if other_than else REPRODUCED, "; ".join(other_than[:2]))
+
+
+def _alike(control: Mapping, other: Mapping) -> bool:
+    """Whether two measurements of a control show the same; where it judges, and how clearly."""
+    if any(control[key] != other[key] for key in ("seeds", "violates")):
+        return False
+    pairs = list(zip(control["values"], other["values"], strict=True))
+    if any(math.isinf(a) != math.isinf(b) for a, b in pairs):
+        return False
+    value, of_reference = abs(control["value"]), abs(other["value"])
+    return value <= _OF_CONTROLS * of_reference and of_reference <= _OF_CONTROLS * value
 
 
 def _same(value: float, other: float) -> bool:

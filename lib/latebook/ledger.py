@@ -138,6 +138,9 @@ def _problem(claim: Claim, entry: dict, times: int) -> str | None:
     passing = [name for name, control in entry["controls"].items() if not control["violates"]]
     if passing:
         return f"negative control passes: {', '.join(passing)}"
+    if len(entry["dropped"]) >= len(entry["seeds"]):
+        lost = f"{len(entry['dropped'])} starts are dropped, {len(entry['seeds'])} are left"
+        return f"{lost}: the rest says nothing of all"
     if entry["verdict"] != entry["expected"]:
         return f"expected {entry['expected']!r}, got {entry['verdict']!r}"
     if claim.outside(entry["value"], entry["profile"]):

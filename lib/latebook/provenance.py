@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import distributions
@@ -49,18 +50,28 @@ def short(commit: str) -> str:
     return sha[:10] + plus + changes
 
 
-def _git(root: Path, *words: str) -> str:
-    # Settings of the environment may name another repository; a checkout of another user's is
-    # read like one's own, as what it holds is run anyway.
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    command = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(root)]
-    done = subprocess.run(
-        [*command, *words],
-        check=True,
+def git(root: Path, *words: str, say: str | None = None) -> subprocess.CompletedProcess:
+    """Run git in a checkout, which is read as it is: nothing around it says what it holds.
+
+    Settings of the environment may name another repository; a checkout of another user's is read
+    like one's own, as what it holds is run anyway; a system without execute bits changes no file.
+    """
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    settings = ("safe.directory=*", "core.fsmonitor=false", "core.fileMode=false")
+    settings += ("core.quotePath=false",)
+    return subprocess.run(
+        ["git", *(word for one in settings for word in ("-c", one)), "-C", str(root), *words],
+        input=say,
         capture_output=True,
         text=True,
+        encoding="utf8",
         env=clean | {"GIT_OPTIONAL_LOCKS": "0"},
     )
+
+
+def _git(root: Path, *words: str) -> str:
+    done = git(root, *words)
+    done.check_returncode()
     return done.stdout.strip()
 
 
@@ -78,7 +89,9 @@ def _archived(root: Path) -> str:
         return "unknown"
     if not told:
         return "unknown"
-    same = _tree(root, _ignored(root)) == told[2].decode()
+    # Where an archive lost its execute bits, the repository's rule says what had one.
+    trees = (_tree(root, _ignored(root), runs) for runs in (_may_run, _is_script))
+    same = told[2].decode() in trees
     return told[1].decode() + ("" if same else "+changes")
 
 
@@ -90,7 +103,17 @@ def _ignored(root: Path) -> list[str]:
     return [line.rstrip("/") for line in lines if line and line[0] != "#"]
 
 
-def _tree(folder: Path, ignored: list[str], top: bool = True) -> str | None:
+def _may_run(path: Path) -> bool:
+    return os.access(path, os.X_OK)
+
+
+def _is_script(path: Path) -> bool:
+    return not path.suffix and path.read_bytes()[:2] == b"#!"
+
+
+def _tree(
+    folder: Path, ignored: list[str], runs: Callable[[Path], bool], top: bool = True
+) -> str | None:
     """The hash that git gives to a folder's content, None if that is empty."""
     entries = []
     for path in folder.iterdir():
@@ -99,9 +122,9 @@ def _tree(folder: Path, ignored: list[str], top: bool = True) -> str | None:
         if path.is_symlink():
             mode, content = "120000", _object("blob", os.fsencode(os.readlink(path)))
         elif path.is_dir():
-            mode, content = "40000", _tree(path, ignored, False)
+            mode, content = "40000", _tree(path, ignored, runs, False)
         else:
-            mode = "100755" if os.access(path, os.X_OK) else "100644"
+            mode = "100755" if runs(path) else "100644"
             archived = top and path.name == _ARCHIVED
             content = _object("blob", _AS_COMMITTED if archived else path.read_bytes())
         if content:

@@ -5,44 +5,48 @@ measurement of the reference: dates can be set, a commit's ancestors cannot.
 """
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from latebook.claims import OVER_SEEDS, Claim
+from latebook import provenance
+from latebook.claims import HOLDS, OVER_SEEDS, PROFILES, Claim
 from latebook.files import write_whole
 from latebook.layout import Book
 
 NOT_COMMITTED = {"commit": "not committed", "date": None}
+# What a claim says of its number, with what a row has that does not say it; and what else decides
+# whether the number is as registered.
+_BOUND = {"relation": None, "bound": None, "metric": None, "over_seeds": OVER_SEEDS[0]}
+_TERMS = {"expect": HOLDS, "range": None, "cases": None, "tolerance": None}
 
 
 def dates(book: Book, claims: Mapping[str, Claim], reference: list[dict] | None) -> dict[str, dict]:
-    """By a claim's id the commit that `first` registered it, and the last that changed its `bound`.
+    """By a claim's id the commit that `first` registered it, and those of its last changes.
 
     A `bound` changes with the relation, the metric, which seed is judged, or the number of the
-    book's profile. An id that was taken out and put in again, or is another, is registered anew.
-    `before_reference`: whether
-    the bound's commit is, or is an ancestor of, the one at which the reference was measured; None
-    where there is no reference or its commit is not known here. The whole is empty where the book
-    is not the root of a git checkout with all of its history.
+    book's profile; the `terms` with these, and with the expectation, its range, the number of cases
+    and the tolerance. An id that was taken out and put in again, or is another, is registered anew.
+    `before_reference`: whether the bound's commit is, or is an ancestor of, the one at which the
+    reference was measured; None where there is no reference or its commit is not known here. The
+    whole is empty where the book is not the root of a git checkout with all of its history.
     """
     if (history := _history(book)) is None:
         return {}
+    now = _stated(_registered(book.claims.read_text(encoding="utf8")), book.profile)
     measured = {row["id"]: row["measured"]["commit"] for row in reference or []}
     found = {}
-    for claim in claims.values():
-        signature = _signature(
-            claim.relation, claim.bound[book.profile], claim.metric, claim.over_seeds
+    for id in claims:
+        first = history.origin(lambda of, id=id: id in of)
+        bound, terms = (
+            history.origin(lambda of, id=id, k=k: id in of and of[id][k] == now[id][k])
+            for k in (0, 1)
         )
-        first = history.origin(lambda of, id=claim.id: id in of)
-        bound = history.origin(lambda of, id=claim.id, s=signature: s == of.get(id))
-        before = precedes(book.root, bound["commit"], measured.get(claim.id, "unknown"))
-        found[claim.id] = {"first": first, "bound": bound, "before_reference": before}
+        before = precedes(book.root, bound["commit"], measured.get(id, "unknown"))
+        found[id] = {"first": first, "bound": bound, "terms": terms, "before_reference": before}
     return found
 
 
@@ -54,8 +58,18 @@ def precedes(root: Path, commit: str, measured: str) -> bool | None:
         return None
     if commit == NOT_COMMITTED["commit"]:
         return False
-    done = _run(root, "merge-base", "--is-ancestor", commit, measured)
+    done = provenance.git(root, "merge-base", "--is-ancestor", commit, measured)
     return {0: True, 1: False}.get(done.returncode)
+
+
+def is_changed(root: Path, path: Path) -> bool:
+    """Whether a file of a checkout is other than committed; False where there is no checkout."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or not _same(top, root):
+        return False
+    # Compared by content: git may be told not to look at a file.
+    committed = _git(root, "rev-parse", f"HEAD:{path.relative_to(root).as_posix()}")
+    return committed != _git(root, "hash-object", "--", str(path))
 
 
 class _History:
@@ -106,7 +120,7 @@ def _same(toplevel: str, root: Path) -> bool:
 
 
 def _versions(book: Book, commits: list[str], names: list[str]) -> dict[str, dict | None]:
-    """What the registry said at each commit: a claim's signature for the profile, by its id.
+    """What the registry said at each commit: `_stated` of its claims, by their ids.
 
     None where it could not be read, as in a merge that left it torn.
     """
@@ -117,7 +131,7 @@ def _versions(book: Book, commits: list[str], names: list[str]) -> dict[str, dic
         if re.fullmatch(r"[0-9a-f]+ blob [0-9]+", line):
             blobs.setdefault(name.partition(":")[0], line.split()[0])
     # What a blob says never changes, and to read each takes a second in all.
-    kept = book.build / "registered.json"
+    kept = book.build / "registry.json"
     try:
         known = json.loads(kept.read_text(encoding="utf8"))
     except (OSError, ValueError):
@@ -125,12 +139,12 @@ def _versions(book: Book, commits: list[str], names: list[str]) -> dict[str, dic
     if new := set(blobs.values()) - set(known):
         known |= {blob: _registered(_git(book.root, "cat-file", "blob", blob)) for blob in new}
         write_whole(kept, json.dumps(known) + "\n")
-    said = {blob: _signatures(rows, book.profile) for blob, rows in known.items()}
+    said = {blob: _stated(rows, book.profile) for blob, rows in known.items()}
     return {commit: said[blobs[commit]] if commit in blobs else {} for commit in commits}
 
 
-def _registered(text: str) -> dict[str, list] | None:
-    """By id what `_signature` takes of a version's claims; None where it cannot be read."""
+def _registered(text: str) -> dict[str, dict] | None:
+    """By id what `_stated` takes of a version's claims; None where it cannot be read."""
     try:
         # In C where it was compiled with it: a version takes a fifth of a second otherwise.
         rows = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -138,45 +152,34 @@ def _registered(text: str) -> dict[str, list] | None:
         return None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return None
-    return {
-        str(row.get("id")): [row.get(key) for key in ("relation", "bound", "metric", "over_seeds")]
-        for row in rows
-    }
+    told = _BOUND | _TERMS
+    return {str(row.get("id")): {key: row[key] for key in told if key in row} for row in rows}
 
 
-def _signatures(rows: dict[str, list] | None, profile: str) -> dict[str, str] | None:
-    """What the claims of a version that have a bound for the profile state, by their ids."""
+def _stated(rows: dict[str, dict] | None, profile: str) -> dict[str, list[str]] | None:
+    """What the claims of a version state for the profile: [the bound, all terms], by their ids."""
     if rows is None:
         return None
-    stated = {}
-    for id, (relation, bound, metric, over_seeds) in rows.items():
-        number = bound.get(profile) if isinstance(bound, dict) else bound
-        if isinstance(number, int | float):
-            stated[id] = _signature(relation, number, metric, over_seeds or OVER_SEEDS[0])
-    return stated
 
+    def of_profile(value):
+        return value.get(profile) if isinstance(value, dict) and set(value) & {*PROFILES} else value
 
-def _signature(relation: str, bound: float, metric: str, over_seeds: str) -> str:
-    return json.dumps([relation, float(bound), metric, over_seeds], ensure_ascii=False)
+    def said(row: dict, keys: dict) -> str:
+        # Numbers as JSON writes them: 1, 1.0 and 1e0 are the same bound.
+        text = json.dumps([of_profile(row.get(key, other)) for key, other in keys.items()])
+        return json.dumps(json.loads(text, parse_int=float))
+
+    return {
+        id: [said(row, _BOUND), said(row, _BOUND | _TERMS)]
+        for id, row in rows.items()
+        if isinstance(of_profile(row.get("bound")), int | float)
+    }
 
 
 def _git(root: Path, *words: str, say: str | None = None) -> str | None:
     """What git prints, None where it refuses or is not there."""
     try:
-        done = _run(root, *words, say=say)
+        done = provenance.git(root, *words, say=say)
     except OSError:
         return None
     return done.stdout.rstrip("\n") if done.returncode == 0 else None
-
-
-def _run(root: Path, *words: str, say: str | None = None) -> subprocess.CompletedProcess:
-    # A repository that the environment names is somebody else's.
-    around = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    return subprocess.run(
-        ["git", "-C", str(root), "-c", "core.quotePath=false", *words],
-        env=around,
-        input=say,
-        capture_output=True,
-        text=True,
-        encoding="utf8",
-    )

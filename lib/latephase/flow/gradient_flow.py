@@ -38,6 +38,7 @@ def gradient_flow(
     jacobian_bytes: int = 2**30,
     *,
     at: Sequence[float] | np.ndarray | None = None,
+    companion: bool = False,
 ) -> Trajectory:
     """Return the trajectory of dW/dt = -∇R(W) from the module's parameters to α = `until`.
 
@@ -52,15 +53,18 @@ def gradient_flow(
     kink_smoothing: None follows kinks (ReLU, leaky ReLU, absolute values, maxima, max-pooling) as
         they are: where the flow slides along one, its gate in the Clarke subgradient is solved for
         (`latephase.flow.sliding`), within 0.01 tol of z = 0. Where either side of a kink leads away
-        the flow is not unique: it goes on with the gates that it comes with, and
-        settings["repelling_kinks"] counts them. An ε asks for the homogeneous smoothing of ReLU
-        kinks instead (`latephase.problem.kinks`), for comparison; settings["smoothing_error"] is
-        then the angle between the ends with ε and 2 ε.
+        the flow is not unique: it goes on with the gates that it comes with; `companion` tells. An
+        ε asks for the homogeneous smoothing of ReLU kinks instead (`latephase.problem.kinks`), for
+        comparison; settings["smoothing_error"] is then the angle between the ends with ε and 2 ε.
     jacobian_bytes: bound on a stored Jacobian; beyond, it is recomputed in blocks.
     at: smoothed margins, increasing, on which the flow lands: the result has one record for each
         level, with level ≤ α ≤ level·(1 + 1e-3), and ends at the last, in place of `until` and
         `records`. Its settings["margin_drop"] is `largest_drop` of the normalized smoothed margin
         over all steps that the solver accepted. `extend` then goes on with its own records.
+    companion: follow the flow once more, at tol/4, which takes about twice as long again.
+        settings["companion_angles"] are the angles in rad between the two directions, at each level
+        of `at` or at the end. Beyond 10 tol the direction is not known to tol: the flow is not
+        unique, or it drives neighbours apart.
 
     Raises ValueError for input it cannot use, a kink that it does not know included; NotSeparated
     where the risk stays large; StepCollapse where no step can be solved.
@@ -89,8 +93,18 @@ def gradient_flow(
         "smoothed_because": None if kink_smoothing is None else "asked for",
         "jacobian_bytes": int(jacobian_bytes),
     }
-    flow = _course(problem, degree, settings).run(until)
-    flow = flow if at is None else _landing(flow, levels)
+
+    def followed(problem: Problem, settings: dict[str, Any]) -> Trajectory:
+        flow = _course(problem, degree, settings).run(until)
+        return flow if at is None else _landing(flow, levels)
+
+    flow = followed(problem, settings)
+    if companion:
+        finer = followed(problem.recounted(), settings | {"tol": settings["tol"] / 4.0})
+        last = -len(levels)
+        pairs = zip(flow.direction[last:], finer.direction[last:], strict=True)
+        angles = [vectors.angle(*pair) for pair in pairs]
+        flow = flow.replace(settings=flow.settings | {"companion_angles": angles})
     return flow if kink_smoothing is None else _with_smoothing_error(flow, problem, degree)
 
 

@@ -11,11 +11,21 @@ import torch
 
 from latephase.flow.course import Course, left, log_largest
 from latephase.flow.errors import NotSeparated, StepCollapse
-from latephase.flow.nonsmooth import KinkedState, KinkedStepper
+from latephase.flow.implicit import GAMMA
+from latephase.flow.nonsmooth import KinkedState, KinkedStepper, Step
 from latephase.flow.sliding import StepFailed
 from latephase.flow.trajectory import Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem.margins import Problem
+
+
+def past(step: Step) -> float:
+    """Return the factor of a step that has too large a jump in it to one that has not.
+
+    A kink 1 - γ along the step, or at its end, is where the stages' weights count it right.
+    """
+    past = step.kink / (1.0 - GAMMA)
+    return past if past < 0.9 else 0.95 * step.kink
 
 
 class KinkedFlow(Course):
@@ -27,7 +37,6 @@ class KinkedFlow(Course):
         super().__init__(problem, degree, settings)
         self.stepper = KinkedStepper(kinked, problem.loss, degree, problem.pairs, self.tol)
         self.length, self.attempts = TUNING.first_length, 0
-        self.repelling: frozenset[int] = frozenset()
 
     def run(self, until: float) -> Trajectory:
         """Return the trajectory up to α = until.
@@ -55,14 +64,16 @@ class KinkedFlow(Course):
             length = min(length, math.expm1(left(self.state, self.degree, until)))
         self.attempts += 1
         try:
-            arrived, error = self.stepper.step(self.state, length)
+            step = self.stepper.step(self.state, length)
         except StepFailed:
             self.length = TUNING.shorter * length
             return
         part = TUNING.kinked_tol * self.tol
-        factor = 0.9 * (part / max(error, 1e-12 * part)) ** (1.0 / 3.0)
-        if error > part:
-            self.length = length * max(0.2, factor)
+        arrived = step.state
+        factor = 0.9 * (part / max(step.error, 1e-12 * part)) ** (1.0 / 3.0)
+        if max(step.error, step.jump) > part:
+            beyond = past(step) if step.jump > part else 1.0
+            self.length = length * min(max(0.2, factor), beyond)
         elif arrived.smoothed_margin > until * (1.0 + TUNING.landing):
             self._land(length, arrived, until)
         else:
@@ -84,7 +95,7 @@ class KinkedFlow(Course):
             part = below / (below - above)
             at = low[0] + min(max(part, 0.02), 0.98) * (high[0] - low[0])
             try:
-                state, _ = self.stepper.step(self.state, at)
+                state = self.stepper.step(self.state, at).state
             except StepFailed:
                 break
             gap = math.asinh(state.smoothed_margin) - target
@@ -105,8 +116,6 @@ class KinkedFlow(Course):
         self.steps += int(self.state is not None)
         self._tick(state)
         self._move(state)
-        self.repelling |= state.repelling
-        self.settings |= {"repelling_kinks": len(self.repelling)}
 
     def _resume(self) -> None:
         self.stepper = copy.copy(self.stepper)

@@ -31,15 +31,26 @@ class KinkedState(State):
     """A state with the kinks it slides along.
 
     tangent [P]: the unit vector t; c [K]: ∂(Σ q p + Σ μ z)/∂out times hi - lo at the unit
-    direction; sliding: gates and active kinks; z [K] at the unit direction. repelling: kinks that
-    the step came to and from which either side leads away.
+    direction; sliding: gates and active kinks; z [K] at the unit direction.
     """
 
     tangent: np.ndarray
     c: np.ndarray
     z: np.ndarray
     sliding: Sliding
-    repelling: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The state arrived at, and errors of its direction: what is smooth, and jumps at kinks.
+
+    kink: where along the step, from 0 to 1, the kink lies that most of `jump` is from.
+    """
+
+    state: KinkedState
+    error: float
+    jump: float
+    kink: float
 
 
 class KinkedStepper:
@@ -76,13 +87,9 @@ class KinkedStepper:
             sliding=Sliding(gates, none, np.zeros(0)),
         )
 
-    def step(self, state: KinkedState, length: float) -> tuple[KinkedState, float]:
-        """Return (the state after an arc length of length·‖W‖, error of its direction).
-
-        Raises StepFailed.
-        """
+    def step(self, state: KinkedState, length: float) -> Step:
+        """Return the step of arc length length·‖W‖; raises StepFailed."""
         kappa, begin = GAMMA * length, state.tangent
-        self.slider.repelling = set()
         scale = self._scale(state.z)
         ball = self._ball(state, state.direction, kappa)
         theta = ball.center + ball.radius * begin
@@ -102,12 +109,45 @@ class KinkedStepper:
         end = (second.theta - second_ball.center) / second_ball.radius
         unit = float(np.linalg.norm(center)) + kappa
         error = sum(weight * t for weight, t in zip(_ERROR, (begin, middle, end), strict=True))
-        error = second.linearized.filtered(length / unit * error)
         norm = float(np.linalg.norm(second.theta))
         direction = second.theta / norm
-        error = float(np.linalg.norm(error - (direction @ error) * direction)) / norm
+
+        def turned(error: np.ndarray) -> float:
+            e = second.linearized.filtered(length / unit * error)
+            return float(np.linalg.norm(e - (direction @ e) * direction)) / norm
+
+        missed, part = self._jumps(state, first, second, scale)
         log_norm = state.log_norm + math.log(unit * norm)
-        return self._arrived(second, direction, norm, log_norm, end), error
+        return Step(
+            self._arrived(second, direction, norm, log_norm, end),
+            turned(error),
+            0.0 if missed is None else turned(missed / second_ball.radius),
+            part,
+        )
+
+    def _jumps(
+        self, state: KinkedState, first: Solved, second: Solved, scale: np.ndarray
+    ) -> tuple[np.ndarray | None, float]:
+        """Return what the stages' weights miss of the jumps of Jᵀλ at kinks that the step crosses.
+
+        A kink keeps its gate up to a part τ of the step, where its z crosses zero; in the sum of
+        the stages it keeps it for 1 - γ or for nothing. Also returns the τ of the kink that matters
+        most. Where a kink begins to slide the jump is along ∂z, and z = 0 makes it good.
+        """
+        before, after = state.sliding.gates, second.sliding.gates
+        crossed = before != after
+        crossed[state.sliding.active] = crossed[second.sliding.active] = False
+        if not crossed.any():
+            return None, 1.0
+        late = first.sliding.filled() == before
+        z0, z1, z2 = (np.abs(z) + 1e-300 for z in (state.z, first.z, second.z))
+        part = np.where(late, GAMMA + (1.0 - GAMMA) * z1 / (z1 + z2), GAMMA * z0 / (z0 + z1))
+        missed = crossed * (part - np.where(late, 1.0 - GAMMA, 0.0))
+        gates = second.sliding.filled() + missed * (before - after)
+        point = self.kinked.at(second.theta, gates, np.zeros(0, dtype=int))
+        pulled = point.pull(np.exp(second.log_multiplier), np.zeros(0))[0]
+        worst = int(np.abs(missed * second.c * scale).argmax())
+        return pulled - second.pulled, float(part[worst])
 
     def _shaped(self, p: np.ndarray) -> np.ndarray:
         return p if self.pairs == 1 else p.reshape(-1, self.pairs)
@@ -149,5 +189,4 @@ class KinkedStepper:
             c=factor * solved.c,
             z=solved.z,
             sliding=solved.sliding,
-            repelling=frozenset(self.slider.repelling),
         )

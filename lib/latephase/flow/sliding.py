@@ -28,6 +28,7 @@ import torch
 from scipy import linalg
 
 from latephase.flow.tuning import TUNING
+from latephase.problem.chain import SplitGram
 from latephase.problem.losses import EXPONENTIAL, TAIL, Loss, soft_margins
 
 
@@ -45,6 +46,12 @@ class Sliding:
     gates: np.ndarray
     active: np.ndarray
     share: np.ndarray
+
+    def filled(self) -> np.ndarray:
+        """Return the gates of all kinks [K]."""
+        gates = self.gates.copy()
+        gates[self.active] = self.share
+        return gates
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +99,8 @@ class Bordered:
     """The Newton matrix at one point, the curvature left out, and its inverse.
 
     Eliminating δθ = a + Bᵀw, B = [J; Z], w = (λ δu, δμ), leaves a positive definite matrix of the
-    size n + |A|, bordered by ν and the step's length.
+    size n + |A|, bordered by ν and the step's length. Of many kinks in a chain's first layer, those
+    of two units are orthogonal there: they are eliminated first, unit by unit.
     """
 
     def __init__(
@@ -106,19 +114,26 @@ class Bordered:
         pairs: int,
     ) -> None:
         self.point, self.rho = point, rho
-        gram = point.gram()
         n = len(lam)
-        squares = gram.diagonal().copy()
-        self.squares = squares[:n]
+        split = point.split_gram() if len(point.active) >= TUNING.eliminated else None
+        gram = point.gram() if split is None else split.rest
+        squares = gram.diagonal()
+        first = 0 if split is None else len(split.unit)
+        if first:
+            own = split.inner.diagonal()[split.example]
+            squares = np.concatenate([squares[:n], own, squares[n:]])
+        self.squares = squares[:n].copy()
         inverse_scale = math.exp(-ball.log_scale)
         block, excess = excess
         share = inverse_scale / np.maximum(lam, 1e-300)
         self.scaling = 1.0 / np.sqrt(np.concatenate([1.0 + share, squares[n:] + give + 1e-300]))
-        matrix = self.scaling[:, None] * gram * self.scaling
-        own = np.full(len(gram), TUNING.kink_regularization)
+        self.apart = slice(n, n + first)
+        scaling = self._kept(self.scaling)
+        matrix = scaling[:, None] * gram * scaling
+        own = np.full(len(self.scaling), TUNING.kink_regularization)
         own[:n] *= matrix.diagonal()[:n].max(initial=0.0)
         own += np.concatenate([share, give]) * self.scaling**2
-        matrix[np.diag_indices(len(gram))] += own
+        matrix[np.diag_indices(len(gram))] += self._kept(own)
         weight = np.ones(n)
         if excess is not None:
             examples = np.arange(n) // pairs
@@ -127,18 +142,36 @@ class Bordered:
             matrix[:n, :n] += (examples[:, None] == examples) * blocks
             weight = weight + excess
         try:
+            self.blocks = None
+            if first:
+                self.blocks = UnitBlocks(split, self.scaling[self.apart], own[self.apart])
+                scaled = self.scaling[self.apart][:, None] * split.cross.T * scaling
+                self.cross = self.blocks.halved(scaled)
+                matrix -= self.cross.T @ self.cross
             self.factor = linalg.cho_factor(
                 matrix, lower=True, overwrite_a=True, check_finite=False
             )
-        except linalg.LinAlgError as error:
+        except (linalg.LinAlgError, torch.linalg.LinAlgError) as error:
             raise StepFailed("singular") from error
-        self.column = np.concatenate([self.scaling[:n] * weight, np.zeros(len(gram) - n)])
+        self.column = np.zeros(len(self.scaling))
+        self.column[:n] = self.scaling[:n] * weight
         self.solved_column = self._inverse(self.column)
         self.row = self.scaling * np.concatenate(point.push(rho))
         self.pivot = float(self.row @ self.solved_column)
 
+    def _kept(self, v: np.ndarray) -> np.ndarray:
+        """Return v without the part of the kinks that are eliminated first."""
+        return np.concatenate([v[: self.apart.start], v[self.apart.stop :]])
+
     def _inverse(self, right: np.ndarray) -> np.ndarray:
-        return linalg.cho_solve(self.factor, right, check_finite=False)
+        if self.blocks is None:
+            return linalg.cho_solve(self.factor, right, check_finite=False)
+        half = self.blocks.halved(right[self.apart])
+        kept = self._kept(right) - half @ self.cross
+        kept = linalg.cho_solve(self.factor, kept, check_finite=False)
+        apart = self.blocks.finished(half - self.cross @ kept)
+        start = self.apart.start
+        return np.concatenate([kept[:start], apart, kept[start:]])
 
     def solve(
         self, a: np.ndarray, rows: np.ndarray | None = None, length: float = 0.0
@@ -149,13 +182,51 @@ class Bordered:
         y = self._inverse(right)
         nu = (length - float(self.rho @ a) - float(self.row @ y)) / self.pivot
         w = self.scaling * (y + nu * self.solved_column)
-        n = len(self.squares)
-        return a + self.point.pull(w[:n], w[n:])[0], w, nu
+        return a + self.point.combine(w), w, nu
 
     def filtered(self, error: np.ndarray) -> np.ndarray:
         """Return an error of θ as the equations let it stand, without its part along the step."""
         e = self.solve(error)[0]
         return e - (self.rho @ e) / (self.rho @ self.rho) * self.rho
+
+
+class UnitBlocks:
+    """Cholesky factors D = L Lᵀ of the scaled Gram matrices of the first layer's kinks, by unit."""
+
+    def __init__(self, split: SplitGram, scaling: np.ndarray, diagonal: np.ndarray) -> None:
+        order = np.argsort(split.unit, kind="stable")
+        _, block, counts = np.unique(split.unit[order], return_inverse=True, return_counts=True)
+        width = counts.max()
+        place = np.arange(len(order)) - (np.cumsum(counts) - counts)[block]
+        self.slots = np.empty_like(order)
+        # Blocks are filled up to the largest with rows of the identity.
+        self.slots[order] = block * width + place
+        self.shape = len(counts), width
+        example, scale = (self._padded(v) for v in (split.example, scaling))
+        matrix = split.inner[example[:, :, None], example[:, None, :]]
+        matrix *= scale[:, :, None] * scale[:, None, :]
+        own = np.ones(self.shape).reshape(-1)
+        own[self.slots] = diagonal
+        matrix[:, np.arange(width), np.arange(width)] += own.reshape(self.shape)
+        self.lower = torch.linalg.cholesky(torch.from_numpy(matrix))
+
+    def halved(self, v: np.ndarray) -> np.ndarray:
+        """Return L⁻¹ v for v [F] or [F, ·]."""
+        return self._solved(self.lower, v, upper=False)
+
+    def finished(self, v: np.ndarray) -> np.ndarray:
+        """Return L⁻ᵀ v."""
+        return self._solved(self.lower.mT, v, upper=True)
+
+    def _solved(self, matrix: torch.Tensor, v: np.ndarray, upper: bool) -> np.ndarray:
+        right = torch.from_numpy(self._padded(v).reshape(*self.shape, -1))
+        solved = torch.linalg.solve_triangular(matrix, right, upper=upper).numpy()
+        return solved.reshape(-1, *v.shape[1:])[self.slots]
+
+    def _padded(self, v: np.ndarray) -> np.ndarray:
+        whole = np.zeros((math.prod(self.shape), *v.shape[1:]), dtype=v.dtype)
+        whole[self.slots] = v
+        return whole.reshape(*self.shape, *v.shape[1:])
 
 
 class Slider:
@@ -164,8 +235,7 @@ class Slider:
     def __init__(self, kinked: Any, loss: Loss, pairs: int, tol: float) -> None:
         self.kinked, self.loss, self.pairs = kinked, loss, pairs
         self.width = TUNING.kink_width * tol
-        self.units = np.asarray(kinked.unit)
-        self.repelling: set[int] = set()
+        self.units, self.owner = np.asarray(kinked.unit), np.asarray(kinked.owner)
         self.counts = {"newton": 0, "curvature": 0, "rounds": 0}
 
     def solve(self, ball: Ball, guess: Guess, scale: np.ndarray) -> Solved:
@@ -204,12 +274,39 @@ class Slider:
                 else:
                     gates[k] = gate
             share = {k: min(max(s, 0.0), 1.0) for k, s in share.items()}
+            self._wake(theta, gates, share, found.z, [k for _, k, _ in changes])
+            # Where a gate that opens lets in an example that has nearly all of the risk, λ is sized
+            # for a gradient that is small beside what comes.
+            active = np.array(sorted(share), dtype=int)
+            mu = np.array([share[k] for k in active.tolist()]) * c[active]
+            pulled = self.kinked.at(theta, gates, active).pull(np.exp(u), mu)[0]
+            grown = float(np.linalg.norm(pulled)) / ball.radius
+            if grown > 2.0:
+                theta = ball.center + pulled / grown
+                u, c = u - math.log(grown), c / grown
+                nu -= math.log(grown) * math.exp(-ball.log_scale)
             pattern = (frozenset(share), gates.tobytes())
             seen[pattern] = seen.get(pattern, 0) + 1
             single = single or seen[pattern] > 1
             if seen[pattern] > 3:
                 raise StepFailed("cycle")
         raise StepFailed("rounds")
+
+    def _wake(self, theta, gates, share, z, changed: list[int]) -> None:
+        """Give kinks whose inputs were all zero, once they are not, the gates of their signs.
+
+        Such a kink's gate says nothing: it is left from before its inputs were shut.
+        """
+        idle = (z == 0.0) & np.isin(self.owner, self.owner[changed])
+        while idle.any():
+            z = self.kinked.evaluate(theta, gates)[1]
+            awake = idle & (z != 0.0)
+            if not awake.any():
+                return
+            gates[awake] = z[awake] > 0.0
+            for k in np.flatnonzero(awake).tolist():
+                share.pop(k, None)
+            idle &= ~awake
 
     def _changes(
         self, found: Solved, share: dict[int, float], width: np.ndarray, size: np.ndarray
@@ -224,21 +321,24 @@ class Slider:
             elif found.c[k] > 0.0:
                 # Either side leads away: the flow goes on with the gate that it is nearer to.
                 changes.append((1.0, k, float(s > 0.5)))
-                self.repelling.add(k)
         gates, z = found.sliding.gates, found.z
         crossed = np.flatnonzero(np.where(gates > 0.0, z < -width, z > width))
-        # Of one unit, only the example whose z is the farthest starts to slide in a round: the
-        # others' signs follow from it more often than not.
-        worst: dict[int, tuple[float, int, None]] = {}
+        # Of one unit, only the example whose z is the farthest changes in a round: the signs of
+        # the others follow from it more often than not.
+        slide: dict[int, tuple[float, int, None]] = {}
+        flip: dict[int, tuple[float, int, float]] = {}
         for k in crossed.tolist():
             if k in share:
                 continue
-            by = abs(float(z[k])) / max(float(size[k]), 1e-300)
-            if found.c[k] >= 0.0:
-                changes.append((by, k, 1.0 - float(gates[k])))
-            elif by > worst.get(self.units[k], (-1.0,))[0]:
-                worst[self.units[k]] = (by, k, None)
-        return changes + list(worst.values())
+            unit, by = self.units[k], abs(float(z[k])) / max(float(size[k]), 1e-300)
+            if found.c[k] < 0.0:
+                slide[unit] = max(slide.get(unit, (-1.0, k, None)), (by, k, None), key=_by)
+            else:
+                change = by, k, 1.0 - float(gates[k])
+                flip[unit] = max(flip.get(unit, (-1.0, k, 0.0)), change, key=_by)
+        # A flipped gate drives z on, so that it stays consistent even where only kinks that were
+        # yet to slide had let z cross: it comes when all else is settled.
+        return changes + list(slide.values()) or list(flip.values())
 
     def _newton(
         self,
@@ -301,18 +401,18 @@ class Slider:
             if excess[1] is not None:
                 r2w = r2 + excess[1] * self._block_sum(lam / excess[0] * r2)
             rows = -np.concatenate([r2w, za])
-            first = linearized.solve(-r1, rows, -r3)[0]
+            first, images = linearized.solve(-r1, rows, -r3), []
 
-            def curved(v, point=point, lam=lam, mu=mu):
+            def curved(v, point=point, lam=lam, mu=mu, solver=linearized, images=images):
                 self.counts["curvature"] += 1
-                return point.curvature(lam, mu, v)
+                images.append(solver.solve(point.curvature(lam, mu, v)))
+                return images[-1][0]
 
-            x = _gmres(
-                lambda v, curved=curved, solver=linearized: solver.solve(curved(v))[0],
-                first,
-                TUNING.krylov,
+            parts = _gmres(curved, first[0], TUNING.krylov)
+            x, w, nu_change = (
+                one + sum(part * image[i] for part, image in zip(parts, images, strict=True))
+                for i, one in enumerate(first)
             )
-            x, w, nu_change = linearized.solve(-r1 + curved(x), rows, -r3)
             if not np.isfinite(x).all():
                 raise StepFailed("overflow")
             n = len(u)
@@ -352,11 +452,18 @@ class Slider:
         return np.repeat(v.reshape(-1, self.pairs).sum(1), self.pairs)
 
 
+def _by(change: tuple) -> float:
+    return change[0]
+
+
 def _gmres(apply, b: np.ndarray, tol: float) -> np.ndarray:
-    """Return x of x - apply(x) = b to a relative residual of tol."""
+    """Return the parts y of x = Σ y_j v_j, the vectors that `apply` gets, in the order it does.
+
+    x - apply(x) = b to a relative residual of tol; b + Σ y_j apply(v_j) is nearer by an iteration.
+    """
     size = float(np.linalg.norm(b))
     if not 0.0 < size < math.inf:
-        return b
+        return np.zeros(0)
     most = TUNING.krylov_dimension
     basis, hessenberg = np.empty((most + 1, len(b))), np.zeros((most + 1, most))
     basis[0] = b / size
@@ -376,4 +483,4 @@ def _gmres(apply, b: np.ndarray, tol: float) -> np.ndarray:
         if np.linalg.norm(right - square @ y) < tol * size or hessenberg[j + 1, j] < 1e-14:
             break
         basis[j + 1] = w / hessenberg[j + 1, j]
-    return y @ basis[: len(y)]
+    return y

@@ -114,6 +114,8 @@ class Tuning:
     kinked_iterations: int = 25
     # Relative diagonal that lets the matrix of dependent rows (duplicates, dead units) be factored.
     kink_regularization: float = 1e-13
+    # Active kinks from which those of a chain's first layer are eliminated unit by unit.
+    eliminated: int = 300
     # Residual of the curvature's Krylov solution: two or three products; a finer one saves no
     # iteration of Newton's.
     krylov: float = 0.1

@@ -32,6 +32,22 @@ class Link:
         return self.name != ""
 
 
+@dataclass(frozen=True, eq=False)
+class SplitGram:
+    """B Bᵀ of m margins and kinks beyond the first layer, and of F kinks of the first layer.
+
+    A kink of example i at unit j of the first layer has the row e_j x_iᵀ there and nothing else, so
+    that two of them have the product x_i · x_k at one unit and 0 at two. rest [m, m]; cross [m, F];
+    inner: x xᵀ of all examples; example, unit [F].
+    """
+
+    rest: np.ndarray
+    cross: np.ndarray
+    inner: np.ndarray
+    example: np.ndarray
+    unit: np.ndarray
+
+
 class Chain:
     """Margins and kinks of a chain of links, with the methods of `Kinked`.
 
@@ -124,7 +140,7 @@ class ChainPoint:
                 z = self.gain[part].reshape(z.shape) * z
             self.inputs.append(z)
         self.p = chain.margins(self.inputs.pop())
-        self._last = self._deltas = self._below = None
+        self._last = self._deltas = None
 
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
@@ -135,6 +151,11 @@ class ChainPoint:
         """Return J v [n·pairs] and Z_A v [A]."""
         _, dz, outputs = self._pushed(self.chain.weights(v))
         return self.chain.margins(outputs), dz[self.active]
+
+    def combine(self, w: np.ndarray) -> np.ndarray:
+        """Return Bᵀ w [P]."""
+        deltas, _ = self._backward(w[: self.chain.n], w[self.chain.n :])
+        return self._gathered(lambda i: deltas[i].T @ self.inputs[i])
 
     def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Return ∇²(λᵀp + μᵀz_A) v [P]."""
@@ -156,9 +177,21 @@ class ChainPoint:
 
         return self._gathered(part)
 
-    def gram(self, scale: np.ndarray | None = None) -> np.ndarray:
-        """Return B Bᵀ of B = [J; Z_A], rows and columns times `scale`, [n·pairs + A] squared."""
-        order, owner, rows = self._rows()
+    def gram(self) -> np.ndarray:
+        """Return B Bᵀ of B = [J; Z_A], [n·pairs + A] squared."""
+        return self._gram(*self._rows(self.active))
+
+    def split_gram(self) -> SplitGram:
+        """Return B Bᵀ with the rows of the first layer's kinks apart; `active` ascending."""
+        chain, active = self.chain, self.active
+        first = int(np.searchsorted(active, chain.parts[0].stop))
+        order, owner, rows = self._rows(active[first:])
+        example, unit = np.divmod(active[:first], chain.links[0].shape[0])
+        cross = np.empty((len(owner), first))
+        cross[order] = rows[0].take(unit, 1) * chain._input_gram.take(owner, 0).take(example, 1)
+        return SplitGram(self._gram(order, owner, rows), cross, chain._input_gram, example, unit)
+
+    def _gram(self, order: np.ndarray, owner: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
         gram = np.zeros((len(owner), len(owner)))
         for i, delta in enumerate(rows):
             if _trained(self.chain.links[i]):
@@ -171,11 +204,11 @@ class ChainPoint:
         back[order] = np.arange(len(order))
         if not np.array_equal(order, np.arange(len(order))):
             gram = gram.take(back, 0).take(back, 1)
-        return gram if scale is None else scale[:, None] * gram * scale
+        return gram
 
     def rows(self) -> np.ndarray:
         """Return B = [J; Z_A] itself, [n·pairs + A, P]."""
-        order, owner, rows = self._rows()
+        order, owner, rows = self._rows(self.active)
         out = np.zeros((len(owner), self.chain.P))
         for i, delta in enumerate(rows):
             link = self.chain.links[i]
@@ -200,9 +233,12 @@ class ChainPoint:
 
     def _pulled(self, lam: np.ndarray, mu: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Return δ_l of each layer [n, out] and c [K]; remembered, for curvature asks again."""
+        if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
+            self._last, self._deltas = (lam.copy(), mu.copy()), self._backward(lam, mu)
+        return self._deltas
+
+    def _backward(self, lam: np.ndarray, mu: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         chain = self.chain
-        if self._last is not None and all(map(np.array_equal, self._last, (lam, mu))):
-            return self._deltas
         spread = np.zeros(chain.K)
         spread[self.active] = mu
         c = np.empty(chain.K)
@@ -214,8 +250,7 @@ class ChainPoint:
                 c[part] = slopes.reshape(-1)
                 slopes = self._gained(i - 1, slopes) + spread[part].reshape(slopes.shape)
             deltas.append(slopes)
-        self._last, self._deltas = (lam.copy(), mu.copy()), (deltas[::-1], chain.span * c)
-        return self._deltas
+        return deltas[::-1], chain.span * c
 
     def _pushed(self, moved: list[np.ndarray]):
         """Return dh of each layer (None: none), dz [K] and the change of the outputs."""
@@ -232,11 +267,9 @@ class ChainPoint:
         outputs = dh.pop()
         return dh, dz, outputs
 
-    def _rows(self):
-        """Return (rows in the order used here, their examples, Δ_l of the rows that reach i)."""
-        if self._below is not None:
-            return self._below
-        chain, active, margins = self.chain, self.active, self.chain.n
+    def _rows(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Return (rows in the order used here, their examples, Δ_i of the rows that reach i)."""
+        chain, margins = self.chain, self.chain.n
         link_of = chain._link_of[active]
         # From the last layer down, so that the rows that reach a layer stand first.
         kinks = np.argsort(-link_of, kind="stable")
@@ -254,8 +287,7 @@ class ChainPoint:
                 own[np.arange(len(new)), new % width] = 1.0
                 slopes = np.concatenate([slopes, own])
             rows.append(slopes)
-        self._below = order, owner, rows[::-1]
-        return self._below
+        return order, owner, rows[::-1]
 
 
 def _trained(link: Link) -> bool:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+DRIFTS = (
+    "module: its outputs for the same weights and data differ from call to call; expected that "
+    "nothing but the weights and the example decides them"
+)
+
+
+def own_line(error: Exception) -> str:
+    """Return, in brackets, the last line of the user's code that an error passed, "" for none."""
+    libraries = Path(torch.__file__).parent, Path(__file__).parents[1]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(Path(frame.filename).is_relative_to(library) for library in libraries):
+            return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
+    return ""
 
 
 def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:

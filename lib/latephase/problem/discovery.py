@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from latephase.problem.gates import GatedCalls, Plan, Site, placed
-from latephase.problem.refusals import JUMPS, KNOWN, TO_PYTHON, guards, refuse_hidden, why_not
+from latephase.problem.refusals import (
+    JUMPS,
+    KNOWN,
+    TO_PYTHON,
+    guards,
+    is_root,
+    is_square,
+    refuse_hidden,
+    why_not,
+)
 
 
 class Discovery(GatedCalls):
@@ -33,6 +42,8 @@ class Discovery(GatedCalls):
         # id -> (tensor, its version, the site whose argument it is, sign)
         self.known: dict[tuple[int, ...], tuple] = {}
         self.negatives: dict[int, tuple[Tensor, Tensor]] = {}
+        # Squares, whose square root is the absolute value.
+        self.squares: dict[int, Tensor] = {}
         # id -> (tensor, what made it jump; "" where a gradient was only cut off)
         self.tainted: dict[int, tuple[Tensor, str]] = {}
 
@@ -86,9 +97,13 @@ class Discovery(GatedCalls):
         why = why_not(name, args, kwargs or {})
         if why and carries and name not in JUMPS:
             raise self.refuse(name, why)
+        if is_root(name, args) and id(args[0]) in self.squares:
+            raise self.refuse(name, "the square root of a square has a kink; expected torch.abs")
         result = super().__torch_function__(func, types, args, kwargs)
         if name == "neg":
             self.negatives[id(result)] = (result, args[0])
+        if is_square(name, args):
+            self.squares[id(result)] = result
         for one in _tensors([result]):
             cut = not one.requires_grad and not name.endswith("_like") and name[:4] != "new_"
             if cut and id(one) not in self.tainted:

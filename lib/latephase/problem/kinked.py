@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latephase.problem.chain import Chain
-from latephase.problem.checks import call_with
+from latephase.problem.checks import DRIFTS, call_with
 from latephase.problem.discovery import find_plan
 from latephase.problem.gates import GatedCalls
 from latephase.problem.losses import pairwise_margins
@@ -157,10 +157,7 @@ class Kinked:
         p, z, _ = self.evaluate_natural(w)
         for again in (self.problem.margins(w).reshape(-1), self.problem.margins(w).reshape(-1)):
             if np.abs(p - again).max() > 1e-9 * np.abs(p).max():
-                raise ValueError(
-                    "module: its outputs for the same weights and data differ from call to call; "
-                    "expected that nothing but the weights and the example decides them"
-                )
+                raise ValueError(DRIFTS)
         few = np.arange(min(3, self.problem.n))
         with torch.no_grad():
             wide = self.tensor(w)

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from latephase.problem.checks import (
+    DRIFTS,
     call_with,
     checked_inputs,
     checked_labels,
     checked_outputs,
     first_outputs,
     frozen_copy,
+    own_line,
     parameter_slots,
     raise_on_contradiction,
 )
@@ -276,19 +278,23 @@ class Problem:
         w = self._tensor(self.nearby(noise.numpy()))
         weights = self._tensor(np.linspace(1.0, 2.0, len(few) * self.pairs))
         leaf = w.clone().requires_grad_(True)
-        (expected,) = torch.autograd.grad(
-            self._batch_margins(leaf, few).reshape(-1),
-            leaf,
-            weights,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        self._vectorized = True
         try:
-            rows = self._example_jacobians(w, few)
-        except (RuntimeError, ValueError):
-            self._vectorized = False
-            rows = self._example_jacobians(w, few)
+            once, again = (self._batch_margins(leaf, few).reshape(-1) for _ in range(2))
+            (expected,) = torch.autograd.grad(
+                once, leaf, weights, allow_unused=True, materialize_grads=True
+            )
+            self._vectorized = True
+            try:
+                rows = self._example_jacobians(w, few)
+            except (RuntimeError, ValueError):
+                self._vectorized = False
+                rows = self._example_jacobians(w, few)
+        except RuntimeError as error:
+            raise ValueError(
+                f"module: no derivatives by torch.func: {error}{own_line(error)}"
+            ) from error
+        if (once - again).abs().max() > 1e-9 * once.abs().max():
+            raise ValueError(DRIFTS)
         came, expected = rows.T @ to_numpy(weights), to_numpy(expected)
         # Both are float64 sums of the same terms in another order.
         if np.linalg.norm(came - expected) > 1e-9 * (np.linalg.norm(expected) + 1e-300):

@@ -42,7 +42,8 @@ class Point:
         self._outputs = [
             (site, out, span) for site, outs in enumerate(self._calls.outputs) for out, span in outs
         ]
-        self._last = self._pulled = None
+        # B, once `gram` has needed it.
+        self._last = self._pulled = self._held = None
 
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
@@ -59,8 +60,18 @@ class Point:
         ]
         return to_numpy(gradient), to_numpy(torch.cat(flat)) if flat else np.zeros(0)
 
+    def combine(self, w: np.ndarray) -> np.ndarray:
+        """Return Bᵀ w [P]."""
+        if self._held is not None:
+            return w @ self._held
+        n = len(self.p)
+        return to_numpy(self._gradients([self._leaf], self._cotangents(w[:n], w[n:]))[0])
+
     def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return J v [n] and Z_A v [A]: the transpose of the map (λ, μ) ↦ Jᵀλ + Zᵀμ."""
+        if self._held is not None:
+            pushed = self._held @ v
+            return pushed[: len(self.p)], pushed[len(self.p) :]
         if self._pulled is None:
             self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
         gradient, cotangents = self._pulled
@@ -91,14 +102,16 @@ class Point:
         )
         return to_numpy(product)
 
-    def gram(self, scale: np.ndarray | None = None) -> np.ndarray:
-        """Return B Bᵀ, rows and columns times `scale` where given, [n + A, n + A]."""
-        if self.kinked.layered:
-            gram = to_numpy(self.layer_rows(np.arange(len(self.p))).gram())
-        else:
-            rows = self.rows()
-            gram = rows @ rows.T
-        return gram if scale is None else scale[:, None] * gram * scale
+    def gram(self) -> np.ndarray:
+        """Return B Bᵀ [n + A, n + A]."""
+        held = 8 * (len(self.p) + len(self.active)) * self.kinked.P
+        if self.kinked.layered and held > self.kinked.problem.jacobian_bytes:
+            return to_numpy(self.layer_rows(np.arange(len(self.p))).gram())
+        self._held = self.rows()
+        return self._held @ self._held.T
+
+    def split_gram(self) -> None:
+        """Return None: no rows are known to be orthogonal, as they are in a `Chain`."""
 
     def rows(self) -> np.ndarray:
         """Return B = [J; Z_A], [n + A, P]; ValueError where it exceeds `jacobian_bytes`."""

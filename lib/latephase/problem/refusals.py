@@ -11,13 +11,13 @@ KNOWN = (
 )
 # fmt: off
 _REFUSED = {
-    "adaptive_max_pool3d", "bernoulli", "cdist", "ceil", "cummax", "cummin", "dist", "eigvalsh",
-    "fix", "floor", "floor_divide", "floordiv", "fmod", "frac", "fractional_max_pool2d",
+    "adaptive_max_pool3d", "bernoulli", "cdist", "ceil", "copysign", "cummax", "cummin", "dist",
+    "eigvalsh", "fix", "floor", "floor_divide", "floordiv", "fmod", "frac", "fractional_max_pool2d",
     "fractional_max_pool2d_with_indices", "gumbel_softmax", "hardshrink", "hardsigmoid",
     "hardswish", "hardtanh", "heaviside", "huber_loss", "kthvalue", "l1_loss", "linalg_svdvals",
     "median", "mod", "mode", "nanmedian", "nanquantile", "pairwise_distance", "pdist", "quantile",
-    "relu6", "remainder", "rfloordiv", "rmod", "round", "selu", "sgn", "sign", "smooth_l1_loss",
-    "softshrink", "sort", "topk", "trunc",
+    "relu6", "remainder", "renorm", "rfloordiv", "rmod", "round", "selu", "sgn", "sign",
+    "smooth_l1_loss", "softshrink", "sort", "topk", "trunc",
 }
 # Without gradients: refused where the result is used with one.
 JUMPS = {
@@ -52,6 +52,17 @@ def why_not(name: str, args: tuple, kwargs: dict) -> str:
         if power not in (None, 2, 2.0, "fro"):
             return f"the norm of order {power!r} has kinks that are not followed"
     return ""
+
+
+def is_square(name: str, args: tuple) -> bool:
+    """Return whether a call squares its argument."""
+    itself = name in ("mul", "multiply") and len(args) > 1 and args[0] is args[1]
+    return itself or name == "square" or (name == "pow" and args[1:] == (2,))
+
+
+def is_root(name: str, args: tuple) -> bool:
+    """Return whether a call takes a square root."""
+    return name == "sqrt" or (name == "pow" and args[1:] == (0.5,))
 
 
 def refuse_hidden(p: Tensor) -> None:
