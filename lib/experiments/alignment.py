@@ -8,7 +8,7 @@ first singular values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from scipy.integrate import solve_ivp
 
+from experiments.frames import seedwise
 from latephase.flow.errors import NotSeparated, StepCollapse
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
@@ -24,8 +25,10 @@ from latephase.measures import settling
 from latephase.measures.alignment import Gradients, along, saliency, with_duals_from_margins
 from latephase.measures.layers import balancedness, neighbor_defect, rank_defect
 from latephase.measures.max_margin import hard_margin
+from latephase.problem.generalized import generalized_gradient
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle, misalignment, unit
+from latephase.zoo import networks, tasks
 
 ALPHA, MISALIGNMENT = "smoothed margin α", "misalignment 1 − cos(W, −∇R)"
 
@@ -39,6 +42,95 @@ def follow(net: torch.nn.Module, task, levels: Sequence[float], **settings) -> T
     except StepCollapse as error:
         return error.trajectory
     return flow
+
+
+def rectified(seed: int, rng: torch.Generator) -> Iterator[tuple]:
+    """Yield model, seed, network and task of two networks of plain ReLUs."""
+    points = tasks.separable_points(10, 3, margin=0.2, seed=seed)
+    yield "two-layer ReLU", seed, networks.two_layer(3, 8, generator=rng, scale=0.5), points
+    plane = tasks.planar_points(14, deleted=0.5, seed=seed)
+    own = torch.Generator().manual_seed(seed)
+    yield "three-layer ReLU", seed, networks.mlp([3, 12, 12, 1], generator=own), plane
+
+
+def separated(runs: pd.DataFrame, until: float, **settings) -> tuple[list, dict[int, str]]:
+    """Return each run's flow to α = until, None for one that never separates, and {seed: why}."""
+    flows, why = [], {}
+    for run in runs.itertuples():
+        try:
+            flows.append(follow(run.net, run.task, [until], **settings))
+        except NotSeparated as error:
+            flows.append(None)
+            why[run.seed] = f"{run.model}: {error}"
+    return flows, why
+
+
+def along_kinks(run) -> pd.DataFrame:
+    """Return 1 - cos of weights and gradient at each record of a flow along kinks, two rows each.
+
+    One for the gradient that the flow follows, and one for the one that PyTorch returns.
+    """
+    flow = run.flow
+    # ε is the distance of the two unit vectors over p_min^(1/L); 1 - flow.alignment would cancel.
+    apart = flow.kkt_stationarity * flow.normalized_margin ** (1.0 / flow.degree)
+    ways = {
+        "that the flow follows": 0.5 * apart**2,
+        "that PyTorch returns": along(run.problem, flow).misalignment,
+    }
+    columns = {"model": run.model, "seed": run.seed, ALPHA: flow.smoothed_margin}
+    parts = [
+        pd.DataFrame(columns | {MISALIGNMENT: value, "gradient": way})
+        for way, value in ways.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def least_norm(run) -> float:
+    """Return 1 - cos of the last weights of a flow and the generalized gradient of least norm."""
+    last = run.flow.record()
+    # The flow keeps sliding kinks within a hundredth of its tolerance, 1e-3.
+    found = generalized_gradient(run.net, run.task, w=last.direction, kink_tol=1e-5, dual=last.dual)
+    return misalignment(last.direction, found.gradient)
+
+
+def of_kinks(runs: pd.DataFrame, never: dict) -> dict[str, tuple[dict, dict]]:
+    """Return for each claim on ReLU networks {seed: value} and its controls, `never` among them.
+
+    runs: with 1 - cos(W, g) at the end for each gradient g of `along_kinks` and, as least, for
+    the one of least norm.
+    """
+    two = runs[runs.model == "two-layer ReLU"]
+    followed = seedwise(two.seed, two["that the flow follows"], max)
+    least, returned = (
+        seedwise(runs.seed, runs[name], max) for name in ("least", "that PyTorch returns")
+    )
+    return {
+        "plain-relu": (followed, never),
+        "least-norm": (least, {"automatic differentiation": returned, **never}),
+        "automatic-differentiation": (returned, {"least norm": least}),
+    }
+
+
+def listed(why: dict[int, str]) -> str:
+    """Return the starts that were lost and why, in words."""
+    return "; ".join(f"{start} ({reason})" for start, reason in why.items()) or "none"
+
+
+def pool(measure: Callable, starts: Iterable[int], at_most: int) -> tuple[list, dict[int, str]]:
+    """Return the measure of each start, and {start: why} of those lost to a step that kills.
+
+    Raises ValueError if more than `at_most` are.
+    """
+    found, why = [], {}
+    for start in starts:
+        try:
+            found.append(measure(start))
+        # A step can throw every neuron to where no example reaches it.
+        except FloatingPointError as error:
+            why[start] = str(error)
+    if len(why) > at_most:
+        raise ValueError(f"expected at most {at_most} starts without a measure, got {why}")
+    return found, why
 
 
 def seen(run) -> Gradients:

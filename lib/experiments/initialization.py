@@ -25,11 +25,14 @@ from scipy.integrate import solve_ivp
 from latephase.flow.clock import LogClock
 from latephase.flow.errors import NotSeparated
 from latephase.flow.explicit import early_phase
+from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.measures.settling import tails
 from latephase.problem.degree import checked_degree
 from latephase.problem.margins import Problem
+from latephase.problem.task import Task
+from latephase.zoo.networks import two_layer
 
 # Gaps and lengths below this are the solver's and rounding, not the flow's.
 SMALLEST = 1e-9
@@ -101,6 +104,20 @@ def onset(
         log_time=log_time,
         last=w[-1],
     )
+
+
+def relu_movement(task: Task, width: int, power: float, generator: torch.Generator) -> float:
+    """Return ‖W - W₀‖/‖W₀‖ at α = 10⁻³ of two layers of plain ReLUs, outputs ±1/width^(½ + power).
+
+    By the exact flow along kinks, from Gaussian inner weights W₀; the outer ones are fixed.
+    """
+    inputs = task.x.shape[1]
+    net = two_layer(inputs, width, "relu", fixed_signs=True, generator=generator)
+    net[-1].weight.data /= width**power
+    start = net[0].weight.detach().numpy().ravel()
+    arrived = gradient_flow(net, task, until=1e-3, tol=1e-2).record(0)
+    reached = arrived.direction * math.exp(arrived.log_norm)
+    return float(np.linalg.norm(reached - start) / np.linalg.norm(start))
 
 
 @dataclass(frozen=True, eq=False)
