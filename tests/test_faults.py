@@ -25,7 +25,7 @@ from latephase.cli import main
 from tests.conftest import FixtureBook, chapter
 from tests.test_cli import files, words  # noqa: F401
 from tests.test_cluster import with_runs  # noqa: F401
-from tests.test_kills import ledger_of, starts
+from tests.test_kills import ledger_of, processes_in, starts
 from tests.test_recordings import data, trial  # noqa: F401
 from tests.test_trajectory import trajectory
 
@@ -219,6 +219,28 @@ def test_what_a_dead_process_started_goes_on_holding_its_lock(tmp_path):
     time.sleep(0.2)
     with held(tmp_path / ".lock", "it"):
         pass
+
+
+def test_a_terminated_build_ends_soon_with_what_it_started(book):
+    """SIGTERM to the one process, as `timeout` and batch systems send it; make passes it on."""
+    book.write_chapters("first")
+    book.write_notebook("first", chapter("first", "import time", "time.sleep(600)"))
+    command = [sys.executable, "-m", "latebook", "build", "--cores", "2"]
+    with subprocess.Popen(command, cwd=book.root, stderr=subprocess.PIPE, text=True) as build:
+        deadline = time.monotonic() + 60
+        while not any("latebook.kernel" in one for one in processes_in(book.root)):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        build.terminate()
+        _, said = build.communicate(timeout=20)
+    assert build.returncode == 128 + signal.SIGTERM
+    assert said == "book: terminated; the same command goes on from here\n"
+    while processes_in(book.root):
+        assert time.monotonic() < deadline + 20, processes_in(book.root)
+        time.sleep(0.2)
+    book.write_notebook("first", chapter("first"))
+    again = book.build()
+    assert again.returncode == 0, again.stderr
 
 
 @pytest.mark.slow

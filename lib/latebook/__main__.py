@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ import time
 from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
+
+import psutil
 
 from latebook import BookError, compare, gate, inputs, ledger, registration, surroundings
 from latebook.claims import PROFILES, load, of_chapter
@@ -25,6 +28,16 @@ from latebook.records import lacking, runs
 # How lines of standard error begin that are for the reader: the steps' own, and SLURM's.
 _STEPS_SAY = ("book: ", "record: ", "slurmstepd: error: ")
 _LOG_OF_A_FAILED_JOB = re.compile(r"log: (.+) \(check log file\(s\) for error details\)")
+
+
+class Terminated(BaseException):
+    """SIGTERM, as `timeout`, a batch system or a shutdown sends it."""
+
+    @classmethod
+    def upon(cls, number: int, frame: object) -> None:
+        """Raise it, once: what follows is the way out."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise cls
 
 
 def main(words: list[str] | None = None) -> int:
@@ -47,6 +60,7 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"--threads: expected 1 or more, got {options.threads}")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal may lack the sign ≤
+    signal.signal(signal.SIGTERM, Terminated.upon)
     try:
         book = Book(Path.cwd(), options.profile)
         step = _STEPS[options.step]
@@ -66,6 +80,9 @@ def main(words: list[str] | None = None) -> int:
         print(f"book: {_refused(error, book)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("book: interrupted; the same command goes on from here", file=sys.stderr)
+    except Terminated:
+        print("book: terminated; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM
     return 1
 
 
@@ -168,7 +185,7 @@ def _snakemake(book: Book, options, names: list[str] = ()) -> tuple[int, bool]:
     command += ["--keep-going", "--rerun-incomplete", "--nocolor"]
     # Its own lock a kill would leave behind; each step holds one that it cannot.
     command += ["--nolock", "--config", *(f"{k}={json.dumps(v)}" for k, v in config.items())]
-    return _run(command, book, names)
+    return _run(command, book, names, bool(options.cluster))
 
 
 def _place(book: Book, options) -> list[str]:
@@ -199,7 +216,19 @@ def _log(book: Book) -> Path:
     return book.product("snakemake", ".log")
 
 
-def _run(command: list[str], book: Book, names: list[str]) -> tuple[int, bool]:
+def _end(pid: int) -> None:
+    """End Snakemake and all that it has started: told to end, it waits for its jobs.
+
+    Nothing is lost, as what steps write is whole or not there.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(pid).children(recursive=True)
+        for process in (psutil.Process(pid), *started):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _run(command: list[str], book: Book, names: list[str], on_cluster: bool) -> tuple[int, bool]:
     """Run Snakemake: progress and what steps say is wrong are shown, the rest is logged."""
     log = _log(book)
     log.parent.mkdir(exist_ok=True)
@@ -222,7 +251,9 @@ def _run(command: list[str], book: Book, names: list[str]) -> tuple[int, bool]:
         except BaseException as error:
             # Snakemake ends its jobs, on a cluster too, if it is let: leaving this block would
             # close the pipe into which it writes. An interrupt it has had as well.
-            if not isinstance(error, KeyboardInterrupt):
+            if isinstance(error, Terminated) and not on_cluster:
+                _end(process.pid)
+            elif not isinstance(error, KeyboardInterrupt):
                 process.terminate()
             with contextlib.suppress(BookError):
                 _to_log(file, process.stderr.read())
