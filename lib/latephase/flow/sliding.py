@@ -275,6 +275,16 @@ class Slider:
                     gates[k] = gate
             share = {k: min(max(s, 0.0), 1.0) for k, s in share.items()}
             self._wake(theta, gates, share, found.z, [k for _, k, _ in changes])
+            # Where a gate that opens lets in an example that has nearly all of the risk, λ is sized
+            # for a gradient that is small beside what comes.
+            active = np.array(sorted(share), dtype=int)
+            mu = np.array([share[k] for k in active.tolist()]) * c[active]
+            pulled = self.kinked.at(theta, gates, active).pull(np.exp(u), mu)[0]
+            grown = float(np.linalg.norm(pulled)) / ball.radius
+            if grown > 2.0:
+                theta = ball.center + pulled / grown
+                u, c = u - math.log(grown), c / grown
+                nu -= math.log(grown) * math.exp(-ball.log_scale)
             pattern = (frozenset(share), gates.tobytes())
             seen[pattern] = seen.get(pattern, 0) + 1
             single = single or seen[pattern] > 1
