@@ -64,7 +64,7 @@ def gradient_flow(
     companion: follow the flow once more, at tol/4, which takes about twice as long again.
         settings["companion_angles"] are the angles in rad between the two directions, at each level
         of `at` or at the end. Beyond 10 tol the direction is not known to tol: the flow is not
-        unique, or it drives neighbours apart.
+        unique, or it drives nearby starts apart.
 
     Raises ValueError for input it cannot use, a kink that it does not know included; NotSeparated
     where the risk stays large; StepCollapse where no step can be solved.
