@@ -1,6 +1,10 @@
 """Alignment along the flow: identities that hold exactly, and cases worked out by hand."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -66,6 +70,46 @@ def test_the_primal_flow_is_the_flow(squared_relu):
     expected = np.interp(np.log(50.0), np.log(along.smoothed_margin), along.misalignment)
     assert alpha[-1] == pytest.approx(50.0, rel=1e-6)
     assert misaligned[-1] == pytest.approx(expected, rel=0.05)
+
+
+def test_the_flow_along_kinks_has_the_gradient_of_least_norm_and_pytorch_another():
+    model, seed, net, task = next(apparatus.rectified(12, generator()))
+    row = SimpleNamespace(model=model, seed=seed, net=net, task=task)
+    row.problem = Problem(net, task.x, task.y)
+    row.flow = latephase.gradient_flow(net, task, until=1e8, tol=1e-3)
+    assert row.flow.active_kinks[-1] > 0
+    rows = apparatus.along_kinks(row).groupby("gradient")[apparatus.MISALIGNMENT]
+    followed = rows.get_group("that the flow follows").to_numpy()
+    np.testing.assert_allclose(followed, 1 - row.flow.alignment, atol=1e-12)
+    assert apparatus.least_norm(row) == pytest.approx(followed[-1], rel=0.05, abs=1e-9)
+    assert rows.get_group("that PyTorch returns").iloc[-1] > 10 * followed[-1]
+
+
+def test_starts_that_lose_an_example_are_named():
+    # Both neurons are silent on the second example, and nothing wakes them.
+    net = networks.two_layer(2, 2, generator=generator())
+    net[0].weight.data = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    net[2].weight.data = torch.ones(1, 2, dtype=torch.float64)
+    x = torch.tensor([[1.0, 0.2], [-1.0, -0.3]], dtype=torch.float64)
+    task = replace(tasks.separable_points(2, 2, seed=0), x=x, y=torch.tensor([1, -1]))
+    runs = pd.DataFrame({"model": ["two"], "seed": [7], "net": [net], "task": [task]})
+    flows, silent = apparatus.separated(runs, 10.0)
+    assert flows == [None]
+    assert list(silent) == [7]
+    assert "stays zero, for 1 examples (1)" in silent[7]
+    assert apparatus.listed(silent) == f"7 ({silent[7]})"
+    assert apparatus.listed({}) == "none"
+
+
+def test_starts_that_a_step_silences_are_counted():
+    def measure(start):
+        if start == 2:
+            raise FloatingPointError("silent")
+        return start
+
+    assert apparatus.pool(measure, range(4), at_most=1) == ([0, 1, 3], {2: "silent"})
+    with pytest.raises(ValueError, match=r"at most 0 starts .* \{2: 'silent'\}"):
+        apparatus.pool(measure, range(4), at_most=0)
 
 
 def test_bounds_on_rank_hold_along_a_flow_and_not_for_other_weights():

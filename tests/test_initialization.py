@@ -12,6 +12,7 @@ from experiments.initialization import (
     Polynomial,
     onset,
     random_polynomial,
+    relu_movement,
     secants_of,
 )
 from latephase.problem.vectors import angle
@@ -34,6 +35,16 @@ def test_one_example_on_a_line_is_solved_by_hand():
     assert way.at_zero("movement") == pytest.approx(1.0, abs=1e-12)
     assert way.smoothed_margin[-1] == pytest.approx(0.1, rel=1.1e-3)
     assert (way.smoothed_margin[way.before] <= 0).all()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_plain_relu_moves_as_far_by_the_explicit_method(power):
+    task = tasks.separable_points(6, 4, margin=0.2, seed=0)
+    net = networks.two_layer(4, 64, fixed_signs=True, generator=torch.Generator().manual_seed(0))
+    net[-1].weight.data /= 64**power
+    way = onset(net, task.x, task.y, until=0.01, tol=1e-3)
+    found = relu_movement(task, 64, power, torch.Generator().manual_seed(0))
+    assert found == pytest.approx(way.at_zero("movement"), rel=0.02)
 
 
 def test_it_is_the_early_phase_of_the_flow():
