@@ -120,8 +120,8 @@ class Tuning:
     # iteration of Newton's.
     krylov: float = 0.1
     krylov_dimension: int = 40
-    # The estimate of a step's error, as a part of tol: it leaves out a part of what a kink crossed
-    # within the step does, and of the method's own third order.
+    # The estimate of a step's error, as a part of tol: it can be several times too small, of a step
+    # that crosses kinks and of a smooth one.
     kinked_tol: float = 0.1
     # Arc length of steps, in units of ‖W‖: the first, the longest, the one at which the flow gives
     # up; and what is left of a step that was not solved.
