@@ -100,9 +100,10 @@ class Tuning:
     few_shares: float = 100.0
 
     # The implicit step along kinks. Residual, relative to the step, at which gates are looked at,
-    # and at which they must still be consistent.
+    # and at which they must still be consistent: at 1e-7 α/‖W‖^L, which may not fall, was seen to
+    # fall by parts in 1e13, and one iteration more costs next to nothing.
     loose: float = 1e-3
-    tight: float = 1e-7
+    tight: float = 1e-8
     # Looks at the gates before the step is shortened.
     rounds: int = 60
     # Width in z, as a part of tol and of its layer's size, over which the gate of a sliding kink
