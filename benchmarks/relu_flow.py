@@ -7,17 +7,16 @@ from that of small explicit steps (results/relu_reference.npz). One thread.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
+from benchmarks.problems import RESULTS, save
 from benchmarks.relu_networks import entries, network
 
 import latephase as lp
 
-REFERENCE = Path(__file__).parent.parent / "results" / "relu_reference.npz"
+REFERENCE = RESULTS / "relu_reference.npz"
 LEVELS = [10.0, 100.0]
 
 
@@ -48,14 +47,13 @@ def row(name: str, tol: float, until: float) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print a line for each network, then the medians; with --out, write the rows as JSON."""
+    """Print a line for each network, then the medians; of the whole list, keep the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tol", type=float, default=1e-3)
     parser.add_argument("--until", type=float, default=1e12)
     parser.add_argument("--names", nargs="*", default=list(entries()))
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows = []
+    rows, began = [], time.perf_counter()
     for name in arguments.names:
         r = row(name, arguments.tol, arguments.until)
         rows.append(r)
@@ -74,9 +72,10 @@ def main() -> None:
             print(f"; P ≤ {most}: {said}", end="")
     accurate = sum(max(r["errors"]) <= 10 * arguments.tol for r in arrived)
     print(f"; {accurate} within 10 tol of the reference at α = 10 and 100")
-    if arguments.out is not None:
+    if arguments.names == list(entries()):
         settings = {"tol": arguments.tol, "until": arguments.until}
-        arguments.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        content = {"seed": "each network's own", "settings": settings, "rows": rows}
+        save("relu_flow", content | {"duration": time.perf_counter() - began})
 
 
 if __name__ == "__main__":
