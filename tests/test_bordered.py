@@ -5,13 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latephase.flow import sliding
-from latephase.flow.sliding import Ball, Bordered
+from latephase.flow import bordered
+from latephase.flow.bordered import Bordered
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem
 from tests.test_nonsmooth_flow import relu_network
 
 N = 12
+
+
+def solver(point, lam, rho, give, excess, pairs, rows=None):
+    rows = np.arange(len(lam)) if rows is None else rows
+    multipliers = lam, np.zeros(len(give))
+    return Bordered(point, rows, 1.0, multipliers, rho, 0.1, give, excess, pairs)
 
 
 @pytest.mark.parametrize("widths", [(3, 7, 1), (3, 4, 4, 4, 1)], ids=["two layers", "four"])
@@ -24,14 +30,13 @@ def test_kinks_of_the_first_layer_may_be_eliminated_first(monkeypatch, widths, p
     w, active = rng.normal(size=of.P), np.arange(0, of.K, 3)
     gates = rng.integers(2, size=of.K).astype(float)
     lam, rho, give = rng.random(of.n), rng.normal(size=of.P), 0.1 * rng.random(len(active))
-    block = np.repeat(lam.reshape(-1, pairs).sum(1), pairs)
-    excess = (block, np.repeat(rng.random(N), pairs))
+    excess = np.repeat(rng.random(N), pairs)
     right = rng.normal(size=of.P), rng.normal(size=of.n + len(active)), 0.3
     found = []
     for least in (len(active) + 1, len(active)):
-        monkeypatch.setattr(sliding, "TUNING", replace(sliding.TUNING, eliminated=least))
+        monkeypatch.setattr(bordered, "TUNING", replace(bordered.TUNING, eliminated=least))
         point = of.at(w, gates, active)
-        found.append(Bordered(point, Ball(w, 0.1, 1.0), lam, rho, give, excess, pairs))
+        found.append(solver(point, lam, rho, give, excess, pairs))
     dense, split = found
     assert dense.blocks is None
     # Units with different numbers of kinks, and none left among the margins.
@@ -39,3 +44,27 @@ def test_kinks_of_the_first_layer_may_be_eliminated_first(monkeypatch, widths, p
     for a, b in zip(dense.solve(*right), split.solve(*right), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(dense.squares, split.squares)
+
+
+@pytest.mark.parametrize("pairs", [1, 2], ids=["one output", "three classes"])
+def test_more_rows_than_weights_are_inverted_through_the_weights(monkeypatch, pairs):
+    rng = np.random.default_rng(1)
+    module = relu_network(3, 2, 1 if pairs == 1 else 3, seed=0)
+    y = np.where(rng.random(N) < 0.5, -1, 1) if pairs == 1 else np.arange(N) % 3
+    of = kinked(Problem(module, rng.normal(size=(N, 3)), y))
+    w, active = rng.normal(size=of.P), np.arange(0, of.K, 5)
+    gates = rng.integers(2, size=of.K).astype(float)
+    lam, rho, give = rng.random(of.n), rng.normal(size=of.P), 0.1 + rng.random(len(active))
+    excess = np.repeat(rng.random(N), pairs)
+    # Not all margins have their rows.
+    rows = np.arange(of.n)[2 * pairs :]
+    right = rng.normal(size=of.P), rng.normal(size=len(rows) + len(active)), 0.3
+    found = []
+    for thin in (300, 0):
+        monkeypatch.setattr(bordered, "TUNING", replace(bordered.TUNING, thin=thin))
+        found.append(solver(of.at(w, gates, active), lam, rho, give, excess, pairs, rows))
+    assert found[0].held is None
+    assert found[1].held is not None
+    assert len(rows) + len(active) > of.P
+    for a, b in zip(*(one.solve(*right) for one in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)

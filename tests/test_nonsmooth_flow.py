@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import latephase
+from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.kinked_flow import KinkedFlow, past
-from latephase.flow.nonsmooth import KinkedStepper
+from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, Stepper
 from latephase.flow.sliding import Slider, Sliding
 from latephase.flow.trajectory import largest_drop
 from latephase.problem.kinked import kinked
@@ -84,7 +85,7 @@ def test_error_against_small_explicit_steps_follows_tol(widths, seed):
 def test_the_step_is_of_second_order_where_gates_stay():
     module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
     problem = Problem(module, x, y)
-    stepper = KinkedStepper(kinked(problem), problem.loss, 2.0, 1, 1e-6)
+    stepper = Stepper(kinked(problem), problem, 2.0, 1e-6)
     start = stepper.start(problem.w0)
     ends, estimates = [], []
     for parts in (1, 2, 4, 32):
@@ -92,7 +93,7 @@ def test_the_step_is_of_second_order_where_gates_stay():
         for _ in range(parts):
             # Equal arc lengths: a step's is given in units of its own ‖W‖.
             grown = np.exp(state.log_norm - start.log_norm)
-            step = stepper.step(state, 4e-3 / parts / grown)
+            step = stepper.step(state, 4e-3 / parts / grown, SDIRK2)
             state = step.state
             estimates.append(step.error)
         ends.append(state.w())
@@ -168,18 +169,36 @@ def test_other_losses_and_classes_end_in_the_same_limit(loss):
     np.testing.assert_allclose(flow.dual[-1].sum(), 1.0, rtol=1e-6)
 
 
-def test_kinks_that_a_step_crosses_count_in_its_error_and_can_be_landed_on():
+def test_kinks_that_a_step_crosses_count_in_its_error_and_are_made_good():
     module, (x, y) = relu_network(2, 12, 12, 1, seed=3), circle(12, 3)
     problem = Problem(module, x, y)
-    stepper = KinkedStepper(kinked(problem), problem.loss, 3.0, 1, 1e-4)
-    start = end = stepper.start(problem.w0)
-    step = stepper.step(start, 0.02)
+    ends = {}
+    # Of a loose tol what the weights miss is left; of a finer one it is made good.
+    for tol in (1.0, 1e-6):
+        stepper = Stepper(kinked(problem), problem, 3.0, tol)
+        start = end = stepper.start(problem.w0)
+        ends[tol] = stepper.step(start, 0.02, SDIRK2)
     for _ in range(64):
-        end = stepper.step(end, 0.02 / 64 / np.exp(end.log_norm - start.log_norm)).state
+        length = 0.02 / 64 / np.exp(end.log_norm - start.log_norm)
+        end = stepper.step(end, length, SDIRK2).state
     assert (start.sliding.gates != end.sliding.gates).any()
-    error = angle(step.state.direction, end.direction)
-    assert step.error < 0.3 * error < step.jump < 3.0 * error
-    assert stepper.step(start, 0.02 * past(step)).jump < 0.1 * step.jump
+    left, made_good = (angle(ends[tol].state.direction, end.direction) for tol in ends)
+    assert 0.3 * left < ends[1.0].jump < 3.0 * left
+    assert made_good < 0.6 * left
+    assert ends[1e-6].jump < 0.6 * ends[1.0].jump
+    assert stepper.step(start, 0.02 * past(ends[1.0]), SDIRK2).jump < 0.1 * ends[1.0].jump
+
+
+def test_the_method_of_order_four_says_where_it_met_a_kink():
+    module, (x, y) = relu_network(2, 12, 12, 1, seed=3), circle(12, 3)
+    problem = Problem(module, x, y)
+    stepper = Stepper(kinked(problem), problem, 3.0, 1e-4)
+    start = stepper.start(problem.w0)
+    with pytest.raises(KinkCrossed) as met:
+        stepper.step(start, 0.02, ESDIRK4)
+    assert 0.0 < met.value.part < 1.0
+    before = stepper.step(start, 0.5 * 0.02 * met.value.part, ESDIRK4).state
+    assert before.sliding.same(start.sliding)
 
 
 def test_kinks_whose_inputs_were_shut_wake_with_the_gates_of_their_signs():
@@ -188,7 +207,7 @@ def test_kinks_whose_inputs_were_shut_wake_with_the_gates_of_their_signs():
         nn.Linear(2, 1, bias=False),
     ).double()  # fmt: skip
     problem = Problem(module, np.ones((1, 1)), np.ones(1))
-    slider = Slider(kinked(problem), problem.loss, 1, 1e-3)
+    slider = Slider(kinked(problem), problem.loss, 1, 1e-3, problem.evaluations)
     theta, shut = np.array([0.1, 1.0, -1.0, 1.0, 1.0]), np.array([0.1, 0.0, 0.0])
     for opened, expected, slides in ((1.0, [1.0, 1.0, 0.0], {}), (0.0, [0.0, 0.0, 1.0], {1: 0.5})):
         gates, share = np.array([opened, 0.0, 1.0]), {1: 0.5}
@@ -253,7 +272,7 @@ def test_the_gate_of_a_sliding_kink_is_its_place_within_the_width():
     flow = sliding_flow(30.0)
     found, solve = [], flow.stepper.slider.solve
     flow.stepper.slider.solve = lambda *a: found.append((a, solve(*a))) or found[-1][1]
-    flow.stepper.step(flow.state, 1e-3)
+    flow.stepper.step(flow.state, 1e-3, SDIRK2)
     (_, _, scale), solved = found[-1]
     active, share = solved.sliding.active, solved.sliding.share
     width = 0.01 * 1e-3 * scale[active]
@@ -286,9 +305,9 @@ def test_a_step_that_cannot_be_solved_says_so(monkeypatch):
     module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
 
     def fails(self, *arguments):
-        raise latephase.flow.sliding.StepFailed("never")
+        raise StepFailed("never")
 
-    monkeypatch.setattr(KinkedStepper, "step", fails)
+    monkeypatch.setattr(Stepper, "step", fails)
     with pytest.raises(latephase.StepCollapse, match="the implicit step fell to"):
         latephase.gradient_flow(module, x, y, until=10.0)
 
@@ -298,9 +317,35 @@ def test_the_filtered_error_leaves_out_what_active_kinks_forbid():
     found = []
     solve = flow.stepper.slider.solve
     flow.stepper.slider.solve = lambda *a: found.append(solve(*a)) or found[-1]
-    flow.stepper.step(flow.state, 1e-3)
+    flow.stepper.step(flow.state, 1e-3, SDIRK2)
     solver, sliding = found[-1].linearized, found[-1].sliding
     error = np.random.default_rng(0).normal(size=flow.problem.w0.size)
     before, after = (solver.point.push(e)[1] for e in (error, solver.filtered(error)))
     assert len(after) == len(sliding.active) == len(before)
     assert np.abs(after).max() < 0.15 * np.abs(before).max()
+
+
+@pytest.mark.parametrize(("tableau", "order"), [(SDIRK2, 2), (ESDIRK4, 4)], ids=["2", "4"])
+def test_a_tableau_meets_the_conditions_of_its_order(tableau, order):
+    count = len(tableau.nodes)
+    a = np.zeros((count, count))
+    for i, row in enumerate(tableau.rows, 1):
+        a[i, :i], a[i, i] = row, tableau.gamma
+    b, c = np.array(tableau.weights), np.array(tableau.nodes)
+    np.testing.assert_allclose(a.sum(1), c, atol=1e-15)
+    # By order: the values of b · (a product of A, c) and what they must be (Butcher).
+    conditions = {
+        1: [(b.sum(), 1)],
+        2: [(b @ c, 1 / 2)],
+        3: [(b @ c**2, 1 / 3), (b @ a @ c, 1 / 6)],
+        4: [(b @ c**3, 1 / 4), ((b * c) @ a @ c, 1 / 8), (b @ a @ c**2, 1 / 12),
+            (b @ a @ a @ c, 1 / 24)],
+    }  # fmt: skip
+    for least, values in conditions.items():
+        for value, expected in values:
+            assert (abs(value - expected) < 1e-14) == (least <= order)
+    embedded = b - np.array(tableau.error)
+    for power in range(tableau.rate - 1):
+        assert embedded @ c**power == pytest.approx(1 / (power + 1), abs=1e-14)
+    # L-stable: the last stage is the end, and R(∞) = 1 - bᵀA⁻¹1 = 0 of the implicit part.
+    assert tableau.nodes[-1] == pytest.approx(1.0)

@@ -5,6 +5,18 @@ from __future__ import annotations
 from latephase.flow.trajectory import Trajectory
 
 
+class StepFailed(ArithmeticError):
+    """An implicit step was not solved; a shorter one may be."""
+
+
+class KinkCrossed(StepFailed):
+    """A step that is for stretches without kinks met one, at a part of its length."""
+
+    def __init__(self, part: float) -> None:
+        super().__init__(f"a kink at {part:.2g} of the step")
+        self.part = part
+
+
 class SolverError(RuntimeError):
     """A flow ended before the smoothed margin asked for.
 

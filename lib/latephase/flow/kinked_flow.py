@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -10,10 +9,8 @@ import numpy as np
 import torch
 
 from latephase.flow.course import Course, left, log_largest
-from latephase.flow.errors import NotSeparated, StepCollapse
-from latephase.flow.implicit import GAMMA
-from latephase.flow.nonsmooth import KinkedState, KinkedStepper, Step
-from latephase.flow.sliding import StepFailed
+from latephase.flow.errors import KinkCrossed, NotSeparated, StepCollapse, StepFailed
+from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, FlowState, Step, Stepper, Tableau
 from latephase.flow.trajectory import Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem.margins import Problem
@@ -24,7 +21,7 @@ def past(step: Step) -> float:
 
     A kink 1 - γ along the step, or at its end, is where the stages' weights count it right.
     """
-    past = step.kink / (1.0 - GAMMA)
+    past = step.kink / (1.0 - SDIRK2.gamma)
     return past if past < 0.9 else 0.95 * step.kink
 
 
@@ -35,8 +32,12 @@ class KinkedFlow(Course):
         self, problem: Problem, kinked: Any, degree: float, settings: dict[str, Any]
     ) -> None:
         super().__init__(problem, degree, settings)
-        self.stepper = KinkedStepper(kinked, problem.loss, degree, problem.pairs, self.tol)
-        self.length, self.attempts = TUNING.first_length, 0
+        self.stepper = Stepper(kinked, problem, degree, self.tol)
+        self.attempts = 0
+        # Lengths of the next steps by either method, in units of ‖W‖; steps to take with the one
+        # for kinks before the other is tried again, and how many they are to be next time.
+        self.length = self.hop = TUNING.first_length
+        self.hops, self.patience = 0, 1
 
     def run(self, until: float) -> Trajectory:
         """Return the trajectory up to α = until.
@@ -57,68 +58,95 @@ class KinkedFlow(Course):
             self._attempt(until)
         return self.trajectory()
 
-    def _attempt(self, until: float) -> None:
-        """Try one step: accept it, or say how long the next try is to be."""
-        length = self.length
+    def _attempt(self, until: float) -> bool:
+        """Try one step: accept it and return True, or say how long the next try is to be."""
+        tableau = SDIRK2 if self.hops else ESDIRK4
+        length = self.hop if self.hops else self.length
         if self.state.smoothed_margin > 0.0:
             length = min(length, math.expm1(left(self.state, self.degree, until)))
         self.attempts += 1
         try:
-            step = self.stepper.step(self.state, length)
+            step = self.stepper.step(self.state, length, tableau)
+        except KinkCrossed as kink:
+            self._approach(kink.part * length)
+            return False
         except StepFailed:
-            self.length = TUNING.shorter * length
-            return
-        part = TUNING.kinked_tol * self.tol
-        arrived = step.state
-        factor = 0.9 * (part / max(step.error, 1e-12 * part)) ** (1.0 / 3.0)
-        if max(step.error, step.jump) > part:
-            beyond = past(step) if step.jump > part else 1.0
-            self.length = length * min(max(0.2, factor), beyond)
-        elif arrived.smoothed_margin > until * (1.0 + TUNING.landing):
-            self._land(length, arrived, until)
+            self._shorten(TUNING.shorter * length)
+            return False
+        allowed = TUNING.kinked_tol * self.tol
+        same = step.state.sliding.same(self.state.sliding)
+        # The error of a step that kinks bend is of its length.
+        rate = tableau.rate if same or step.error < allowed else 1.0
+        factor = 0.9 * (allowed / max(step.error, 1e-12 * allowed)) ** (1.0 / rate)
+        if max(step.error, step.jump) > allowed:
+            beyond = past(step) if step.jump > allowed else 1.0
+            self._shorten(length * min(max(0.1, factor), beyond))
+            return False
+        if step.state.smoothed_margin > until * (1.0 + TUNING.landing):
+            return self._land(length, step, until, tableau)
+        # A step cut short to land says nothing against the next.
+        grown = min(TUNING.longest_length, length * min(4.0, factor))
+        if self.hops:
+            self.hop = max(grown, self.hop) if length < self.hop else grown
+            self.hops -= int(same)
+            self.length = TUNING.near_kink * self.hop
         else:
-            grown = min(TUNING.longest_length, length * min(4.0, factor))
-            # A step cut short to land says nothing against the next.
             self.length = max(grown, self.length) if length < self.length else grown
-            self._arrive(arrived)
+            self.patience = 1
+        self._arrive(step.state)
+        return True
 
-    def _land(self, length: float, arrived: KinkedState, until: float) -> None:
+    def _shorten(self, length: float) -> None:
+        if self.hops:
+            self.hop = length
+        self.length = length
+
+    def _approach(self, reach: float) -> None:
+        """Go to just before a kink at that distance, or through it by the method for kinks."""
+        if reach > TUNING.near_kink * self.hop:
+            self.length = 0.9 * reach
+        else:
+            self.hops, self.patience = self.patience, min(2 * self.patience, TUNING.patience)
+
+    def _land(self, length: float, arrived: Step, until: float, tableau: Tableau) -> bool:
         """Step to α = until, which a step of that length passes, by the Illinois method.
 
         Where the steps that go before are not solved, go as far as one that is.
         """
         target = math.asinh(until * (1.0 + 0.4 * TUNING.landing))
-        low, high = (0.0, self.state), (length, arrived)
-        below, above = (math.asinh(end.smoothed_margin) - target for _, end in (low, high))
+        low, high = (0.0, None), (length, arrived)
+        below = math.asinh(self.state.smoothed_margin) - target
+        above = math.asinh(arrived.state.smoothed_margin) - target
         for _ in range(TUNING.landings):
             self.attempts += 1
             part = below / (below - above)
             at = low[0] + min(max(part, 0.02), 0.98) * (high[0] - low[0])
             try:
-                state = self.stepper.step(self.state, at).state
+                step = self.stepper.step(self.state, at, tableau)
             except StepFailed:
                 break
-            gap = math.asinh(state.smoothed_margin) - target
-            if until <= state.smoothed_margin <= until * (1.0 + TUNING.landing):
-                low = at, state
+            gap = math.asinh(step.state.smoothed_margin) - target
+            if until <= step.state.smoothed_margin <= until * (1.0 + TUNING.landing):
+                low = at, step
                 break
             if gap < 0.0:
-                low, below, above = (at, state), gap, 0.5 * above
+                low, below, above = (at, step), gap, 0.5 * above
             else:
-                high, below, above = (at, state), 0.5 * below, gap
-        if low[0] == 0.0:
-            self.length = TUNING.shorter * min(length, high[0])
-        else:
-            self._arrive(low[1])
+                high, below, above = (at, step), 0.5 * below, gap
+        if low[1] is None:
+            self._shorten(TUNING.shorter * min(length, high[0]))
+            return False
+        self._arrive(low[1].state)
+        return True
 
-    def _arrive(self, state: KinkedState) -> None:
+    def _arrive(self, state: FlowState) -> None:
         self.best = max(self.best, state.smoothed_margin)
         self.steps += int(self.state is not None)
         self._tick(state)
         self._move(state)
 
     def _resume(self) -> None:
-        self.stepper = copy.copy(self.stepper)
+        self.stepper = self.stepper.counting(self.problem.evaluations)
 
     def _dead(self) -> np.ndarray:
         """Return the examples whose margins are exactly zero, and whose kinks do not slide."""

@@ -101,9 +101,21 @@ class Tuning:
 
     # The implicit step along kinks. Residual, relative to the step, at which gates are looked at,
     # and at which they must still be consistent: at 1e-7 α/‖W‖^L, which may not fall, was seen to
-    # fall by parts in 1e13, and one iteration more costs next to nothing.
-    loose: float = 1e-3
+    # fall by parts in 1e13. What rounding leaves of it, over the step's length.
+    loose: float = 1e-2
     tight: float = 1e-8
+    rounding: float = 1e-15
+    kinked_iterations: int = 25
+    # Relative diagonal that lets the matrix of dependent rows (duplicates, dead units) be factored.
+    kink_regularization: float = 1e-13
+    # Rows from which, when they outnumber the weights, the matrix of the weights is factored; that
+    # divides by 1/S, which leaves digits down to here.
+    thin: int = 300
+    least_share: float = 1e-9
+    # Residual of the curvature's Krylov solution: two or three products; a finer one saves no
+    # iteration of Newton's.
+    krylov: float = 0.1
+    krylov_dimension: int = 40
     # Looks at the gates before the step is shortened.
     rounds: int = 60
     # Width in z, as a part of tol and of its layer's size, over which the gate of a sliding kink
@@ -112,18 +124,11 @@ class Tuning:
     kink_width: float = 1e-2
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
-    kinked_iterations: int = 25
-    # Relative diagonal that lets the matrix of dependent rows (duplicates, dead units) be factored.
-    kink_regularization: float = 1e-13
     # Active kinks from which those of a chain's first layer are eliminated unit by unit.
     eliminated: int = 300
-    # Residual of the curvature's Krylov solution: two or three products; a finer one saves no
-    # iteration of Newton's.
-    krylov: float = 0.1
-    krylov_dimension: int = 40
     # The estimate of a step's error, as a part of tol: it can be several times too small, of a step
     # that crosses kinks and of a smooth one.
-    kinked_tol: float = 0.1
+    kinked_tol: float = 0.05
     # Arc length of steps, in units of ‖W‖: the first, the longest, the one at which the flow gives
     # up; and what is left of a step that was not solved.
     first_length: float = 1e-3
@@ -132,6 +137,10 @@ class Tuning:
     shorter: float = 0.4
     # Steps below this, where the slope is below what the width of kinks resolves, have settled.
     settled_length: float = 1e-5
+    # Distance to a kink, in steps of the method for kinks, up to which the other one goes; and the
+    # most steps of the former before the latter is tried again.
+    near_kink: float = 4.0
+    patience: int = 8
     # α this far from the bound that examples of zero output set: nothing else is left of the risk.
     dead: float = 1e-4
     # Steps tried, and tried to land on a level, before that is given up.

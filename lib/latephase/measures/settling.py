@@ -77,10 +77,12 @@ def measures(run: Trajectory | None, end: float, start: float = 10.0) -> dict[st
         return dict.fromkeys(("margin_drop", "squaring", "turn", "distribution"), float("inf"))
     pairs = ((start, start**2), (np.sqrt(end), end))
     first, last = (np.searchsorted(_reached(run.smoothed_margin), pair) for pair in pairs)
+    begin, finish = (float(np.diff(run.path_length[pair])[0]) for pair in (first, last))
     drop = run.settings.get("margin_drop", largest_drop(run.normalized_smoothed_margin))
     return {
         "margin_drop": drop,
-        "squaring": float(np.diff(run.path_length[last])[0] / np.diff(run.path_length[first])[0]),
+        # Descent may pass start and start² in one step.
+        "squaring": finish / begin if begin > 0.0 else float("inf"),
         "turn": angle(*run.direction[last]),
         "distribution": float(successive_distances(run.margins[last])[0]),
     }

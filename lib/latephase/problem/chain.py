@@ -140,7 +140,12 @@ class ChainPoint:
                 z = self.gain[part].reshape(z.shape) * z
             self.inputs.append(z)
         self.p = chain.margins(self.inputs.pop())
+        self.margins = np.arange(chain.n)
         self._last = self._deltas = None
+
+    def select(self, margins: np.ndarray) -> None:
+        """Keep only these margins, ascending, as rows of B."""
+        self.margins = margins
 
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
@@ -148,13 +153,16 @@ class ChainPoint:
         return self._gathered(lambda i: deltas[i].T @ self.inputs[i]), c
 
     def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return J v [n·pairs] and Z_A v [A]."""
+        """Return J v of the margins kept and Z_A v [A]."""
         _, dz, outputs = self._pushed(self.chain.weights(v))
-        return self.chain.margins(outputs), dz[self.active]
+        return self.chain.margins(outputs)[self.margins], dz[self.active]
 
     def combine(self, w: np.ndarray) -> np.ndarray:
         """Return Bᵀ w [P]."""
-        deltas, _ = self._backward(w[: self.chain.n], w[self.chain.n :])
+        kept = len(self.margins)
+        lam = np.zeros(self.chain.n)
+        lam[self.margins] = w[:kept]
+        deltas, _ = self._backward(lam, w[kept:])
         return self._gathered(lambda i: deltas[i].T @ self.inputs[i])
 
     def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -178,7 +186,7 @@ class ChainPoint:
         return self._gathered(part)
 
     def gram(self) -> np.ndarray:
-        """Return B Bᵀ of B = [J; Z_A], [n·pairs + A] squared."""
+        """Return B Bᵀ of B = [J; Z_A], J of the margins kept."""
         return self._gram(*self._rows(self.active))
 
     def split_gram(self) -> SplitGram:
@@ -207,7 +215,7 @@ class ChainPoint:
         return gram
 
     def rows(self) -> np.ndarray:
-        """Return B = [J; Z_A] itself, [n·pairs + A, P]."""
+        """Return B = [J; Z_A] itself."""
         order, owner, rows = self._rows(self.active)
         out = np.zeros((len(owner), self.chain.P))
         for i, delta in enumerate(rows):
@@ -269,13 +277,14 @@ class ChainPoint:
 
     def _rows(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Return (rows in the order used here, their examples, Δ_i of the rows that reach i)."""
-        chain, margins = self.chain, self.chain.n
+        chain, margins = self.chain, len(self.margins)
         link_of = chain._link_of[active]
         # From the last layer down, so that the rows that reach a layer stand first.
         kinks = np.argsort(-link_of, kind="stable")
         order = np.concatenate([np.arange(margins), margins + kinks])
-        owner = np.concatenate([chain.margin_owner, chain.owner[active[kinks]]])
-        rows = [chain.signs]
+        owner = chain.margin_owner[self.margins]
+        owner = np.concatenate([owner, chain.owner[active[kinks]]])
+        rows = [chain.signs[self.margins]]
         for i in range(len(chain.links) - 1, 0, -1):
             slopes = rows[-1] @ self.weights[i]
             if chain.links[i - 1].bent:

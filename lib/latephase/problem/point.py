@@ -38,12 +38,17 @@ class Point:
         p, self._calls = kinked.run(self._leaf, np.arange(count), self.gates)
         self._p, self._z = p.reshape(-1), kinked.flat(self._calls, count)
         self.p, self.z = to_numpy(self._p), to_numpy(self._z)
+        self.margins = np.arange(len(self.p))
         self._index = torch.from_numpy(self.active)
         self._outputs = [
             (site, out, span) for site, outs in enumerate(self._calls.outputs) for out, span in outs
         ]
         # B, once `gram` has needed it.
         self._last = self._pulled = self._held = None
+
+    def select(self, margins: np.ndarray) -> None:
+        """Keep only these margins, ascending, as rows of B."""
+        self.margins, self._held = margins, None
 
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
@@ -64,14 +69,16 @@ class Point:
         """Return Bᵀ w [P]."""
         if self._held is not None:
             return w @ self._held
-        n = len(self.p)
-        return to_numpy(self._gradients([self._leaf], self._cotangents(w[:n], w[n:]))[0])
+        kept = len(self.margins)
+        lam = np.zeros(len(self.p))
+        lam[self.margins] = w[:kept]
+        return to_numpy(self._gradients([self._leaf], self._cotangents(lam, w[kept:]))[0])
 
     def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return J v [n] and Z_A v [A]: the transpose of the map (λ, μ) ↦ Jᵀλ + Zᵀμ."""
+        """Return J v of the margins kept and Z_A v [A]: the transpose of (λ, μ) ↦ Jᵀλ + Zᵀμ."""
         if self._held is not None:
-            pushed = self._held @ v
-            return pushed[: len(self.p)], pushed[len(self.p) :]
+            pushed, kept = self._held @ v, len(self.margins)
+            return pushed[:kept], pushed[kept:]
         if self._pulled is None:
             self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
         gradient, cotangents = self._pulled
@@ -83,7 +90,7 @@ class Point:
             allow_unused=True,
             materialize_grads=True,
         )
-        return to_numpy(pushed[0]), to_numpy(pushed[1])
+        return to_numpy(pushed[0])[self.margins], to_numpy(pushed[1])
 
     def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Return ∇²(λᵀp + μᵀz_A) v [P]."""
@@ -103,32 +110,33 @@ class Point:
         return to_numpy(product)
 
     def gram(self) -> np.ndarray:
-        """Return B Bᵀ [n + A, n + A]."""
-        held = 8 * (len(self.p) + len(self.active)) * self.kinked.P
+        """Return B Bᵀ, J of the margins kept."""
+        held = 8 * (len(self.margins) + len(self.active)) * self.kinked.P
         if self.kinked.layered and held > self.kinked.problem.jacobian_bytes:
-            return to_numpy(self.layer_rows(np.arange(len(self.p))).gram())
-        self._held = self.rows()
-        return self._held @ self._held.T
+            return to_numpy(self.layer_rows(self.margins).gram())
+        held = self.rows()
+        return held @ held.T
 
     def split_gram(self) -> None:
         """Return None: no rows are known to be orthogonal, as they are in a `Chain`."""
 
     def rows(self) -> np.ndarray:
-        """Return B = [J; Z_A], [n + A, P]; ValueError where it exceeds `jacobian_bytes`."""
-        problem, count = self.kinked.problem, len(self.p) + len(self.active)
+        """Return B = [J; Z_A]; ValueError where it exceeds `jacobian_bytes`."""
+        problem, count = self.kinked.problem, len(self.margins) + len(self.active)
         if 8 * count * self.kinked.P > problem.jacobian_bytes:
             raise ValueError(
-                f"jacobian_bytes: gradients of {len(self.p)} margins and {len(self.active)} active "
-                f"kinks in {self.kinked.P} weights need {8 * count * self.kinked.P} bytes, the "
-                f"bound is {problem.jacobian_bytes}"
+                f"jacobian_bytes: gradients of {len(self.margins)} margins and {len(self.active)} "
+                f"active kinks in {self.kinked.P} weights need {8 * count * self.kinked.P} bytes, "
+                f"the bound is {problem.jacobian_bytes}"
             )
-        margins = np.arange(len(self.p))
         if self.kinked.layered:
-            return to_numpy(self.layer_rows(margins).rows())
+            self._held = to_numpy(self.layer_rows(self.margins).rows())
+            return self._held
         # A quarter, because reverse mode holds the pulled-back parameters once per layer use.
         width = max(self.kinked.P, problem.pairs + self.kinked.K // problem.n)
         blocks = self._example_rows(max(1, problem.jacobian_bytes // (4 * 8 * width)))
-        return np.concatenate([*blocks])
+        self._held = np.concatenate([*blocks])
+        return self._held
 
     def layer_rows(self, margins: np.ndarray) -> LayerRows:
         """Return the rows of some margins, then of the active kinks, by layers."""
@@ -164,9 +172,9 @@ class Point:
 
         leaf = self._leaf.detach()
         gradient = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0, 0, 0))
-        owner = np.concatenate([kinked.margin_owner, kinked.owner[self.active]])
-        margins = np.arange(len(self.p)) % pairs
-        entry = np.concatenate([margins, pairs + kinked.unit[self.active]])
+        owner = kinked.margin_owner[self.margins]
+        owner = np.concatenate([owner, kinked.owner[self.active]])
+        entry = np.concatenate([self.margins % pairs, pairs + kinked.unit[self.active]])
         for start in range(0, len(owner), min(per_block, _BATCH)):
             rows = slice(start, start + min(per_block, _BATCH))
             own = torch.from_numpy(owner[rows])

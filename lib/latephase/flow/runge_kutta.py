@@ -1,0 +1,361 @@
+"""The step of the flow: a diagonally implicit Runge–Kutta method in arc length.
+
+dW/ds = t(W), the unit vector of ∇α, or of the Clarke subgradient of α that the flow follows:
+bounded however stiff the flow is, and the same before separation and after it. Each implicit stage
+is one steepest point on a sphere (`latephase.flow.sliding`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from latephase.flow.errors import KinkCrossed
+from latephase.flow.sliding import Ball, Guess, Slider, Sliding, Solved
+from latephase.flow.state import State, exp_times
+from latephase.flow.tuning import TUNING
+from latephase.problem.margins import Problem
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An ESDIRK method: a first explicit stage, the same γ in all others, the last one the end.
+
+    rows: a_ij of the implicit stages, without γ. error: b less the weights of an embedded method
+    or formula whose order makes the error of a step of length h an O(h^rate).
+    """
+
+    gamma: float
+    rows: tuple[tuple[float, ...], ...]
+    error: tuple[float, ...]
+    rate: int
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights b of the stages."""
+        return (*self.rows[-1], self.gamma)
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        """The places c of the stages, from 0 to 1."""
+        return (0.0, *(sum(row) + self.gamma for row in self.rows))
+
+
+def _sdirk2() -> Tableau:
+    gamma = 1.0 - 1.0 / math.sqrt(2.0)
+    # ∫t ds by the stages, less what the parabola through the beginning and both stages gives.
+    begin = ((1.0 + gamma) / 2.0 - gamma - 1.0 / 3.0) / gamma
+    first = 1.0 - gamma - (1.0 / 3.0 - 1.0 / 2.0) / (gamma * (gamma - 1.0))
+    rows = (0.0,), (0.0, 1.0 - gamma)
+    return Tableau(gamma, rows, (begin, first, -begin - first), 3)
+
+
+# Alexander (1977): order 2. Kinks leave no step smooth enough for more.
+SDIRK2 = _sdirk2()
+# Kennedy and Carpenter (2003), ARK4(3)6L[2]SA: order 4, L-stable, stages of order 2.
+ESDIRK4 = Tableau(
+    0.25,
+    (
+        (1 / 4,),
+        (8611 / 62500, -1743 / 31250),
+        (5012029 / 34652500, -654441 / 2922500, 174375 / 388108),
+        (
+            15267082809 / 155376265600,
+            -71443401 / 120774400,
+            730878875 / 902184768,
+            2285395 / 8070912,
+        ),
+        (82889 / 524892, 0.0, 15625 / 83664, 69875 / 102672, -2260 / 8211),
+    ),
+    (
+        82889 / 524892 - 4586570599 / 29645900160,
+        0.0,
+        15625 / 83664 - 178811875 / 945068544,
+        69875 / 102672 - 814220225 / 1159782912,
+        -2260 / 8211 + 3700637 / 11593932,
+        1 / 4 - 61727 / 225920,
+    ),
+    4,
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FlowState(State):
+    """A state with what the next step begins from.
+
+    tangent [P]: the unit vector t; c [K]: ∂(Σ q p + Σ μ z)/∂out times hi - lo at the unit
+    direction; sliding: gates and active kinks; z [K] at the unit direction.
+    """
+
+    tangent: np.ndarray
+    c: np.ndarray
+    z: np.ndarray
+    sliding: Sliding
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The state arrived at, and errors of its direction: what is smooth, and jumps at kinks.
+
+    kink: where along the step, from 0 to 1, the kink lies that most of `jump` is from.
+    """
+
+    state: FlowState
+    error: float
+    jump: float
+    kink: float
+
+
+class Stepper:
+    """Steps of one problem of degree L; `kinked` gives its margins, kinks and derivatives."""
+
+    def __init__(self, kinked: Any, problem: Problem, degree: float, tol: float) -> None:
+        self.kinked, self.loss, self.degree = kinked, problem.loss, degree
+        self.pairs = problem.pairs
+        self.slider = Slider(kinked, problem.loss, problem.pairs, tol, problem.evaluations)
+        self.tol = tol
+
+    def counting(self, evaluations: dict[str, int]) -> Stepper:
+        """Return the same stepper, whose evaluations are counted there."""
+        other = copy.copy(self)
+        other.slider = copy.copy(self.slider)
+        other.slider.counts = evaluations
+        return other
+
+    def start(self, w: np.ndarray) -> FlowState:
+        """Return the state of W [P], its gates those of the signs of z."""
+        norm = float(np.linalg.norm(w))
+        direction, log_norm = w / norm, math.log(norm)
+        p, z, gates = self.kinked.evaluate_natural(direction)
+        scale = math.exp(self.degree * log_norm)
+        shaped = torch.from_numpy(self._shaped(scale * p))
+        alpha, log_dual = self.loss.smoothed_margin_and_log_duals(shaped)
+        none = np.zeros(0, dtype=int)
+        point = self.kinked.at(direction, gates, none)
+        gradient, c = point.pull(np.exp(log_dual.numpy().reshape(-1)), np.zeros(0))
+        return FlowState(
+            direction,
+            log_norm,
+            self._shaped(p),
+            log_dual.numpy(),
+            gradient,
+            float(alpha) / scale,
+            float(alpha),
+            tangent=gradient / max(float(np.linalg.norm(gradient)), 1e-300),
+            c=c,
+            z=z,
+            sliding=Sliding(gates, none, np.zeros(0)),
+        )
+
+    def step(self, state: FlowState, length: float, tableau: Tableau) -> Step:
+        """Return the step of arc length length·‖W‖; raises StepFailed.
+
+        ESDIRK4 raises KinkCrossed as soon as a stage has other gates than the beginning.
+        """
+        trial = _Trial(self, state, length, tableau)
+        for row in tableau.rows:
+            stage = trial.solve(trial.center(row))
+            if tableau is ESDIRK4 and not stage.sliding.same(state.sliding):
+                raise KinkCrossed(tableau.nodes[len(trial.stages)] * self._met(state, stage))
+        error = sum(d * t for d, t in zip(tableau.error, trial.tangents, strict=True))
+        jump, part = 0.0, 1.0
+        if not stage.sliding.same(state.sliding):
+            missed, seen, part = self._jumps(state, *trial.stages, trial.scale)
+            jump = trial.turned(missed / trial.radius)
+            if jump > TUNING.kinked_tol * self.tol:
+                # What the weights miss is made good; what that changes of it is what is left.
+                trial.again(trial.h * missed / trial.radius)
+                still, seen, part = self._jumps(state, *trial.stages, trial.scale)
+                jump = max(trial.turned((still - missed) / trial.radius), 0.1 * jump)
+            error = error - seen / trial.radius
+        return Step(self._arrived(trial), trial.turned(error), jump, part)
+
+    def _slope(self, state: FlowState) -> float:
+        return max(float(np.linalg.norm(state.gradient)), 1e-300)
+
+    def _jumps(
+        self, state: FlowState, first: Solved, second: Solved, scale: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return what the weights of SDIRK2 miss of jumps of Jᵀλ at kinks that the step crosses.
+
+        A kink keeps its gate up to a part τ of the step, where its z crosses zero; in the sum of
+        the stages it keeps it for 1 - γ or for nothing. Also returns what the estimate of the error
+        has of all gates that change otherwise than by sliding, and the τ of the kink that matters
+        most. Where a kink begins to slide the jump is along ∂z, and z = 0 makes it good.
+        """
+        gamma, (begin, middle, _) = SDIRK2.gamma, SDIRK2.error
+        slides = [
+            np.isin(np.arange(self.kinked.K), one.active)
+            for one in (state.sliding, first.sliding, second.sliding)
+        ]
+        before, between, end = (
+            one.filled() for one in (state.sliding, first.sliding, second.sliding)
+        )
+        seen = begin * (before - end) + middle * (between - end)
+        seen[slides[0] | slides[2]] = 0.0
+        crossed = (before != end) & ~slides[0] & ~slides[2]
+        z0, z1, z2 = (np.abs(z) + 1e-300 for z in (state.z, first.z, second.z))
+        late = between == before
+        part = np.where(late, gamma + (1.0 - gamma) * z1 / (z1 + z2), gamma * z0 / (z0 + z1))
+        missed = crossed * (part * (before - end) - (1.0 - gamma) * (between - end))
+        none = np.zeros(0, dtype=int)
+
+        def jump(weights: np.ndarray) -> np.ndarray:
+            if not weights.any():
+                return np.zeros(self.kinked.P)
+            point = self.kinked.at(second.theta, end + weights, none)
+            return point.pull(np.exp(second.log_multiplier), np.zeros(0))[0] - second.pulled
+
+        worst = int(np.abs(missed * second.c * scale).argmax())
+        return jump(missed), jump(seen), float(part[worst])
+
+    def _met(self, state: FlowState, stage: Solved) -> float:
+        """Return at which part of the way to a stage the first kink is met, about."""
+        before, after = state.sliding, stage.sliding
+        flipped = before.gates != after.gates
+        flipped[before.active] = flipped[after.active] = False
+        if not flipped.any():
+            return 0.5
+        old, new = (np.abs(z) / (self._scale(z) + 1e-300) for z in (state.z, stage.z))
+        return float((old / (old + new + 1e-300))[flipped].min())
+
+    def _shaped(self, p: np.ndarray) -> np.ndarray:
+        return p if self.pairs == 1 else p.reshape(-1, self.pairs)
+
+    def _scale(self, z: np.ndarray) -> np.ndarray:
+        """Return the root mean square of z over its layer, for each kink."""
+        site = self.kinked.site
+        counts = np.bincount(site)
+        return np.sqrt(np.bincount(site, z * z) / np.maximum(counts, 1))[site]
+
+    def _carried(self, stage: Solved, shrink: float, log_scale: float):
+        """Return α/S, the gap of the duals and ln q of a stage, its p times `shrink`, S p there."""
+        p, u = self._shaped(shrink * stage.p), self._shaped(stage.log_multiplier)
+        normalized, gap, log_dual = self.loss.from_multipliers(
+            torch.from_numpy(p), torch.from_numpy(u), log_scale
+        )
+        return normalized, gap, log_dual.numpy()
+
+    def _arrived(self, trial: _Trial) -> FlowState:
+        stage = trial.stages[-1]
+        norm = float(np.linalg.norm(stage.theta))
+        log_norm = trial.log_unit + math.log(norm)
+        log_scale, shrink = self.degree * log_norm, norm**-self.degree
+        normalized, gap, log_dual = self._carried(stage, shrink, log_scale)
+        active = stage.sliding.active
+        distance = np.abs(stage.z[active]) / np.maximum(self._scale(stage.z)[active], 1e-300)
+        factor = math.exp(log_dual.max() - stage.log_multiplier.max()) * norm ** (1.0 - self.degree)
+        return FlowState(
+            stage.theta / norm,
+            log_norm,
+            self._shaped(shrink * stage.p),
+            log_dual,
+            factor * stage.pulled,
+            normalized,
+            exp_times(log_scale, normalized),
+            exp_times(log_scale, gap),
+            active_kinks=len(active),
+            kink_distance=float(distance.max(initial=0.0)),
+            tangent=trial.tangents[-1],
+            c=factor * stage.c,
+            z=stage.z,
+            sliding=stage.sliding,
+        )
+
+
+class _Trial:
+    """The stages of one step from a state, at lengths in units of N = (1 + length)‖W‖."""
+
+    def __init__(self, of: Stepper, state: FlowState, length: float, tableau: Tableau) -> None:
+        self.of, self.state, self.tableau = of, state, tableau
+        unit = 1.0 + length
+        self.start, self.h = state.direction / unit, length / unit
+        self.log_unit = state.log_norm + math.log(unit)
+        self.radius = tableau.gamma * self.h
+        self.scale = of._scale(state.z)
+        self.tangents, self.stages = [state.tangent], []
+        self.rest = 0.0
+        if state.smoothed_margin <= 0.0:
+            unit = min(1.0, float(np.abs(state.p).max()) * math.exp(of.degree * state.log_norm))
+            self.rest = TUNING.settling * unit * math.exp(-of.degree * self.log_unit)
+        # ln λ of each stage, less its growth with θ, by which the next one's is guessed.
+        size = self.radius / math.hypot(of._slope(state), self.rest)
+        self.duals = [state.log_dual.reshape(-1) + math.log(size)]
+        self.last: Guess | Solved = Guess(
+            self.start, self.duals[0], 0.0, state.sliding, size * state.c
+        )
+
+    def center(self, row: tuple[float, ...]) -> np.ndarray:
+        """Return where the sphere of the next stage lies."""
+        parts = zip(row, self.tangents, strict=True)
+        return self.start + self.h * sum(a * t for a, t in parts if a)
+
+    def solve(self, center: np.ndarray) -> Solved:
+        """Return the next stage, guessed from those before it."""
+        count, nodes, degree = len(self.tangents), self.tableau.nodes, self.of.degree
+        weights = _extrapolation(nodes[:count], nodes[count])
+
+        def guessed(values: list[np.ndarray]) -> np.ndarray:
+            return sum(w * value for w, value in zip(weights, values, strict=True) if w)
+
+        tangent = guessed(self.tangents)
+        # Close to a stationary point tangents are shorter than one.
+        longest = max(np.linalg.norm(one) for one in self.tangents)
+        theta = center + self.radius * longest / max(np.linalg.norm(tangent), 1e-300) * tangent
+        norm = float(np.linalg.norm(theta))
+        # Of either sign at most one: a guess must not drop or lift a margin.
+        u = self.duals[-1] + np.clip(guessed(self.duals) - self.duals[-1], -1.0, 1.0)
+        u = u + (1.0 - degree) * math.log(norm)
+        nu = self.state.normalized_smoothed_margin * norm**degree
+        nu += (np.log(np.exp(u - u.max()).sum()) + u.max()) * math.exp(-degree * self.log_unit)
+        last = self.last
+        return self._solved(center, Guess(theta, u, nu, last.sliding, last.c, last.linearized))
+
+    def again(self, shift: np.ndarray) -> None:
+        """Solve the last stage once more, its sphere shifted."""
+        last = self.stages.pop()
+        self.duals.pop()
+        center = last.theta - self.radius * self.tangents.pop() + shift
+        self._solved(
+            center,
+            Guess(
+                last.theta + shift,
+                last.log_multiplier,
+                last.nu,
+                last.sliding,
+                last.c,
+                last.linearized,
+            ),
+        )
+
+    def turned(self, error: np.ndarray) -> float:
+        """Return by how much an error of the mean tangent turns the direction at the end."""
+        theta = self.last.theta
+        e = self.h * self.last.linearized.filtered(error)
+        norm = float(np.linalg.norm(theta))
+        return float(np.linalg.norm(e - (theta @ e) / norm**2 * theta)) / norm
+
+    def _solved(self, center: np.ndarray, guess: Guess) -> Solved:
+        of = self.of
+        ball = Ball(center, self.radius, of.degree * self.log_unit, self.rest)
+        self.last = stage = of.slider.solve(ball, guess, self.scale)
+        self.stages.append(stage)
+        self.tangents.append((stage.theta - center) / self.radius)
+        growth = (of.degree - 1.0) * math.log(np.linalg.norm(stage.theta))
+        self.duals.append(stage.log_multiplier + growth)
+        return stage
+
+
+def _extrapolation(nodes: tuple[float, ...], at: float) -> list[float]:
+    """Return the weights by which the last three stages' values are continued to c = `at`."""
+    known = sorted(range(len(nodes)), key=lambda j: abs(nodes[j] - at))[:3]
+    weights = [0.0] * len(nodes)
+    for j in known:
+        others = [nodes[k] for k in known if k != j]
+        weights[j] = math.prod((at - other) / (nodes[j] - other) for other in others)
+    return weights
