@@ -82,6 +82,13 @@ class KinkedFlow(Course):
             beyond = past(step) if step.jump > allowed else 1.0
             self._shorten(length * min(max(0.1, factor), beyond))
             return False
+        if length > TUNING.first_length and self._falls(step.state):
+            # The method for kinks is of lower order, but loses no height.
+            if not self.hops:
+                self.hop = length
+                self._approach(0.0)
+            self._shorten(0.5 * length)
+            return False
         if step.state.smoothed_margin > until * (1.0 + TUNING.landing):
             return self._land(length, step, until, tableau)
         # A step cut short to land says nothing against the next.
@@ -95,6 +102,14 @@ class KinkedFlow(Course):
             self.patience = 1
         self._arrive(step.state)
         return True
+
+    def _falls(self, state: FlowState) -> bool:
+        """Return whether α/‖W‖^L came out lower, which the flow never lowers once α > 0.
+
+        A step short enough loses no more than rounding does.
+        """
+        before = self.state.normalized_smoothed_margin
+        return before > 0.0 and state.normalized_smoothed_margin < (1.0 - TUNING.monotone) * before
 
     def _shorten(self, length: float) -> None:
         if self.hops:

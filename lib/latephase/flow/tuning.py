@@ -101,9 +101,10 @@ class Tuning:
 
     # The implicit step along kinks. Residual, relative to the step, at which gates are looked at,
     # and at which they must still be consistent: at 1e-7 α/‖W‖^L, which may not fall, was seen to
-    # fall by parts in 1e13. What rounding leaves of it, over the step's length.
+    # fall by parts in 1e13, and a matrix kept over iterations stops close to what is asked. What
+    # rounding leaves of it, over the step's length.
     loose: float = 1e-2
-    tight: float = 1e-8
+    tight: float = 1e-9
     rounding: float = 1e-15
     kinked_iterations: int = 25
     # Relative diagonal that lets the matrix of dependent rows (duplicates, dead units) be factored.
