@@ -231,7 +231,7 @@ class Slider:
         r, best, previous, cap = ball.radius, math.inf, math.inf, 0.5
         inverse_scale, scale = math.exp(-ball.log_scale), math.exp(min(ball.log_scale, 700.0))
         tol = max(tol, TUNING.rounding / r)
-        for iteration in range(TUNING.kinked_iterations):
+        for iteration in range(TUNING.iterations):
             point = self.kinked.at(theta, gates, active)
             p, moved = point.p, theta - ball.center
             correction, slope = self._correction(p, scale)
