@@ -15,7 +15,7 @@ Euler step of arc length r from b is
 at lengths in units of N, S = N^L: the steepest point of α on a sphere around b, which needs neither
 α > 0 nor a growing ‖W‖. The second row is ln λ = S ν + ln(-ℓ'(S p)) divided by S: as S grows it
 turns into complementarity. Carrying u keeps the dual variables to full accuracy, which exp(-S p)
-would lose once S p is rounded by more than one. A module without kinks has no fourth row.
+would lose once S p is rounded by more than one.
 
 Where α > 0, ε = 0. Below, the small ε lets the flow settle at a stationary point, which arc length
 alone would run past: Σλ = r/√(‖∇α‖² + ε²), so that the speed falls off where ‖∇α‖ is below ε.
@@ -122,7 +122,7 @@ class Slider:
         )
         c, linearized = guess.c, guess.linearized
         seen, single, width = {}, False, self.width * scale
-        tol = TUNING.loose if self.kinked.K else TUNING.tight
+        tol = TUNING.loose
         for _ in range(TUNING.rounds):
             active = np.array(sorted(share), dtype=int)
             mu = np.array([share[k] for k in active.tolist()]) * c[active]
