@@ -91,8 +91,8 @@ class Bordered:
         """Factor I + Bᵀ E⁻¹ B, and return whether E is large enough for that."""
         held = self.point.rows()
         self.squares = np.einsum("ij,ij->i", held, held)
-        own = own + TUNING.kink_regularization * self.squares
-        if own.min() < TUNING.least_share * self.squares.max():
+        own = own + TUNING.dependent * self.squares
+        if own.min() < TUNING.resolved_thin * self.squares.max():
             return False
         n = len(self.rows)
         self.own, self.coupling = own, None
@@ -132,7 +132,7 @@ class Bordered:
         scaling = self._kept(self.scaling)
         matrix = scaling[:, None] * gram * scaling
         # Rows that depend on one another (duplicates, dead units) can be factored with this.
-        diagonal = own * self.scaling**2 + TUNING.kink_regularization
+        diagonal = own * self.scaling**2 + TUNING.dependent
         matrix[np.diag_indices(len(gram))] += self._kept(diagonal)
         if coupling is not None:
             unit = self.scaling[:n]

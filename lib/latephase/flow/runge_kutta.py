@@ -19,6 +19,7 @@ from latephase.flow.errors import KinkCrossed
 from latephase.flow.sliding import Ball, Guess, Slider, Sliding, Solved
 from latephase.flow.state import State, exp_times
 from latephase.flow.tuning import TUNING
+from latephase.problem import vectors
 from latephase.problem.margins import Problem
 
 
@@ -89,26 +90,37 @@ class FlowState(State):
     """A state with what the next step begins from.
 
     tangent [P]: the unit vector t; c [K]: ∂(Σ q p + Σ μ z)/∂out times hi - lo at the unit
-    direction; sliding: gates and active kinks; z [K] at the unit direction.
+    direction; sliding: gates and active kinks; z [K] at the unit direction; steepness: Σ q ‖∇p‖
+    there.
     """
 
     tangent: np.ndarray
     c: np.ndarray
     z: np.ndarray
     sliding: Sliding
+    steepness: float
+
+    def steep(self, degree: float) -> float:
+        """Return the slope ‖W‖‖∇α‖ beside which one is small: ‖W‖ Σ q ‖∇p‖, or min(1, max|p|)."""
+        log_scale = degree * self.log_norm
+        largest = log_scale + math.log(max(np.abs(self.p).max(), 1e-300))
+        return max(math.exp(min(0.0, largest)), exp_times(log_scale, self.steepness))
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """The state arrived at, and errors of its direction: what is smooth, and jumps at kinks.
 
-    kink: where along the step, from 0 to 1, the kink lies that most of `jump` is from.
+    kink: where along the step, from 0 to 1, the kink lies that most of `jump` is from. arc: the
+    length that the direction moved. nodes: (α, ln‖∇α‖) at the implicit stages.
     """
 
     state: FlowState
     error: float
     jump: float
     kink: float
+    arc: float
+    nodes: list[tuple[float, float]]
 
 
 class Stepper:
@@ -126,6 +138,15 @@ class Stepper:
         other.slider = copy.copy(self.slider)
         other.slider.counts = evaluations
         return other
+
+    def at_zero(self) -> tuple[float, np.ndarray, float]:
+        """Return α, ∇α [P] and how fast margins grow along it, at W = 0."""
+        w = np.zeros(self.kinked.P)
+        p, _, gates = self.kinked.evaluate_natural(w)
+        alpha, log_dual = self.loss.smoothed_margin_and_log_duals(torch.from_numpy(self._shaped(p)))
+        point = self.kinked.at(w, gates, np.zeros(0, dtype=int))
+        gradient = point.pull(np.exp(log_dual.numpy().reshape(-1)), np.zeros(0))[0]
+        return float(alpha), gradient, float(np.abs(point.push(gradient)[0]).max())
 
     def start(self, w: np.ndarray) -> FlowState:
         """Return the state of W [P], its gates those of the signs of z."""
@@ -150,6 +171,9 @@ class Stepper:
             c=c,
             z=z,
             sliding=Sliding(gates, none, np.zeros(0)),
+            steepness=float(
+                np.exp(log_dual.numpy().reshape(-1)) @ np.sqrt(point.gram().diagonal())
+            ),
         )
 
     def step(self, state: FlowState, length: float, tableau: Tableau) -> Step:
@@ -167,16 +191,27 @@ class Stepper:
         if not stage.sliding.same(state.sliding):
             missed, seen, part = self._jumps(state, *trial.stages, trial.scale)
             jump = trial.turned(missed / trial.radius)
-            if jump > TUNING.kinked_tol * self.tol:
+            if jump > TUNING.error * self.tol:
                 # What the weights miss is made good; what that changes of it is what is left.
                 trial.again(trial.h * missed / trial.radius)
                 still, seen, part = self._jumps(state, *trial.stages, trial.scale)
                 jump = max(trial.turned((still - missed) / trial.radius), 0.1 * jump)
             error = error - seen / trial.radius
-        return Step(self._arrived(trial), trial.turned(error), jump, part)
+        arrived = self._arrived(trial)
+        nodes = [self._stage_node(one, trial.log_unit) for one in trial.stages[:-1]]
+        return Step(
+            arrived, trial.turned(error), jump, part, trial.arc(), [*nodes, self.node(arrived)]
+        )
 
     def _slope(self, state: FlowState) -> float:
         return max(float(np.linalg.norm(state.gradient)), 1e-300)
+
+    def node(self, state: FlowState) -> tuple[float, float]:
+        """Return α and ln‖∇α‖ of a state."""
+        return state.smoothed_margin, math.log(self._slope(state)) + self._grown(state.log_norm)
+
+    def _grown(self, log_norm: float) -> float:
+        return (self.degree - 1.0) * log_norm
 
     def _jumps(
         self, state: FlowState, first: Solved, second: Solved, scale: np.ndarray
@@ -233,6 +268,13 @@ class Stepper:
         counts = np.bincount(site)
         return np.sqrt(np.bincount(site, z * z) / np.maximum(counts, 1))[site]
 
+    def _stage_node(self, stage: Solved, log_unit: float) -> tuple[float, float]:
+        normalized, _, log_dual = self._carried(stage, 1.0, self.degree * log_unit)
+        alpha = exp_times(self.degree * log_unit, normalized)
+        slope = max(float(np.linalg.norm(stage.pulled)), 1e-300)
+        log_factor = float(log_dual.max()) - stage.log_multiplier.max()
+        return alpha, math.log(slope) + log_factor + self._grown(log_unit)
+
     def _carried(self, stage: Solved, shrink: float, log_scale: float):
         """Return α/S, the gap of the duals and ln q of a stage, its p times `shrink`, S p there."""
         p, u = self._shaped(shrink * stage.p), self._shaped(stage.log_multiplier)
@@ -247,7 +289,7 @@ class Stepper:
         log_norm = trial.log_unit + math.log(norm)
         log_scale, shrink = self.degree * log_norm, norm**-self.degree
         normalized, gap, log_dual = self._carried(stage, shrink, log_scale)
-        active = stage.sliding.active
+        active, linearized = stage.sliding.active, stage.linearized
         distance = np.abs(stage.z[active]) / np.maximum(self._scale(stage.z)[active], 1e-300)
         factor = math.exp(log_dual.max() - stage.log_multiplier.max()) * norm ** (1.0 - self.degree)
         return FlowState(
@@ -265,6 +307,11 @@ class Stepper:
             c=factor * stage.c,
             z=stage.z,
             sliding=stage.sliding,
+            steepness=float(
+                np.exp(log_dual.reshape(-1)[linearized.rows])
+                @ np.sqrt(linearized.squares[: len(linearized.rows)])
+            )
+            * norm ** (1.0 - self.degree),
         )
 
 
@@ -281,13 +328,13 @@ class _Trial:
         self.tangents, self.stages = [state.tangent], []
         self.rest = 0.0
         if state.smoothed_margin <= 0.0:
-            unit = min(1.0, float(np.abs(state.p).max()) * math.exp(of.degree * state.log_norm))
-            self.rest = TUNING.settling * unit * math.exp(-of.degree * self.log_unit)
+            steep = TUNING.settling * state.steep(of.degree)
+            self.rest = steep * math.exp(-of.degree * self.log_unit)
         # ln λ of each stage, less its growth with θ, by which the next one's is guessed.
         size = self.radius / math.hypot(of._slope(state), self.rest)
         self.duals = [state.log_dual.reshape(-1) + math.log(size)]
         self.last: Guess | Solved = Guess(
-            self.start, self.duals[0], 0.0, state.sliding, size * state.c
+            self.start, self.duals[0], state.sliding, size * state.c
         )
 
     def center(self, row: tuple[float, ...]) -> np.ndarray:
@@ -311,10 +358,8 @@ class _Trial:
         # Of either sign at most one: a guess must not drop or lift a margin.
         u = self.duals[-1] + np.clip(guessed(self.duals) - self.duals[-1], -1.0, 1.0)
         u = u + (1.0 - degree) * math.log(norm)
-        nu = self.state.normalized_smoothed_margin * norm**degree
-        nu += (np.log(np.exp(u - u.max()).sum()) + u.max()) * math.exp(-degree * self.log_unit)
         last = self.last
-        return self._solved(center, Guess(theta, u, nu, last.sliding, last.c, last.linearized))
+        return self._solved(center, Guess(theta, u, last.sliding, last.c, last.linearized))
 
     def again(self, shift: np.ndarray) -> None:
         """Solve the last stage once more, its sphere shifted."""
@@ -326,7 +371,6 @@ class _Trial:
             Guess(
                 last.theta + shift,
                 last.log_multiplier,
-                last.nu,
                 last.sliding,
                 last.c,
                 last.linearized,
@@ -339,6 +383,19 @@ class _Trial:
         e = self.h * self.last.linearized.filtered(error)
         norm = float(np.linalg.norm(theta))
         return float(np.linalg.norm(e - (theta @ e) / norm**2 * theta)) / norm
+
+    def arc(self) -> float:
+        """Return the length of the direction's path over the step, by the method's own weights.
+
+        Tangents err by parts of tol, which late is more than the path is long: then it is the chord.
+        """
+        total, points = 0.0, [self.start, *(stage.theta for stage in self.stages)]
+        for weight, theta, t in zip(self.tableau.weights, points, self.tangents, strict=True):
+            square = float(theta @ theta)
+            across = t - (theta @ t) / square * theta
+            total += weight * float(np.linalg.norm(across)) / math.sqrt(square)
+        chord = vectors.angle(self.start, self.last.theta)
+        return self.h * total if chord < self.h * total < 1.1 * chord else chord
 
     def _solved(self, center: np.ndarray, guess: Guess) -> Solved:
         of = self.of

@@ -8,14 +8,14 @@ c = (hi - lo) ∂(λᵀp + μᵀz)/∂out, and their gates are closed in p, J = 
 Euler step of arc length r from b is
 
     θ - b - Jᵀλ - Zᵀμ = 0
-    p + (u - ν - c(S p))/S = 0            u = ln λ, c = ln(-ℓ') + z; 0 for the exponential loss
+    s(S p)/S + u/S - ν = 0                u = ln λ, s = -ln(-ℓ'); z itself for the exponential loss
     (‖θ - b‖² + ε²(Σλ)² - r²)/(2r) = 0
     z_A = 0
 
 at lengths in units of N, S = N^L: the steepest point of α on a sphere around b, which needs neither
 α > 0 nor a growing ‖W‖. The second row is ln λ = S ν + ln(-ℓ'(S p)) divided by S: as S grows it
 turns into complementarity. Carrying u keeps the dual variables to full accuracy, which exp(-S p)
-would lose once S p is rounded by more than one.
+would lose once S p is rounded by more than one. A module without kinks has no fourth row.
 
 Where α > 0, ε = 0. Below, the small ε lets the flow settle at a stationary point, which arc length
 alone would run past: Σλ = r/√(‖∇α‖² + ε²), so that the speed falls off where ‖∇α‖ is below ε.
@@ -73,11 +73,10 @@ class Ball:
 
 @dataclass(frozen=True, eq=False)
 class Guess:
-    """Where Newton's method begins: θ [P], u [n], ν/S, a sliding whose c [K] is known, a matrix."""
+    """Where Newton's method begins: θ [P], u [n], a sliding whose c [K] is known, and a matrix."""
 
     theta: np.ndarray
     log_multiplier: np.ndarray
-    nu: float
     sliding: Sliding
     c: np.ndarray
     linearized: Bordered | None = None
@@ -115,14 +114,14 @@ class Slider:
 
         scale [K]: the size of z in θ's units, beside which a z counts as zero.
         """
-        theta, u, nu = guess.theta, guess.log_multiplier, guess.nu
+        theta, u, nu = guess.theta, guess.log_multiplier, None
         gates, share = (
             guess.sliding.gates.copy(),
             dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
         )
         c, linearized = guess.c, guess.linearized
         seen, single, width = {}, False, self.width * scale
-        tol = TUNING.loose
+        tol = TUNING.loose if self.kinked.K else TUNING.tight
         for _ in range(TUNING.rounds):
             active = np.array(sorted(share), dtype=int)
             mu = np.array([share[k] for k in active.tolist()]) * c[active]
@@ -219,7 +218,7 @@ class Slider:
         ball: Ball,
         theta: np.ndarray,
         u: np.ndarray,
-        nu: float,
+        nu: float | None,
         mu: np.ndarray,
         gates: np.ndarray,
         active: np.ndarray,
@@ -231,17 +230,20 @@ class Slider:
         r, best, previous, cap = ball.radius, math.inf, math.inf, 0.5
         inverse_scale, scale = math.exp(-ball.log_scale), math.exp(min(ball.log_scale, 700.0))
         tol = max(tol, TUNING.rounding / r)
-        for iteration in range(TUNING.kinked_iterations):
+        for iteration in range(TUNING.iterations):
             point = self.kinked.at(theta, gates, active)
             p, moved = point.p, theta - ball.center
-            correction, slope = self._correction(p, scale)
-            computed = (nu - p) * scale + correction
+            steep, excess = self._steepness(p, scale)
+            if nu is None:
+                share = np.exp(u - u.max())
+                nu = float(share @ (steep + u * inverse_scale) / share.sum())
+            computed = (nu - steep) * scale
             u, rows = self._followed(u, computed, p, linearized)
             lam = np.exp(u)
             pulled, c = point.pull(lam, mu)
             self.counts["gradient"] += 1
             r1 = moved - pulled
-            r2 = (p + (u - correction) * inverse_scale - nu)[rows]
+            r2 = (steep + u * inverse_scale - nu)[rows]
             at_rest = ball.rest**2 * float(lam.sum())
             r3 = (moved @ moved + at_rest * float(lam.sum()) - r * r) / (2.0 * r)
             attracting = c[active] < 0.0
@@ -275,16 +277,16 @@ class Slider:
                     moved / r,
                     at_rest / r,
                     give,
-                    slope,
+                    excess,
                     self.pairs,
                 )
                 self.counts["jacobian"] += 1
             rows = linearized.rows
-            r2 = (p + (u - correction) * inverse_scale - nu)[rows]
-            if slope is not None:
+            r2 = (steep + u * inverse_scale - nu)[rows]
+            if excess is not None:
                 spread = np.zeros_like(u)
                 spread[rows] = (lam / np.maximum(self._block_sum(lam), 1e-300))[rows] * r2
-                r2 = r2 + (slope * self._block_sum(spread))[rows]
+                r2 = r2 + (excess * self._block_sum(spread))[rows]
             x, w, nu_change = self._direction(linearized, -r1, -np.concatenate([r2, za]), -r3)
             n = len(rows)
             change = w[:n] / linearized.lam
@@ -355,15 +357,21 @@ class Slider:
         u = np.where(idle, np.clip(computed, -1e300, largest - TUNING.live + 1.0), u)
         return u, np.flatnonzero(u >= largest - TUNING.live)
 
-    def _correction(self, p: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return c(z) and c'/(1 - c') of the loss, both [n]; zeros and None of e^{-z}."""
+    def _steepness(self, p: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return s/S, the margins at which e^{-z} has the loss's slope, and 1/s' - 1, both [n].
+
+        p itself and None where the loss is as good as e^{-z}.
+        """
         if self.loss is EXPONENTIAL or scale * p.min() > TAIL + math.log(self.pairs):
-            return np.zeros(len(p)), None
-        margins = torch.from_numpy(np.clip(scale * p, -1e3, 1e3))
+            return p, None
+        margins = torch.from_numpy(np.minimum(scale * p, 1e3))
         z = soft_margins(margins if self.pairs == 1 else margins.reshape(-1, self.pairs))
-        c, slope = self.loss.slope_tail(z)
-        slope = np.minimum(slope.numpy(), 1.0 - 1e-8)
-        return np.repeat(c.numpy(), self.pairs), np.repeat(slope / (1.0 - slope), self.pairs)
+        s, rate = (np.repeat(one.numpy(), self.pairs) for one in self.loss.steepness(z))
+        wide = np.repeat(z.numpy(), self.pairs)
+        # Of an example alone the difference is zero, whatever rounding says.
+        apart = p - wide / scale if self.pairs > 1 else 0.0
+        rate = np.maximum(rate, 1e-16 / (1.0 + np.abs(wide)))
+        return np.where(wide < TAIL, apart + s / scale, p), 1.0 / rate - 1.0
 
     def _block_sum(self, v: np.ndarray) -> np.ndarray:
         return np.repeat(v.reshape(-1, self.pairs).sum(1), self.pairs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -238,9 +238,12 @@ class Problem:
     def _outputs(self, w: Tensor, x: Tensor) -> Tensor:
         parts = w.split(self.sizes)
         parameters = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        mode = nullcontext() if self.kink_smoothing is None else SmoothedKinks(self.kink_smoothing)
-        with mode:
+        with self.smoothing():
             return call_with(self.module, self.slots, parameters, x)
+
+    def smoothing(self) -> AbstractContextManager:
+        """Return the context in which the module runs with its kinks smoothed, if they are."""
+        return nullcontext() if self.kink_smoothing is None else SmoothedKinks(self.kink_smoothing)
 
     def _batch_margins(self, w: Tensor, rows: slice | Tensor) -> Tensor:
         p = pairwise_margins(self._outputs(w, self.x[rows]), self.y[rows])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Rows of B that go through the module at once.
 _BATCH = 1024
+# Weights up to which the curvature is formed: that many products at once cost as a few do singly.
+_FEW = 300
 
 
 class Point:
@@ -99,15 +101,25 @@ class Point:
         gradient, _ = self._pulled
         if not gradient.requires_grad:
             return np.zeros(self.kinked.P)
+        if self.kinked.P > _FEW:
+            return self._products(self.kinked.tensor(v))
+        if self._hessian is None:
+            self._hessian = self._products(self.kinked.tensor(np.eye(self.kinked.P)))
+        return self._hessian @ v
+
+    def _products(self, v: Tensor) -> np.ndarray:
+        """Return the curvature's products with v [P], or with each row of v [·, P]."""
         (product,) = torch.autograd.grad(
-            gradient,
+            self._pulled[0],
             self._leaf,
-            self.kinked.tensor(v),
+            v,
             retain_graph=True,
+            is_grads_batched=v.ndim == 2,
             allow_unused=True,
             materialize_grads=True,
         )
-        return to_numpy(product)
+        # Of a gradient that does not depend on w, zeros come without the rows of v.
+        return np.broadcast_to(to_numpy(product), v.shape)
 
     def gram(self) -> np.ndarray:
         """Return B Bᵀ, J of the margins kept."""
@@ -205,4 +217,4 @@ class Point:
     def _pull_with_graph(self, lam: np.ndarray, mu: np.ndarray) -> None:
         given = [one.requires_grad_(True) for one in self._cotangents(lam, mu)]
         (gradient,) = self._gradients([self._leaf], given, create_graph=True)
-        self._last, self._pulled = (lam.copy(), mu.copy()), (gradient, given)
+        self._last, self._pulled, self._hessian = (lam.copy(), mu.copy()), (gradient, given), None
