@@ -65,6 +65,8 @@ class Bordered:
         self.row = np.concatenate(point.push(rho))
         self.row[:n] += rest
         self.pivot = float(self.row @ self.solved_column)
+        if self.pivot == 0.0:
+            raise StepFailed("singular")
 
     def covers(self, rows: np.ndarray, gates: np.ndarray, active: np.ndarray) -> bool:
         """Return whether these margins have their rows here, and these kinks slide."""

@@ -95,6 +95,7 @@ class Course:
         if not w.any():
             w = self._out_of_zero()
         state = self.stepper.start(w)
+        self.lowest = exp_times(self.degree * state.log_norm, float(state.p.min()))
         self._arrive(state, [self.stepper.node(state)])
 
     def _out_of_zero(self) -> np.ndarray:
@@ -317,11 +318,11 @@ class Course:
             f"the implicit step fell to {self.length:.1e} at smoothed margin {self.best:.6g}, "
             f"with {len(self.state.sliding.active)} active kinks"
         )
-        largest = exp_times(self.degree * self.state.log_norm, float(np.abs(self.state.p).max()))
-        if self.state.smoothed_margin < 0.0 and largest > TUNING.cornered:
+        if self.lowest < -TUNING.cornered:
             why += (
-                f": beside margins of {largest:.1e} the loss is as good as two straight lines; "
-                "smaller units of the inputs, or a smaller start, make it smooth"
+                f": it started from margins down to {self.lowest:.1e}, beside which the loss is as "
+                "good as two straight lines; smaller units of the inputs, or a smaller start, make "
+                "it smooth"
             )
         return StepCollapse(why, self.best, self.trajectory())
 

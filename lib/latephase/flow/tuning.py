@@ -22,7 +22,7 @@ class Tuning:
     # Before α > 0: so many tries must take off a hundredth of -α. Networks of 1,000 weights and
     # more that do separate were seen to need a tenth of them.
     stagnant: int = 150
-    # Margins before α > 0 beyond which steps that fall to nothing are put down to their size.
+    # Margins of the start, below zero, to whose size steps that fall to nothing are put down.
     cornered: float = 1e6
     # How far beyond the level it was asked for a record may lie, as a part of α: of tol, so that
     # what is read off at a level follows it, but neither more than the first nor, for rounding,
