@@ -481,6 +481,11 @@ REFUSED = {
         r"max-pooling in '1': its indices jump",
     ),
     "branch": (lambda z: z if z.sum() > 1e9 else -z, r"bool in '1': it makes a Python value"),
+    "format": (lambda z: z if f"{z.sum():.1f}" > "9" else -z, r"format in '1': it makes a Python"),
+    "cond": (
+        lambda z: torch.cond(z.sum() > 1e9, abs, torch.relu, (z,)),
+        r"torch.cond and other control",
+    ),
     "item": (lambda z: z + 0 * z.sum().item(), r"item in '1': it makes a Python value"),
     "copied sign": (lambda z: torch.copysign(z, z), r"copysign in '1': its kinks or jumps"),
     "root": (lambda z: (z * z).sqrt(), r"sqrt in '1': the square root of a square has a kink"),

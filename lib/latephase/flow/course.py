@@ -1,65 +1,82 @@
-"""The course of one flow, whichever way it steps: where it is, its clock, what it has recorded."""
+"""The course of one flow: the steps it tries, its clock, what it records, and how it ends."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from latephase.flow.clock import LogClock
-from latephase.flow.errors import NotSeparated
-from latephase.flow.explicit import is_stationary
-from latephase.flow.state import Entry, State, exp_times, thinned
+from latephase.flow.errors import KinkCrossed, NotSeparated, StepCollapse, StepFailed
+from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, FlowState, Step, Stepper
+from latephase.flow.state import Entry, exp_times, thinned
 from latephase.flow.trajectory import Trajectory, trajectory_of
 from latephase.flow.tuning import TUNING
-from latephase.problem import vectors
+from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem
 
 
-class Course(ABC):
-    """Follows one problem of degree L; a subclass says how."""
+class Course:
+    """Follows the flow of one problem of degree L from its start, to any α.
+
+    Stretches in which no kink changes its part are stepped through with ESDIRK4, kinks with SDIRK2.
+    """
 
     def __init__(self, problem: Problem, degree: float, settings: dict[str, Any]) -> None:
         self.problem, self.degree, self.settings = problem, degree, settings
         self.tol = settings["tol"]
+        self.landing = min(
+            TUNING.landing, max(TUNING.landing_tol * self.tol, TUNING.finest_landing)
+        )
+        self.stepper = Stepper(kinked(problem), problem, degree, self.tol)
         self.clock = LogClock(problem.loss)
-        self.steps, self.best, self.path_length = 0, -math.inf, 0.0
-        self.state: State | None = None
+        self.steps, self.attempts, self.best, self.path_length = 0, 0, -math.inf, 0.0
+        self.state: FlowState | None = None
         self.entries: list[Entry] = []
+        # Lengths of the next steps by either method, in units of ‖W‖; steps to take with the one
+        # for kinks before the other is tried again, and how many they are to be next time.
+        self.length = self.hop = TUNING.first_length
+        self.hops, self.patience = 0, 1
+        # The attempts and the α at which the flow was last seen to get on.
+        self.standing = 0, -math.inf
 
-    @abstractmethod
     def run(self, until: float) -> Trajectory:
-        """Return the trajectory up to α = until."""
+        """Return the trajectory up to α = until.
 
-    @abstractmethod
-    def _resume(self) -> None:
-        """Give this course, a copy, its own part of what steps."""
+        Raises NotSeparated at a stationary point, StepCollapse where no step can be solved.
+        """
+        try:
+            for _ in self.states(until):
+                pass
+        except KeyboardInterrupt as stopped:
+            stopped.trajectory = self.trajectory()
+            raise
+        return self.trajectory()
 
-    def _tick(self, state: State) -> None:
-        """Move the clock to a state."""
-        log_gradient = math.log(max(float(np.linalg.norm(state.gradient)), 1e-300))
-        log_gradient += (self.degree - 1.0) * state.log_norm
-        self.clock.advance(state.smoothed_margin, log_gradient)
-
-    def _move(self, state: State) -> None:
-        if self.state is not None:
-            self.path_length += vectors.angle(self.state.direction, state.direction)
-        measured = {"log_time": self.clock.log_time, "path_length": self.path_length}
-        self.state = dataclasses.replace(state, **measured)
-        alpha = self.state.smoothed_margin
-        if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
-            self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
-        # Dropped on the final grid now and then, which drops nothing that the end would keep: the
-        # last entry stays, and stands for every grid point beyond it.
-        if len(self.entries) >= 4 * self.settings["records"] + 64:
-            self.entries = self._kept()
-
-    def _kept(self) -> list[Entry]:
-        return thinned(self.entries, self.settings["records"], self.settings["until"])
+    def states(self, until: float) -> Iterator[FlowState]:
+        """Yield the state of now, the start at first, and each one accepted up to α = until."""
+        if self.state is None:
+            self._begin()
+        yield self.state
+        while self.state.smoothed_margin < until:
+            if self._stationary() or self._settled() or self._only_dead():
+                raise self._stands()
+            if self.attempts > TUNING.attempts:
+                raise self._not_separated(f"{self.attempts} attempted steps are spent")
+            if self._stagnates():
+                raise self._not_separated(
+                    f"{TUNING.stagnant} attempted steps, which took less than a hundredth off the "
+                    "distance of α to 0, are spent"
+                )
+            if self.length < TUNING.smallest_length:
+                raise self._collapse()
+            if self._attempt(until):
+                yield self.state
 
     def trajectory(self) -> Trajectory | None:
         """Return what has been recorded, or None before the first state with α > 0."""
@@ -75,6 +92,144 @@ class Course(ABC):
             continuation=self._extended,
         )
 
+    def _begin(self) -> None:
+        w = self.problem.w0
+        if not w.any():
+            w = self._out_of_zero()
+        state = self.stepper.start(w)
+        self.lowest = exp_times(self.degree * state.log_norm, float(state.p.min()))
+        self._arrive(state, [self.stepper.node(state)])
+
+    def _out_of_zero(self) -> np.ndarray:
+        """Return the W, on the way that the gradient at W = 0 points, of margins that are tiny."""
+        alpha, gradient, growth = self.stepper.at_zero()
+        if growth == 0.0:
+            raise ValueError(
+                "module: its parameters are all zero and the gradient of the risk vanishes there; "
+                "the flow never leaves such a start"
+            )
+        self.clock.advance([(alpha, math.log(np.linalg.norm(gradient)))])
+        return TUNING.out_of_zero / growth * gradient
+
+    def _attempt(self, until: float) -> bool:
+        """Try one step: accept it and return True, or say how long the next try is to be."""
+        tableau = SDIRK2 if self.hops else ESDIRK4
+        length = self.hop if self.hops else self.length
+        if self.state.smoothed_margin > 0.0:
+            length = min(length, math.expm1(self._left(until)))
+        self.attempts += 1
+        try:
+            step = self.stepper.step(self.state, length, tableau)
+        except KinkCrossed as kink:
+            self._approach(kink.part * length)
+            return False
+        except StepFailed:
+            self._shorten(TUNING.shorter * length)
+            return False
+        allowed = TUNING.error * self.tol
+        same = step.state.sliding.same(self.state.sliding)
+        # The error of a step that kinks bend is of its length.
+        rate = tableau.rate if same or step.error < allowed else 1.0
+        factor = 0.9 * (allowed / max(step.error, 1e-12 * allowed)) ** (1.0 / rate)
+        if max(step.error, step.jump) > allowed:
+            beyond = past(step) if step.jump > allowed else 1.0
+            self._shorten(length * min(max(0.1, factor), beyond))
+            return False
+        if length > TUNING.first_length and self._falls(step.state):
+            # The method for kinks is of lower order, but loses no height.
+            if not self.hops:
+                self.hop = length
+                self._approach(0.0)
+            self._shorten(0.5 * length)
+            return False
+        if step.state.smoothed_margin > until * (1.0 + self.landing):
+            return self._land(length, step, until, tableau)
+        # A step cut short to land says nothing against the next.
+        grown = min(TUNING.longest_length, length * min(4.0, factor))
+        if self.hops:
+            self.hop = max(grown, self.hop) if length < self.hop else grown
+            self.hops -= int(same)
+            self.length = TUNING.near_kink * self.hop
+        else:
+            self.length = max(grown, self.length) if length < self.length else grown
+            self.patience = 1
+        self._accept(step)
+        return True
+
+    def _falls(self, state: FlowState) -> bool:
+        """Return whether α/‖W‖^L came out lower, which the flow never lowers once α > 0.
+
+        A step short enough loses no more than rounding does.
+        """
+        before = self.state.normalized_smoothed_margin
+        return before > 0.0 and state.normalized_smoothed_margin < (1.0 - TUNING.monotone) * before
+
+    def _shorten(self, length: float) -> None:
+        if self.hops:
+            self.hop = length
+        self.length = length
+
+    def _approach(self, reach: float) -> None:
+        """Go to just before a kink at that distance, or through it by the method for kinks."""
+        if reach > TUNING.near_kink * self.hop:
+            self.length = 0.9 * reach
+        else:
+            self.hops, self.patience = self.patience, min(2 * self.patience, TUNING.patience)
+
+    def _land(self, length: float, arrived: Step, until: float, tableau) -> bool:
+        """Step to α = until, which a step of that length passes, by the Illinois method.
+
+        Where the steps that go before are not solved, go as far as one that is.
+        """
+        target = math.asinh(until * (1.0 + 0.4 * self.landing))
+        low, high = (0.0, None), (length, arrived)
+        below = math.asinh(self.state.smoothed_margin) - target
+        above = math.asinh(arrived.state.smoothed_margin) - target
+        for _ in range(TUNING.landings):
+            self.attempts += 1
+            part = below / (below - above)
+            at = low[0] + min(max(part, 0.02), 0.98) * (high[0] - low[0])
+            try:
+                step = self.stepper.step(self.state, at, tableau)
+            except StepFailed:
+                break
+            gap = math.asinh(step.state.smoothed_margin) - target
+            if until <= step.state.smoothed_margin <= until * (1.0 + self.landing):
+                low = at, step
+                break
+            if gap < 0.0:
+                low, below, above = (at, step), gap, 0.5 * above
+            else:
+                high, below, above = (at, step), 0.5 * below, gap
+        if low[1] is None:
+            self._shorten(TUNING.shorter * min(length, high[0]))
+            return False
+        self._accept(low[1])
+        return True
+
+    def _accept(self, step: Step) -> None:
+        self.steps += 1
+        self.path_length += step.arc
+        self._arrive(step.state, step.nodes, step.radial)
+
+    def _arrive(
+        self, state: FlowState, nodes: list[tuple[float, float]], radial: bool = False
+    ) -> None:
+        self.best = max(self.best, state.smoothed_margin)
+        log_time = self.clock.advance(nodes, radial)
+        measured = {"log_time": log_time, "path_length": self.path_length}
+        self.state = dataclasses.replace(state, **measured)
+        alpha = self.state.smoothed_margin
+        if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
+            self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
+        # Dropped on the final grid now and then, which drops nothing that the end would keep: the
+        # last entry stays, and stands for every grid point beyond it.
+        if len(self.entries) >= 4 * self.settings["records"] + 64:
+            self.entries = self._kept()
+
+    def _kept(self) -> list[Entry]:
+        return thinned(self.entries, self.settings["records"], self.settings["until"])
+
     def _raw_margins(self, direction: np.ndarray) -> np.ndarray:
         return self.problem.true_margins(self.problem.smoothed(None).margins(direction))
 
@@ -88,41 +243,98 @@ class Course(ABC):
         # A course of its own, so that the same trajectory can be extended again.
         course = copy.copy(self)
         course.problem, course.clock = self.problem.recounted(), copy.copy(self.clock)
+        course.stepper = self.stepper.counting(course.problem.evaluations)
         course.settings = self.settings | {"until": float(until)}
-        course._resume()
         return course.run(until)
 
-    def _stationary(self) -> bool:
-        """Return whether the state is a stationary point that does not separate the examples."""
-        unit = math.exp(min(0.0, log_largest(self.state, self.degree)))
-        return is_stationary(self.state.smoothed_margin, self._slope(), unit)
+    def _left(self, until: float) -> float:
+        """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
+        state = self.state
+        growth = np.vdot(state.gradient, state.gradient) / (
+            self.degree * state.mean_margin() * state.normalized_smoothed_margin
+        )
+        return (math.log(until / state.smoothed_margin) + 0.4 * self.landing) / growth
 
     def _slope(self) -> float:
         """Return ‖W‖‖∇α‖."""
         norm = float(np.linalg.norm(self.state.gradient))
         return exp_times(self.degree * self.state.log_norm, norm)
 
-    def _not_separated(self, why: str, slope: float, p: np.ndarray) -> NotSeparated:
-        until, examples = self.settings["until"], self.problem.true_margins(p)
+    def _unit(self) -> float:
+        """Return the slope beside which a slope is small; without α > 0 the flow is slow."""
+        return self.state.steep(self.degree)
+
+    def _stationary(self) -> bool:
+        """Return whether the state is a stationary point that does not separate the examples."""
+        below = self.state.smoothed_margin <= 0.0
+        return below and self._slope() <= TUNING.stationary * self._unit()
+
+    def _settled(self) -> bool:
+        """Return whether steps fall to nothing because the flow is at a stationary point.
+
+        Kinks that slide, within their width, resolve a point of zero slope to a part of tol.
+        """
+        below = self.state.smoothed_margin <= 0.0 and self.length < TUNING.settled_length
+        return below and self._slope() <= TUNING.kink_width * self.tol * self._unit()
+
+    def _stagnates(self) -> bool:
+        """Return whether α, below 0, has hardly risen over the last attempts."""
+        alpha, (since, then) = self.state.smoothed_margin, self.standing
+        if alpha > 0.0 or alpha > 0.99 * then:
+            self.standing = self.attempts, min(alpha, 0.0)
+        return self.attempts - since > TUNING.stagnant and alpha <= 0.99 * then
+
+    def _dead(self) -> np.ndarray:
+        """Return the examples whose margins are exactly zero, and whose kinks do not slide."""
+        zero = (self.state.p.reshape(self.problem.n, -1) == 0.0).all(1)
+        zero[self.stepper.kinked.owner[self.state.sliding.active]] = False
+        return np.flatnonzero(zero)
+
+    def _only_dead(self) -> bool:
+        """Return whether nothing is left of the risk but that of examples with zero output."""
+        dead = len(self._dead())
+        if dead == 0 or self.state.smoothed_margin > 0.0:
+            return False
+        zeros = torch.zeros(dead * self.problem.pairs, dtype=torch.float64)
+        shaped = zeros if self.problem.pairs == 1 else zeros.reshape(dead, -1)
+        bound = float(self.problem.loss.smoothed_margin(shaped))
+        return self.state.smoothed_margin > bound - TUNING.dead
+
+    def _stands(self) -> NotSeparated:
+        dead, why = self._dead(), "the risk is stationary"
+        if len(dead):
+            names = ", ".join(map(str, dead[:20])) + (", …" if len(dead) > 20 else "")
+            why += f": the output is zero, and stays zero, for {len(dead)} examples ({names})"
+        return self._not_separated(why)
+
+    def _not_separated(self, why: str) -> NotSeparated:
+        until, examples = self.settings["until"], self.problem.true_margins(self.state.p)
         return NotSeparated(
-            f"{why} (‖W‖‖∇α‖ = {slope:.1e}), the largest smoothed margin being {self.best:.6g}, "
-            f"short of {until:.6g}, with {int((examples <= 0).sum())} of {len(examples)} examples "
-            "on the wrong side",
+            f"{why} (‖W‖‖∇α‖ = {self._slope():.1e}), the largest smoothed margin being "
+            f"{self.best:.6g}, short of {until:.6g}, with {int((examples <= 0).sum())} of "
+            f"{len(examples)} examples on the wrong side",
             self.best,
             self.trajectory(),
         )
 
+    def _collapse(self) -> StepCollapse:
+        why = (
+            f"the implicit step fell to {self.length:.1e} at smoothed margin {self.best:.6g}, "
+            f"with {len(self.state.sliding.active)} active kinks"
+        )
+        if self.lowest < -TUNING.cornered:
+            why += (
+                f": it started from margins down to {self.lowest:.1e}, beside which the loss is as "
+                "good as two straight lines; smaller units of the inputs, or a smaller start, make "
+                "it smooth"
+            )
+        return StepCollapse(why, self.best, self.trajectory())
 
-def left(state: State, degree: float, until: float) -> float:
-    """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
-    if state.smoothed_margin <= 0.0:
-        return math.inf
-    growth = np.vdot(state.gradient, state.gradient) / (
-        degree * state.mean_margin() * state.normalized_smoothed_margin
-    )
-    return (math.log(until / state.smoothed_margin) + 0.4 * TUNING.landing) / growth
 
+def past(step: Step) -> float:
+    """Return the factor of a step that has too large a jump in it to one that has not.
 
-def log_largest(state: State, degree: float) -> float:
-    """Return ln max|p| at W, of which the exponential may overflow."""
-    return degree * state.log_norm + math.log(max(np.abs(state.p).max(), 1e-300))
+    A kink 1 - γ along the step, or at its end, is where the stages' weights count it right.
+    """
+    past = step.kink / (1.0 - SDIRK2.gamma)
+    return past if past < 0.9 else 0.95 * step.kink

@@ -11,13 +11,10 @@ import torch
 
 from latephase.flow.course import Course
 from latephase.flow.errors import SolverError
-from latephase.flow.kinked_flow import KinkedFlow
-from latephase.flow.solver import Flow
 from latephase.flow.trajectory import RECORDED, Trajectory, largest_drop
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
 from latephase.problem.degree import checked_degree
-from latephase.problem.kinked import kinked
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
 from latephase.problem.task import Task, inputs_and_labels
@@ -95,7 +92,7 @@ def gradient_flow(
     }
 
     def followed(problem: Problem, settings: dict[str, Any]) -> Trajectory:
-        flow = _course(problem, degree, settings).run(until)
+        flow = Course(problem, degree, settings).run(until)
         return flow if at is None else _landing(flow, levels)
 
     flow = followed(problem, settings)
@@ -108,15 +105,6 @@ def gradient_flow(
     return flow if kink_smoothing is None else _with_smoothing_error(flow, problem, degree)
 
 
-def _course(problem: Problem, degree: float, settings: dict[str, Any]) -> Course:
-    """Return the course along the problem's kinks, or the one for what has none."""
-    if problem.kink_smoothing is None:
-        kinks = kinked(problem)
-        if kinks.K:
-            return KinkedFlow(problem, kinks, degree, settings)
-    return Flow(problem, degree, settings)
-
-
 def _with_smoothing_error(flow: Trajectory, problem: Problem, degree: float) -> Trajectory:
     """Return the flow with the angle to the end of one with twice the ε in its settings.
 
@@ -125,7 +113,7 @@ def _with_smoothing_error(flow: Trajectory, problem: Problem, degree: float) -> 
     """
     twice = problem.smoothed(2.0 * problem.kink_smoothing)
     try:
-        end = Flow(twice, degree, dict(flow.settings)).run(float(flow.smoothed_margin[-1]))
+        end = Course(twice, degree, dict(flow.settings)).run(float(flow.smoothed_margin[-1]))
         error = vectors.angle(end.direction[-1], flow.direction[-1])
     except SolverError:
         error = float("nan")

@@ -1,8 +1,12 @@
-"""The step of the flow: a diagonally implicit Runge–Kutta method in arc length.
+"""The step of the flow: a diagonally implicit Runge–Kutta method in arc length or in ln‖W‖.
 
 dW/ds = t(W), the unit vector of ∇α, or of the Clarke subgradient of α that the flow follows:
 bounded however stiff the flow is, and the same before separation and after it. Each implicit stage
 is one steepest point on a sphere (`latephase.flow.sliding`).
+
+Where the gradient has come near to W, ln‖W‖ takes the place of s: θ = W/‖W‖ has
+dθ/dln‖W‖ = t/⟨t, θ⟩ - θ, which is small late, and a direction that drifts with ln‖W‖ is met exactly
+by steps of any length.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from latephase.flow.errors import KinkCrossed
 from latephase.flow.sliding import Ball, Guess, Slider, Sliding, Solved
 from latephase.flow.state import State, exp_times
 from latephase.flow.tuning import TUNING
+from latephase.problem import vectors
 from latephase.problem.margins import Problem
 
 
@@ -89,26 +94,39 @@ class FlowState(State):
     """A state with what the next step begins from.
 
     tangent [P]: the unit vector t; c [K]: ∂(Σ q p + Σ μ z)/∂out times hi - lo at the unit
-    direction; sliding: gates and active kinks; z [K] at the unit direction.
+    direction; sliding: gates and active kinks; z [K] at the unit direction; steepness: Σ q ‖∇p‖
+    there.
     """
 
     tangent: np.ndarray
     c: np.ndarray
     z: np.ndarray
     sliding: Sliding
+    steepness: float
+
+    def steep(self, degree: float) -> float:
+        """Return the slope ‖W‖‖∇α‖ beside which one is small: ‖W‖ Σ q ‖∇p‖, or min(1, max|p|)."""
+        log_scale = degree * self.log_norm
+        largest = log_scale + math.log(max(np.abs(self.p).max(), 1e-300))
+        return max(math.exp(min(0.0, largest)), exp_times(log_scale, self.steepness))
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """The state arrived at, and errors of its direction: what is smooth, and jumps at kinks.
 
-    kink: where along the step, from 0 to 1, the kink lies that most of `jump` is from.
+    kink: where along the step, from 0 to 1, the kink lies that most of `jump` is from. arc: the
+    length that the direction moved. nodes: (α, ln‖∇α‖) at the implicit stages. radial: whether the
+    step was in ln‖W‖.
     """
 
     state: FlowState
     error: float
     jump: float
     kink: float
+    arc: float
+    nodes: list[tuple[float, float]]
+    radial: bool
 
 
 class Stepper:
@@ -126,6 +144,15 @@ class Stepper:
         other.slider = copy.copy(self.slider)
         other.slider.counts = evaluations
         return other
+
+    def at_zero(self) -> tuple[float, np.ndarray, float]:
+        """Return α, ∇α [P] and how fast margins grow along it, at W = 0."""
+        w = np.zeros(self.kinked.P)
+        p, _, gates = self.kinked.evaluate_natural(w)
+        alpha, log_dual = self.loss.smoothed_margin_and_log_duals(torch.from_numpy(self._shaped(p)))
+        point = self.kinked.at(w, gates, np.zeros(0, dtype=int))
+        gradient = point.pull(np.exp(log_dual.numpy().reshape(-1)), np.zeros(0))[0]
+        return float(alpha), gradient, float(np.abs(point.push(gradient)[0]).max())
 
     def start(self, w: np.ndarray) -> FlowState:
         """Return the state of W [P], its gates those of the signs of z."""
@@ -150,6 +177,9 @@ class Stepper:
             c=c,
             z=z,
             sliding=Sliding(gates, none, np.zeros(0)),
+            steepness=float(
+                np.exp(log_dual.numpy().reshape(-1)) @ np.sqrt(point.gram().diagonal())
+            ),
         )
 
     def step(self, state: FlowState, length: float, tableau: Tableau) -> Step:
@@ -157,26 +187,38 @@ class Stepper:
 
         ESDIRK4 raises KinkCrossed as soon as a stage has other gates than the beginning.
         """
-        trial = _Trial(self, state, length, tableau)
+        late = state.smoothed_margin > 0.0 and state.alignment() > TUNING.aligned
+        trial = (_RadialTrial if late else _Trial)(self, state, length, tableau)
         for row in tableau.rows:
-            stage = trial.solve(trial.center(row))
+            stage = trial.solve(trial.begin(row))
             if tableau is ESDIRK4 and not stage.sliding.same(state.sliding):
                 raise KinkCrossed(tableau.nodes[len(trial.stages)] * self._met(state, stage))
-        error = sum(d * t for d, t in zip(tableau.error, trial.tangents, strict=True))
+        error = sum(d * t for d, t in zip(tableau.error, trial.slopes, strict=True))
         jump, part = 0.0, 1.0
         if not stage.sliding.same(state.sliding):
             missed, seen, part = self._jumps(state, *trial.stages, trial.scale)
             jump = trial.turned(missed / trial.radius)
-            if jump > TUNING.kinked_tol * self.tol:
+            if jump > TUNING.error * self.tol:
                 # What the weights miss is made good; what that changes of it is what is left.
                 trial.again(trial.h * missed / trial.radius)
                 still, seen, part = self._jumps(state, *trial.stages, trial.scale)
                 jump = max(trial.turned((still - missed) / trial.radius), 0.1 * jump)
             error = error - seen / trial.radius
-        return Step(self._arrived(trial), trial.turned(error), jump, part)
+        arrived = self._arrived(trial)
+        units = trial.log_units[1:-1]
+        nodes = [self._stage_node(*one) for one in zip(trial.stages[:-1], units, strict=True)]
+        nodes.append(self.node(arrived))
+        return Step(arrived, trial.turned(error), jump, part, trial.arc(), nodes, late)
 
     def _slope(self, state: FlowState) -> float:
         return max(float(np.linalg.norm(state.gradient)), 1e-300)
+
+    def node(self, state: FlowState) -> tuple[float, float]:
+        """Return α and ln‖∇α‖ of a state."""
+        return state.smoothed_margin, math.log(self._slope(state)) + self._grown(state.log_norm)
+
+    def _grown(self, log_norm: float) -> float:
+        return (self.degree - 1.0) * log_norm
 
     def _jumps(
         self, state: FlowState, first: Solved, second: Solved, scale: np.ndarray
@@ -233,6 +275,13 @@ class Stepper:
         counts = np.bincount(site)
         return np.sqrt(np.bincount(site, z * z) / np.maximum(counts, 1))[site]
 
+    def _stage_node(self, stage: Solved, log_unit: float) -> tuple[float, float]:
+        normalized, _, log_dual = self._carried(stage, 1.0, self.degree * log_unit)
+        alpha = exp_times(self.degree * log_unit, normalized)
+        slope = max(float(np.linalg.norm(stage.pulled)), 1e-300)
+        log_factor = float(log_dual.max()) - stage.log_multiplier.max()
+        return alpha, math.log(slope) + log_factor + self._grown(log_unit)
+
     def _carried(self, stage: Solved, shrink: float, log_scale: float):
         """Return α/S, the gap of the duals and ln q of a stage, its p times `shrink`, S p there."""
         p, u = self._shaped(shrink * stage.p), self._shaped(stage.log_multiplier)
@@ -244,10 +293,10 @@ class Stepper:
     def _arrived(self, trial: _Trial) -> FlowState:
         stage = trial.stages[-1]
         norm = float(np.linalg.norm(stage.theta))
-        log_norm = trial.log_unit + math.log(norm)
+        log_norm = trial.log_units[-1] + math.log(norm)
         log_scale, shrink = self.degree * log_norm, norm**-self.degree
         normalized, gap, log_dual = self._carried(stage, shrink, log_scale)
-        active = stage.sliding.active
+        active, linearized = stage.sliding.active, stage.linearized
         distance = np.abs(stage.z[active]) / np.maximum(self._scale(stage.z)[active], 1e-300)
         factor = math.exp(log_dual.max() - stage.log_multiplier.max()) * norm ** (1.0 - self.degree)
         return FlowState(
@@ -261,94 +310,145 @@ class Stepper:
             exp_times(log_scale, gap),
             active_kinks=len(active),
             kink_distance=float(distance.max(initial=0.0)),
-            tangent=trial.tangents[-1],
+            tangent=trial.tangent(),
             c=factor * stage.c,
             z=stage.z,
             sliding=stage.sliding,
+            steepness=float(
+                np.exp(log_dual.reshape(-1)[linearized.rows])
+                @ np.sqrt(linearized.squares[: len(linearized.rows)])
+            )
+            * norm ** (1.0 - self.degree),
         )
 
 
 class _Trial:
-    """The stages of one step from a state, at lengths in units of N = (1 + length)‖W‖."""
+    """The stages of one step of arc length from a state, in units of N = (1 + length)‖W‖.
+
+    slopes: dθ/ds at the beginning and each stage. log_units: ln N there.
+    """
 
     def __init__(self, of: Stepper, state: FlowState, length: float, tableau: Tableau) -> None:
         self.of, self.state, self.tableau = of, state, tableau
-        unit = 1.0 + length
-        self.start, self.h = state.direction / unit, length / unit
-        self.log_unit = state.log_norm + math.log(unit)
-        self.radius = tableau.gamma * self.h
-        self.scale = of._scale(state.z)
-        self.tangents, self.stages = [state.tangent], []
-        self.rest = 0.0
+        self.scale, self.rest, self.stages = of._scale(state.z), 0.0, []
+        self._begin(length)
         if state.smoothed_margin <= 0.0:
-            unit = min(1.0, float(np.abs(state.p).max()) * math.exp(of.degree * state.log_norm))
-            self.rest = TUNING.settling * unit * math.exp(-of.degree * self.log_unit)
+            steep = TUNING.settling * state.steep(of.degree)
+            self.rest = steep * math.exp(-of.degree * self.log_units[0])
         # ln λ of each stage, less its growth with θ, by which the next one's is guessed.
         size = self.radius / math.hypot(of._slope(state), self.rest)
         self.duals = [state.log_dual.reshape(-1) + math.log(size)]
-        self.last: Guess | Solved = Guess(
-            self.start, self.duals[0], 0.0, state.sliding, size * state.c
-        )
+        self.last: Guess | Solved = Guess(self.start, self.duals[0], state.sliding, size * state.c)
 
-    def center(self, row: tuple[float, ...]) -> np.ndarray:
-        """Return where the sphere of the next stage lies."""
-        parts = zip(row, self.tangents, strict=True)
-        return self.start + self.h * sum(a * t for a, t in parts if a)
+    def _begin(self, length: float) -> None:
+        unit = 1.0 + length
+        self.start, self.h = self.state.direction / unit, length / unit
+        self.log_units = [self.state.log_norm + math.log(unit)] * len(self.tableau.nodes)
+        self.radius, self.slopes = self.tableau.gamma * self.h, [self.state.tangent]
 
-    def solve(self, center: np.ndarray) -> Solved:
+    def _ball(self, begin: np.ndarray) -> Ball:
+        """Return the ball of the stage θ = begin + hγ dθ/ds."""
+        return Ball(begin, self.radius, self.of.degree * self.log_units[0], self.rest)
+
+    def _slope_of(self, stage: Solved, ball: Ball) -> np.ndarray:
+        return (stage.theta - ball.center) / ball.radius
+
+    def _guess(self, slope: np.ndarray) -> np.ndarray:
+        # Close to a stationary point tangents are shorter than one.
+        longest = max(np.linalg.norm(one) for one in self.slopes)
+        return longest / max(np.linalg.norm(slope), 1e-300) * slope
+
+    def tangent(self) -> np.ndarray:
+        """Return t at the last stage."""
+        return self.slopes[-1]
+
+    def begin(self, row: tuple[float, ...]) -> np.ndarray:
+        """Return θ of the next stage, less what its own slope adds."""
+        parts = zip(row, self.slopes, strict=True)
+        return self.start + self.h * sum(a * slope for a, slope in parts if a)
+
+    def solve(self, begin: np.ndarray) -> Solved:
         """Return the next stage, guessed from those before it."""
-        count, nodes, degree = len(self.tangents), self.tableau.nodes, self.of.degree
+        count, nodes, degree = len(self.slopes), self.tableau.nodes, self.of.degree
         weights = _extrapolation(nodes[:count], nodes[count])
 
         def guessed(values: list[np.ndarray]) -> np.ndarray:
             return sum(w * value for w, value in zip(weights, values, strict=True) if w)
 
-        tangent = guessed(self.tangents)
-        # Close to a stationary point tangents are shorter than one.
-        longest = max(np.linalg.norm(one) for one in self.tangents)
-        theta = center + self.radius * longest / max(np.linalg.norm(tangent), 1e-300) * tangent
+        theta = begin + self.tableau.gamma * self.h * self._guess(guessed(self.slopes))
         norm = float(np.linalg.norm(theta))
         # Of either sign at most one: a guess must not drop or lift a margin.
         u = self.duals[-1] + np.clip(guessed(self.duals) - self.duals[-1], -1.0, 1.0)
         u = u + (1.0 - degree) * math.log(norm)
-        nu = self.state.normalized_smoothed_margin * norm**degree
-        nu += (np.log(np.exp(u - u.max()).sum()) + u.max()) * math.exp(-degree * self.log_unit)
         last = self.last
-        return self._solved(center, Guess(theta, u, nu, last.sliding, last.c, last.linearized))
+        return self._solved(begin, Guess(theta, u, last.sliding, last.c, last.linearized))
 
     def again(self, shift: np.ndarray) -> None:
-        """Solve the last stage once more, its sphere shifted."""
+        """Solve the last stage once more, its beginning shifted."""
         last = self.stages.pop()
         self.duals.pop()
-        center = last.theta - self.radius * self.tangents.pop() + shift
-        self._solved(
-            center,
-            Guess(
-                last.theta + shift,
-                last.log_multiplier,
-                last.nu,
-                last.sliding,
-                last.c,
-                last.linearized,
-            ),
-        )
+        begin = last.theta - self.tableau.gamma * self.h * self.slopes.pop() + shift
+        theta, u = last.theta + shift, last.log_multiplier
+        self._solved(begin, Guess(theta, u, last.sliding, last.c, last.linearized))
 
     def turned(self, error: np.ndarray) -> float:
-        """Return by how much an error of the mean tangent turns the direction at the end."""
+        """Return by how much an error of the mean slope turns the direction at the end."""
         theta = self.last.theta
-        e = self.h * self.last.linearized.filtered(error)
+        e = self.radius / self.tableau.gamma * self.last.linearized.filtered(error)
         norm = float(np.linalg.norm(theta))
         return float(np.linalg.norm(e - (theta @ e) / norm**2 * theta)) / norm
 
-    def _solved(self, center: np.ndarray, guess: Guess) -> Solved:
-        of = self.of
-        ball = Ball(center, self.radius, of.degree * self.log_unit, self.rest)
-        self.last = stage = of.slider.solve(ball, guess, self.scale)
+    def arc(self) -> float:
+        """Return the length of the direction's path over the step, by the method's own weights.
+
+        Slopes err by parts of tol, which late is more than the path is long: then it is the chord.
+        """
+        total, points = 0.0, [self.start, *(stage.theta for stage in self.stages)]
+        for weight, theta, slope in zip(self.tableau.weights, points, self.slopes, strict=True):
+            square = float(theta @ theta)
+            across = slope - (theta @ slope) / square * theta
+            total += weight * float(np.linalg.norm(across)) / math.sqrt(square)
+        chord = vectors.angle(self.start, self.last.theta)
+        return self.h * total if chord < self.h * total < 1.1 * chord else chord
+
+    def _solved(self, begin: np.ndarray, guess: Guess) -> Solved:
+        ball = self._ball(begin)
+        last = len(self.slopes) == len(self.tableau.rows)
+        self.last = stage = self.of.slider.solve(ball, guess, self.scale, last)
         self.stages.append(stage)
-        self.tangents.append((stage.theta - center) / self.radius)
-        growth = (of.degree - 1.0) * math.log(np.linalg.norm(stage.theta))
+        self.slopes.append(self._slope_of(stage, ball))
+        growth = (self.of.degree - 1.0) * math.log(np.linalg.norm(stage.theta))
         self.duals.append(stage.log_multiplier + growth)
         return stage
+
+
+class _RadialTrial(_Trial):
+    """The stages of a step in ln N from ‖W‖ to (1 + length)‖W‖, where α > 0.
+
+    θ = b + hγ (t/⟨t, θ⟩ - θ) is θ - b/(1 + hγ) = r t/⟨t, θ⟩ with r = hγ/(1 + hγ).
+    """
+
+    def _begin(self, length: float) -> None:
+        state, self.start, self.h = self.state, self.state.direction, math.log1p(length)
+        self.log_units = [state.log_norm + self.h * node for node in self.tableau.nodes]
+        share = self.tableau.gamma * self.h
+        self.radius = share / (1.0 + share)
+        self.slopes = [state.tangent / (state.tangent @ self.start) - self.start]
+
+    def _ball(self, begin: np.ndarray) -> Ball:
+        log_scale = self.of.degree * self.log_units[len(self.slopes)]
+        return Ball((1.0 - self.radius) * begin, self.radius, log_scale, radial=True)
+
+    def _slope_of(self, stage: Solved, ball: Ball) -> np.ndarray:
+        return super()._slope_of(stage, ball) - stage.theta
+
+    def _guess(self, slope: np.ndarray) -> np.ndarray:
+        return slope
+
+    def tangent(self) -> np.ndarray:
+        """Return t at the last stage."""
+        moved = self.slopes[-1] + self.last.theta
+        return moved / np.linalg.norm(moved)
 
 
 def _extrapolation(nodes: tuple[float, ...], at: float) -> list[float]:

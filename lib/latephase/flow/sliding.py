@@ -8,20 +8,22 @@ c = (hi - lo) ∂(λᵀp + μᵀz)/∂out, and their gates are closed in p, J = 
 Euler step of arc length r from b is
 
     θ - b - Jᵀλ - Zᵀμ = 0
-    p + (u - ν - c(S p))/S = 0            u = ln λ, c = ln(-ℓ') + z; 0 for the exponential loss
+    s(S p)/S + u/S - ν = 0                u = ln λ, s = -ln(-ℓ'); z itself for the exponential loss
     (‖θ - b‖² + ε²(Σλ)² - r²)/(2r) = 0
     z_A = 0
 
 at lengths in units of N, S = N^L: the steepest point of α on a sphere around b, which needs neither
-α > 0 nor a growing ‖W‖. The second row is ln λ = S ν + ln(-ℓ'(S p)) divided by S: as S grows it
-turns into complementarity. Carrying u keeps the dual variables to full accuracy, which exp(-S p)
-would lose once S p is rounded by more than one.
+α > 0 nor a growing ‖W‖. Of a step in ln‖W‖ the third row is ⟨θ, θ - b⟩ = r. The second row is
+ln λ = S ν + ln(-ℓ'(S p)) divided by S: as S grows it turns into complementarity. Carrying u keeps
+the dual variables to full accuracy, which exp(-S p) would lose once S p is rounded by more than
+one. A module without kinks has no fourth row.
 
 Where α > 0, ε = 0. Below, the small ε lets the flow settle at a stationary point, which arc length
 alone would run past: Σλ = r/√(‖∇α‖² + ε²), so that the speed falls off where ‖∇α‖ is below ε.
 
 Residuals are exact and cost one gradient; the Newton matrix need not be, so that one `Bordered`
-serves several iterations and stages. Its curvature ∇²(λᵀp + μᵀz_A) comes in by a Krylov method.
+serves several iterations and stages. Its curvature ∇²(λᵀp + μᵀz_A) comes in by a Krylov method,
+of a module with few weights as a matrix.
 """
 
 from __future__ import annotations
@@ -63,21 +65,31 @@ class Sliding:
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """Centre b [P] and radius r of a stage, in units of N, ln S, and ε."""
+    """Centre b [P] and radius r of a stage, in units of N, ln S, and ε.
+
+    radial: the third row is ⟨θ, θ - b⟩ - r = 0 instead, that of a step in ln‖W‖.
+    """
 
     center: np.ndarray
     radius: float
     log_scale: float
     rest: float = 0.0
+    radial: bool = False
+
+    def third(self, theta: np.ndarray, total: float) -> tuple[float, np.ndarray]:
+        """Return the third row at θ and Σλ, and its derivative in θ [P]."""
+        moved, r = theta - self.center, self.radius
+        if self.radial:
+            return float(theta @ moved) - r, theta + moved
+        return float(moved @ moved + (self.rest * total) ** 2 - r * r) / (2.0 * r), moved / r
 
 
 @dataclass(frozen=True, eq=False)
 class Guess:
-    """Where Newton's method begins: θ [P], u [n], ν/S, a sliding whose c [K] is known, a matrix."""
+    """Where Newton's method begins: θ [P], u [n], a sliding whose c [K] is known, and a matrix."""
 
     theta: np.ndarray
     log_multiplier: np.ndarray
-    nu: float
     sliding: Sliding
     c: np.ndarray
     linearized: Bordered | None = None
@@ -110,23 +122,27 @@ class Slider:
         self.units, self.owner = np.asarray(kinked.unit), np.asarray(kinked.owner)
         self.counts = counts
 
-    def solve(self, ball: Ball, guess: Guess, scale: np.ndarray) -> Solved:
+    def solve(self, ball: Ball, guess: Guess, scale: np.ndarray, last: bool = True) -> Solved:
         """Return the stage, its gates consistent with the signs of z; raises StepFailed.
 
-        scale [K]: the size of z in θ's units, beside which a z counts as zero.
+        scale [K]: the size of z in θ's units, beside which a z counts as zero. last: the stage is
+        the end of the step, which is solved as far as rounding lets it.
         """
-        theta, u, nu = guess.theta, guess.log_multiplier, guess.nu
+        theta, u, nu = guess.theta, guess.log_multiplier, None
         gates, share = (
             guess.sliding.gates.copy(),
             dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
         )
         c, linearized = guess.c, guess.linearized
         seen, single, width = {}, False, self.width * scale
-        tol = TUNING.loose
+        tol = TUNING.loose if self.kinked.K else TUNING.tight
         for _ in range(TUNING.rounds):
             active = np.array(sorted(share), dtype=int)
             mu = np.array([share[k] for k in active.tolist()]) * c[active]
-            found = self._newton(ball, theta, u, nu, mu, gates, active, width, tol, linearized)
+            exact = last and tol == TUNING.tight
+            found = self._newton(
+                ball, theta, u, nu, mu, gates, active, width, tol, exact, linearized
+            )
             theta, u, nu, c = found.theta, found.log_multiplier, found.nu, found.c
             linearized = found.linearized
             share = dict(zip(active.tolist(), found.sliding.share.tolist(), strict=True))
@@ -219,31 +235,35 @@ class Slider:
         ball: Ball,
         theta: np.ndarray,
         u: np.ndarray,
-        nu: float,
+        nu: float | None,
         mu: np.ndarray,
         gates: np.ndarray,
         active: np.ndarray,
         width: np.ndarray,
         tol: float,
+        exact: bool,
         linearized: Bordered | None,
     ) -> Solved:
         """Return the stage with these kinks sliding, whatever signs come out; raises StepFailed."""
         r, best, previous, cap = ball.radius, math.inf, math.inf, 0.5
         inverse_scale, scale = math.exp(-ball.log_scale), math.exp(min(ball.log_scale, 700.0))
         tol = max(tol, TUNING.rounding / r)
-        for iteration in range(TUNING.kinked_iterations):
+        for iteration in range(TUNING.iterations):
             point = self.kinked.at(theta, gates, active)
             p, moved = point.p, theta - ball.center
-            correction, slope = self._correction(p, scale)
-            computed = (nu - p) * scale + correction
+            steep, excess = self._steepness(p, scale)
+            if nu is None:
+                share = np.exp(u - u.max())
+                nu = float(share @ (steep + u * inverse_scale) / share.sum())
+            computed = (nu - steep) * scale
             u, rows = self._followed(u, computed, p, linearized)
             lam = np.exp(u)
             pulled, c = point.pull(lam, mu)
             self.counts["gradient"] += 1
             r1 = moved - pulled
-            r2 = (p + (u - correction) * inverse_scale - nu)[rows]
+            r2 = (steep + u * inverse_scale - nu)[rows]
             at_rest = ball.rest**2 * float(lam.sum())
-            r3 = (moved @ moved + at_rest * float(lam.sum()) - r * r) / (2.0 * r)
+            r3, rho = ball.third(theta, float(lam.sum()))
             attracting = c[active] < 0.0
             give = np.where(attracting, width[active], 0.0) / np.maximum(-c[active], 1e-300)
             give[~attracting] = 0.0
@@ -253,7 +273,8 @@ class Slider:
             size = self._size((r1, weighed, r3, za_size), r, scale, linearized)
             if not math.isfinite(size):
                 raise StepFailed("overflow")
-            if size < tol and linearized is not None:
+            improves = exact and size > TUNING.exact and size < TUNING.slow * previous
+            if size < tol and not improves and linearized is not None:
                 share = np.divide(
                     mu, c[active], out=np.full(len(mu), 0.5), where=np.abs(c[active]) > 1e-300
                 )
@@ -272,20 +293,22 @@ class Slider:
                     held,
                     ball.log_scale,
                     (lam, mu),
-                    moved / r,
+                    rho,
                     at_rest / r,
                     give,
-                    slope,
+                    excess,
                     self.pairs,
                 )
                 self.counts["jacobian"] += 1
             rows = linearized.rows
-            r2 = (p + (u - correction) * inverse_scale - nu)[rows]
-            if slope is not None:
+            r2 = (steep + u * inverse_scale - nu)[rows]
+            if excess is not None:
                 spread = np.zeros_like(u)
                 spread[rows] = (lam / np.maximum(self._block_sum(lam), 1e-300))[rows] * r2
-                r2 = r2 + (slope * self._block_sum(spread))[rows]
+                r2 = r2 + (excess * self._block_sum(spread))[rows]
             x, w, nu_change = self._direction(linearized, -r1, -np.concatenate([r2, za]), -r3)
+            if not np.isfinite(x).all():
+                raise StepFailed("overflow")
             n = len(rows)
             change = w[:n] / linearized.lam
             # e^{δu} overshoots where Newton is linear in λ.
@@ -322,6 +345,8 @@ class Slider:
 
     def _direction(self, linearized: Bordered, r1: np.ndarray, rows: np.ndarray, length: float):
         """Return Newton's (δθ, w, δν/S), the curvature at the matrix's point included."""
+        if linearized.bent is not None:
+            return linearized.newton(r1, rows, length, linearized.bent)
         first, images = linearized.solve(r1, rows, length), []
         lam, mu = linearized.multipliers
 
@@ -335,8 +360,6 @@ class Slider:
             one + sum(part * image[i] for part, image in zip(parts, images, strict=True))
             for i, one in enumerate(first)
         ]
-        if not np.isfinite(whole[0]).all():
-            raise StepFailed("overflow")
         return whole
 
     def _followed(
@@ -355,15 +378,21 @@ class Slider:
         u = np.where(idle, np.clip(computed, -1e300, largest - TUNING.live + 1.0), u)
         return u, np.flatnonzero(u >= largest - TUNING.live)
 
-    def _correction(self, p: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return c(z) and c'/(1 - c') of the loss, both [n]; zeros and None of e^{-z}."""
+    def _steepness(self, p: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return s/S, the margins at which e^{-z} has the loss's slope, and 1/s' - 1, both [n].
+
+        p itself and None where the loss is as good as e^{-z}.
+        """
         if self.loss is EXPONENTIAL or scale * p.min() > TAIL + math.log(self.pairs):
-            return np.zeros(len(p)), None
-        margins = torch.from_numpy(np.clip(scale * p, -1e3, 1e3))
+            return p, None
+        margins = torch.from_numpy(np.minimum(scale * p, 1e3))
         z = soft_margins(margins if self.pairs == 1 else margins.reshape(-1, self.pairs))
-        c, slope = self.loss.slope_tail(z)
-        slope = np.minimum(slope.numpy(), 1.0 - 1e-8)
-        return np.repeat(c.numpy(), self.pairs), np.repeat(slope / (1.0 - slope), self.pairs)
+        s, rate = (np.repeat(one.numpy(), self.pairs) for one in self.loss.steepness(z))
+        wide = np.repeat(z.numpy(), self.pairs)
+        # Of an example alone the difference is zero, whatever rounding says.
+        apart = p - wide / scale if self.pairs > 1 else 0.0
+        rate = np.maximum(rate, 1e-16 / (1.0 + np.abs(wide)))
+        return np.where(wide < TAIL, apart + s / scale, p), 1.0 / rate - 1.0
 
     def _block_sum(self, v: np.ndarray) -> np.ndarray:
         return np.repeat(v.reshape(-1, self.pairs).sum(1), self.pairs)

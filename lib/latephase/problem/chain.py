@@ -214,6 +214,9 @@ class ChainPoint:
             gram = gram.take(back, 0).take(back, 1)
         return gram
 
+    def hessian(self, lam: np.ndarray, mu: np.ndarray) -> None:
+        """Return None: products cost little here."""
+
     def rows(self) -> np.ndarray:
         """Return B = [J; Z_A] itself."""
         order, owner, rows = self._rows(self.active)

@@ -47,7 +47,7 @@ class Kinked:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem = problem.smoothed(None)
+        self.problem = problem = problem.recounted()
         self.n, self.P = problem.n * problem.pairs, problem.w0.size
         self.plan = find_plan(self._discover)
         self.sites = [(site.name, site.where, site.shape) for site in self.plan.sites]
@@ -132,7 +132,7 @@ class Kinked:
         parameters = [part.reshape(shape) for part, shape in parts]
         if record:
             calls.parameters = {id(one): i for i, one in enumerate(parameters)}
-        with calls:
+        with calls, problem.smoothing():
             outputs = call_with(problem.module, problem.slots, parameters, x)
         calls.finish()
         return pairwise_margins(outputs, y).reshape(len(x), -1)

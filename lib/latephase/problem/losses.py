@@ -92,16 +92,16 @@ class Loss:
         """Return ln(-ℓ'(z)), elementwise."""
         return self.log_slope_tail(z) - z
 
-    def slope_tail(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return c(z) = ln(-ℓ'(z)) + z and c'(z), elementwise.
+    def steepness(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s(z) = -ln(-ℓ'(z)) and s'(z), elementwise; z plus a constant beyond TAIL."""
 
-        c tends to a constant, so it is the correction that turns the exponential loss into this
-        one; it is evaluated at min(z, TAIL), because ln ℓ(z) + z cancels for large z.
-        """
-        near = torch.clamp(z, max=TAIL)
-        value, pull_back = torch.func.vjp(self.log_slope_tail, near)
-        (slope,) = pull_back(torch.ones_like(near))
-        return value, torch.where(z < TAIL, slope, torch.zeros_like(slope))
+        def near(z: Tensor) -> Tensor:
+            return -self.log_value(z) - self._log_rate(z)
+
+        value, pull_back = torch.func.vjp(near, torch.clamp(z, max=TAIL))
+        (slope,) = pull_back(torch.ones_like(z))
+        far = z >= TAIL
+        return torch.where(far, value + z - TAIL, value), torch.where(far, 1.0, slope)
 
     def log_slope_tail(self, z: Tensor) -> Tensor:
         """Return c(z) alone."""
@@ -128,7 +128,6 @@ class Loss:
         multipliers enter α to second order only. Then α = -ln R + a(α).
         """
         scale = math.exp(min(log_scale, 700.0))
-        smallest = margins.min()
         z = soft_margins(scale * margins)
         # c - a = ln(-(ln ℓ)').
         log_rate = self._log_rate(torch.clamp(z, max=TAIL))
@@ -136,12 +135,15 @@ class Loss:
         log_weights = log_multipliers - log_rate[shape]
         log_weights = log_weights - log_sum_exp(log_weights.reshape(-1), 0)
         weights = torch.exp(log_weights)
-        tail = self.tail(z)[shape]
+        # p - a(z)/S, in which z cancels where it is not beyond TAIL.
+        apart = margins - (z / scale)[shape] if margins.ndim > 1 else torch.zeros_like(margins)
+        near = apart - (self.log_value(torch.clamp(z, max=TAIL)) / scale)[shape]
+        lifted = torch.where((z < TAIL)[shape], near, margins - (self.tail(z) / scale)[shape])
         # 0 ln 0 = 0.
-        entropic = torch.where(weights > 0, weights * (log_weights - tail), weights).sum()
-        carried = (weights * margins).sum() + entropic / scale
-        relative = tail - scale * (margins - smallest)
-        computed = smallest - log_sum_exp(relative.reshape(-1), 0) / scale
+        entropic = torch.where(weights > 0, weights * log_weights, weights).sum()
+        carried = (weights * lifted).sum() + entropic / scale
+        smallest = lifted.min()
+        computed = smallest - log_sum_exp(scale * (smallest - lifted).reshape(-1), 0) / scale
         alpha = self.inverse(-scale * carried)
         rise = self.tail(alpha) / scale
         log_dual = log_weights + log_rate[shape] - self._log_rate(torch.clamp(alpha, max=TAIL))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -238,9 +238,12 @@ class Problem:
     def _outputs(self, w: Tensor, x: Tensor) -> Tensor:
         parts = w.split(self.sizes)
         parameters = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        mode = nullcontext() if self.kink_smoothing is None else SmoothedKinks(self.kink_smoothing)
-        with mode:
+        with self.smoothing():
             return call_with(self.module, self.slots, parameters, x)
+
+    def smoothing(self) -> AbstractContextManager:
+        """Return the context in which the module runs with its kinks smoothed, if they are."""
+        return nullcontext() if self.kink_smoothing is None else SmoothedKinks(self.kink_smoothing)
 
     def _batch_margins(self, w: Tensor, rows: slice | Tensor) -> Tensor:
         p = pairwise_margins(self._outputs(w, self.x[rows]), self.y[rows])
@@ -286,13 +289,14 @@ class Problem:
             self._vectorized = True
             try:
                 rows = self._example_jacobians(w, few)
-            except (RuntimeError, ValueError):
+            except (RuntimeError, ValueError, AssertionError):
                 self._vectorized = False
                 rows = self._example_jacobians(w, few)
-        except RuntimeError as error:
-            raise ValueError(
-                f"module: no derivatives by torch.func: {error}{own_line(error)}"
-            ) from error
+        except (RuntimeError, AssertionError) as error:
+            why = f"no derivatives by torch.func: {error}"
+            if "_higher_order_ops" in why:
+                why = "torch.cond and other control flow on values is not followed"
+            raise ValueError(f"module: {why}{own_line(error)}") from error
         if (once - again).abs().max() > 1e-9 * once.abs().max():
             raise ValueError(DRIFTS)
         came, expected = rows.T @ to_numpy(weights), to_numpy(expected)

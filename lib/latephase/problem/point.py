@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Rows of B that go through the module at once.
 _BATCH = 1024
+# Weights up to which the curvature is formed: that many products at once cost as a few do singly.
+_FEW = 300
 
 
 class Point:
@@ -93,21 +95,31 @@ class Point:
         return to_numpy(pushed[0])[self.margins], to_numpy(pushed[1])
 
     def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Return ∇²(λᵀp + μᵀz_A) v [P]."""
+        """Return ∇²(λᵀp + μᵀz_A) v for v [P] or for each row of v [·, P]."""
         if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
             self._pull_with_graph(lam, mu)
-        gradient, _ = self._pulled
-        if not gradient.requires_grad:
-            return np.zeros(self.kinked.P)
+        if not self._pulled[0].requires_grad:
+            return np.zeros(v.shape)
+        return self._products(self.kinked.tensor(v))
+
+    def hessian(self, lam: np.ndarray, mu: np.ndarray) -> np.ndarray | None:
+        """Return ∇²(λᵀp + μᵀz_A) [P, P], None of more than a few weights."""
+        few = self.kinked.P <= _FEW
+        return self.curvature(lam, mu, np.eye(self.kinked.P)) if few else None
+
+    def _products(self, v: Tensor) -> np.ndarray:
+        """Return the curvature's products with v [P], or with each row of v [·, P]."""
         (product,) = torch.autograd.grad(
-            gradient,
+            self._pulled[0],
             self._leaf,
-            self.kinked.tensor(v),
+            v,
             retain_graph=True,
+            is_grads_batched=v.ndim == 2,
             allow_unused=True,
             materialize_grads=True,
         )
-        return to_numpy(product)
+        # Of a gradient that does not depend on w, zeros come without the rows of v.
+        return np.broadcast_to(to_numpy(product), v.shape)
 
     def gram(self) -> np.ndarray:
         """Return B Bᵀ, J of the margins kept."""

@@ -26,8 +26,8 @@ JUMPS = {
     "not_equal", "searchsorted", "signbit", "unique",
 }
 TO_PYTHON = {
-    "allclose", "array", "bool", "contains", "equal", "float", "index", "int", "is_nonzero", "item",
-    "numpy", "tolist",
+    "allclose", "array", "bool", "contains", "equal", "float", "format", "index", "int",
+    "is_nonzero", "item", "numpy", "tolist",
 }
 _NORMS = {"linalg_matrix_norm", "linalg_norm", "linalg_vector_norm", "norm", "normalize"}
 # A lower bound up to this one guards a division.
