@@ -143,6 +143,10 @@ def test_examples_that_are_all_zero_are_refused():
 @pytest.mark.parametrize("units", [1e-12, 1e-6, 1.0, 1e6, 1e12])
 def test_what_is_not_separable_is_said_not_to_be_in_any_units(units):
     x, y = units * np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), np.array([1, -1, 1])
+    torch.manual_seed(3)
     module = torch.nn.Linear(2, 1, bias=False)
-    with pytest.raises(latephase.NotSeparated):
+    # Where float64 cannot resolve W so finely, the units are to blame, and named.
+    ends = (latephase.NotSeparated, latephase.StepCollapse)
+    with pytest.raises(ends, match=r"stationary|units of the inputs") as raised:
         latephase.gradient_flow(module, x, y)
+    assert isinstance(raised.value, latephase.NotSeparated) or units > 1e6

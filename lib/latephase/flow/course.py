@@ -74,7 +74,7 @@ class Course:
                     "distance of α to 0, are spent"
                 )
             if self.length < TUNING.smallest_length:
-                raise self._collapse()
+                raise self._stands() if self._unresolved() else self._collapse()
             if self._attempt(until):
                 yield self.state
 
@@ -276,6 +276,15 @@ class Course:
         """
         below = self.state.smoothed_margin <= 0.0 and self.length < TUNING.settled_length
         return below and self._slope() <= TUNING.kink_width * self.tol * self._unit()
+
+    def _unresolved(self) -> bool:
+        """Return whether the slope is as near to zero as the smallest steps can bring it.
+
+        In large units of the inputs such a step changes margins, and with them the slope, by much.
+        """
+        below, unit = self.state.smoothed_margin <= 0.0, self._unit()
+        least = min(TUNING.unresolved, 10.0 * TUNING.smallest_length * unit)
+        return below and self._slope() <= least * unit
 
     def _stagnates(self) -> bool:
         """Return whether α, below 0, has hardly risen over the last attempts."""

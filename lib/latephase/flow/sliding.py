@@ -81,7 +81,8 @@ class Ball:
         moved, r = theta - self.center, self.radius
         if self.radial:
             return float(theta @ moved) - r, theta + moved
-        return float(moved @ moved + (self.rest * total) ** 2 - r * r) / (2.0 * r), moved / r
+        still = self.rest * total
+        return float(moved @ moved + still * still - r * r) / (2.0 * r), moved / r
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,8 @@ class Tuning:
     settling: float = 1e-6
     # Steps below this, where the slope is below what the width of kinks resolves, have settled.
     settled_length: float = 1e-5
+    # The largest slope, in the same units, that counts as one that the smallest steps leave.
+    unresolved: float = 1e-3
     # α this far from the bound that examples of zero output set: nothing else is left of the risk.
     dead: float = 1e-4
 
