@@ -301,6 +301,8 @@ class Slider:
                     self.pairs,
                 )
                 self.counts["jacobian"] += 1
+                if linearized.bent is not None:
+                    self.counts["curvature"] += len(theta)
             rows = linearized.rows
             r2 = (steep + u * inverse_scale - nu)[rows]
             if excess is not None:
