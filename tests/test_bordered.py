@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latephase.flow import bordered
-from latephase.flow.bordered import Bordered
+from latephase.flow.bordered import Bordered, kink_stiffness
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem
 from tests.test_nonsmooth_flow import relu_network
@@ -68,3 +68,17 @@ def test_more_rows_than_weights_are_inverted_through_the_weights(monkeypatch, pa
     assert len(rows) + len(active) > of.P
     for a, b in zip(*(one.solve(*right) for one in found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_the_stiffness_of_kinks_is_the_inverse_of_their_part_of_the_inverse():
+    rng = np.random.default_rng(1)
+    of = kinked(Problem(relu_network(3, 6, 1, seed=0), rng.normal(size=(N, 3)), np.ones(N)))
+    w, active = rng.normal(size=of.P), np.arange(0, of.K, 5)
+    gates, u = rng.integers(2, size=of.K).astype(float), rng.normal(size=of.n)
+    stiffness, sizes = kink_stiffness(of.at(w, gates, active), np.arange(of.n), u, 1.0)
+    gram = of.at(w, gates, active).gram()
+    np.testing.assert_allclose(sizes**2, gram.diagonal()[of.n :])
+    gram[np.diag_indices(of.n)] += np.exp(-1.0 - u)
+    gram[np.diag_indices(len(gram))] += 1e-9
+    inner = np.linalg.inv(gram)[of.n :, of.n :]
+    np.testing.assert_allclose(stiffness, np.linalg.inv(inner), atol=1e-6)

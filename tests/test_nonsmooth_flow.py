@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 from torch import nn
 
 import latephase
 from latephase.flow.course import Course, past
 from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, Stepper
-from latephase.flow.sliding import Slider, Sliding
+from latephase.flow.sliding import Change, Slider, Sliding, boxed
 from latephase.flow.trajectory import largest_drop
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem
@@ -221,11 +222,40 @@ def test_gates_flip_once_all_that_slides_is_settled():
     first, other = 0, int(np.flatnonzero(slider.units != slider.units[0])[0])
     z, c = np.zeros(count), np.full(count, -1.0)
     z[[first, other]], c[other] = 1.0, 1.0
-    gates, none = np.zeros(count), np.zeros(0, dtype=int)
-    found = SimpleNamespace(sliding=Sliding(gates, none, np.zeros(0)), z=z, c=c)
+    one, none = np.full(count, 1e-3), np.zeros(0, dtype=int)
+
+    def changes(active, share):
+        found = SimpleNamespace(sliding=Sliding(np.zeros(count), active, share), z=z, c=c)
+        return slider._changes(None, found, one, one, single=True)
+
+    assert changes(none, np.zeros(0)) == [Change(first, True, 0.0)]
+    assert changes(np.array([first]), np.array([0.5])) == [Change(other, False, 1.0)]
+
+
+def test_kinks_of_examples_without_weight_follow_their_signs():
+    flow = sliding_flow(30.0)
+    slider, count = flow.stepper.slider, flow.stepper.kinked.K
+    z, c = np.full(count, -1.0), np.full(count, -1.0)
+    light, slid = 0, 1
+    z[[light, slid]], c[[light, slid]] = 1.0, -1e-300
+    sliding = Sliding(np.zeros(count), np.array([slid]), np.array([0.5]))
+    found = SimpleNamespace(sliding=sliding, z=z, c=c)
     one = np.full(count, 1e-3)
-    assert slider._changes(found, {}, one, one) == [(1000.0, first, None)]
-    assert slider._changes(found, {first: 0.5}, one, one) == [(1000.0, other, 1.0)]
+    expected = [Change(light, False, 1.0), Change(slid, False, 1.0)]
+    assert slider._changes(None, found, one, one, single=False) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gates_solved_for_together_are_those_of_bounded_least_squares(seed):
+    rng = np.random.default_rng(seed)
+    root, upper = rng.normal(size=(12, 9)), rng.uniform(0.1, 1.0, 9) * 10.0 ** rng.uniform(-4, 1, 9)
+    matrix = root.T @ root + 1e-3 * np.eye(9)
+    right = matrix @ (upper * rng.uniform(-1.0, 2.0, 9))
+    square = np.linalg.cholesky(matrix).T
+    goal = np.linalg.solve(square.T, right)
+    expected = optimize.lsq_linear(square, goal, (0.0, upper), method="bvls", tol=1e-14).x
+    np.testing.assert_allclose(boxed(matrix, right, upper), expected, atol=1e-8 * upper.max())
+    assert 0 < np.isclose(expected, 0.0).sum() + np.isclose(expected, upper).sum()
 
 
 def test_a_companion_tells_where_the_direction_depends_on_tol():
@@ -273,7 +303,7 @@ def test_the_gate_of_a_sliding_kink_is_its_place_within_the_width():
     found, solve = [], flow.stepper.slider.solve
     flow.stepper.slider.solve = lambda *a: found.append((a, solve(*a))) or found[-1][1]
     flow.stepper.step(flow.state, 1e-3, SDIRK2)
-    (_, _, scale, _), solved = found[-1]
+    (_, _, scale, *_), solved = found[-1]
     active, share = solved.sliding.active, solved.sliding.share
     width = 0.01 * 1e-3 * scale[active]
     np.testing.assert_allclose(solved.z[active] / width, share - 0.5, atol=1e-2)

@@ -141,7 +141,7 @@ class Bordered:
             self.coupling = coupling / (1.0 + np.repeat(sums, counts)) / own[:n]
         matrix = held.T @ self._shared(held)
         matrix[np.diag_indices(len(matrix))] += 1.0
-        self.held, self.factor = held, _cholesky(matrix)
+        self.held, self.factor = held, factored(matrix)
         return True
 
     def _shared(self, v: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ class Bordered:
             scaled = self.scaling[self.apart][:, None] * split.cross.T * scaling
             self.cross = self.blocks.halved(scaled)
             matrix -= self.cross.T @ self.cross
-        self.factor = _cholesky(matrix)
+        self.factor = factored(matrix)
 
     def _kept(self, v: np.ndarray) -> np.ndarray:
         """Return v without the part of the kinks that are eliminated first."""
@@ -203,6 +203,24 @@ class Bordered:
         apart = self.blocks.finished(half - self.cross @ kept)
         start = self.apart.start
         return scaling * np.concatenate([kept[:start], apart, kept[start:]])
+
+
+def kink_stiffness(
+    point: Any, rows: np.ndarray, log_multiplier: np.ndarray, log_scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return by how much z of the active kinks changes with their μ [A, A], ν/S held, and ‖Z_k‖.
+
+    What couples the margins of an example is left out.
+    """
+    point.select(rows)
+    gram, n = point.gram(), len(rows)
+    own = np.exp(np.minimum(-log_scale - log_multiplier[rows], 600.0))
+    scale = 1.0 / np.sqrt(gram.diagonal()[:n] + own + 1e-300)
+    margins = scale[:, None] * gram[:n, :n] * scale
+    margins[np.diag_indices(n)] += own * scale**2 + TUNING.dependent
+    cross = scale[:, None] * gram[:n, n:]
+    cross = linalg.solve_triangular(factored(margins)[0], cross, lower=True, check_finite=False)
+    return gram[n:, n:] - cross.T @ cross, np.sqrt(gram.diagonal()[n:])
 
 
 class UnitBlocks:
@@ -247,7 +265,8 @@ class UnitBlocks:
         return whole.reshape(*self.shape, *v.shape[1:])
 
 
-def _cholesky(matrix: np.ndarray) -> tuple[np.ndarray, bool]:
+def factored(matrix: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return the Cholesky factor for `scipy.linalg.cho_solve`, in place; raises StepFailed."""
     try:
         return linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
     except linalg.LinAlgError as error:

@@ -131,8 +131,9 @@ class Course:
         # The error of a step that kinks bend is of its length.
         rate = tableau.rate if same or step.error < allowed else 1.0
         factor = 0.9 * (allowed / max(step.error, 1e-12 * allowed)) ** (1.0 / rate)
-        if max(step.error, step.jump) > allowed:
-            beyond = past(step) if step.jump > allowed else 1.0
+        jumps = step.jump > TUNING.jump * self.tol
+        if step.error > allowed or jumps:
+            beyond = past(step) if jumps else 1.0
             self._shorten(length * min(max(0.1, factor), beyond))
             return False
         if length > TUNING.first_length and self._falls(step.state):

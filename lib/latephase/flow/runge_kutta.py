@@ -198,7 +198,7 @@ class Stepper:
         if not stage.sliding.same(state.sliding):
             missed, seen, part = self._jumps(state, *trial.stages, trial.scale)
             jump = trial.turned(missed / trial.radius)
-            if jump > TUNING.error * self.tol:
+            if jump > TUNING.jump * self.tol:
                 # What the weights miss is made good; what that changes of it is what is left.
                 trial.again(trial.h * missed / trial.radius)
                 still, seen, part = self._jumps(state, *trial.stages, trial.scale)
@@ -413,8 +413,10 @@ class _Trial:
 
     def _solved(self, begin: np.ndarray, guess: Guess) -> Solved:
         ball = self._ball(begin)
-        last = len(self.slopes) == len(self.tableau.rows)
-        self.last = stage = self.of.slider.solve(ball, guess, self.scale, last)
+        late = self.state.smoothed_margin > 0.0
+        tight = TUNING.tight if late else max(TUNING.tight, TUNING.early * self.of.tol)
+        last = late and len(self.slopes) == len(self.tableau.rows)
+        self.last = stage = self.of.slider.solve(ball, guess, self.scale, tight, last)
         self.stages.append(stage)
         self.slopes.append(self._slope_of(stage, ball))
         growth = (self.of.degree - 1.0) * math.log(np.linalg.norm(stage.theta))

@@ -30,12 +30,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import linalg
 
-from latephase.flow.bordered import Bordered
+from latephase.flow.bordered import Bordered, factored, kink_stiffness
 from latephase.flow.errors import StepFailed
 from latephase.flow.tuning import TUNING
 from latephase.problem.losses import EXPONENTIAL, TAIL, Loss, soft_margins
@@ -112,6 +113,14 @@ class Solved:
     linearized: Bordered
 
 
+class Change(NamedTuple):
+    """A kink that is to slide, its gate the guess of where, or to have the gate 0 or 1."""
+
+    kink: int
+    slides: bool
+    gate: float
+
+
 class Slider:
     """Implicit stages of one problem: solves them, and counts what that takes."""
 
@@ -123,11 +132,13 @@ class Slider:
         self.units, self.owner = np.asarray(kinked.unit), np.asarray(kinked.owner)
         self.counts = counts
 
-    def solve(self, ball: Ball, guess: Guess, scale: np.ndarray, last: bool = True) -> Solved:
+    def solve(
+        self, ball: Ball, guess: Guess, scale: np.ndarray, tight: float, last: bool
+    ) -> Solved:
         """Return the stage, its gates consistent with the signs of z; raises StepFailed.
 
-        scale [K]: the size of z in θ's units, beside which a z counts as zero. last: the stage is
-        the end of the step, which is solved as far as rounding lets it.
+        scale [K]: the size of z in θ's units, beside which a z counts as zero. tight: the residual
+        to come to, relative to the step. last: go on as far as rounding lets it.
         """
         theta, u, nu = guess.theta, guess.log_multiplier, None
         gates, share = (
@@ -136,34 +147,32 @@ class Slider:
         )
         c, linearized = guess.c, guess.linearized
         seen, single, width = {}, False, self.width * scale
-        tol = TUNING.loose if self.kinked.K else TUNING.tight
+        tol = TUNING.loose if self.kinked.K else tight
         for _ in range(TUNING.rounds):
             active = np.array(sorted(share), dtype=int)
             mu = np.array([share[k] for k in active.tolist()]) * c[active]
-            exact = last and tol == TUNING.tight
+            exact = last and tol == tight
             found = self._newton(
-                ball, theta, u, nu, mu, gates, active, width, tol, exact, linearized
+                ball, theta, u, nu, mu, c, gates, active, width, tol, exact, linearized
             )
             theta, u, nu, c = found.theta, found.log_multiplier, found.nu, found.c
             linearized = found.linearized
             share = dict(zip(active.tolist(), found.sliding.share.tolist(), strict=True))
-            changes = self._changes(found, share, width, scale * ball.radius)
-            if not changes and tol == TUNING.tight:
+            changes = self._changes(ball, found, width, scale * ball.radius, single)
+            if not changes and tol == tight:
                 return found
             if not changes:
-                tol = TUNING.tight
+                tol = tight
                 continue
-            if single:
-                changes = [max(changes)]
-            for _, k, gate in changes:
-                share.pop(k, None)
-                if gate is None:
-                    share[k], gates[k] = gates[k], 0.0
+            for change in changes:
+                share.pop(change.kink, None)
+                if change.slides:
+                    share[change.kink], gates[change.kink] = change.gate, 0.0
                 else:
-                    gates[k] = gate
+                    gates[change.kink] = change.gate
             share = {k: min(max(s, 0.0), 1.0) for k, s in share.items()}
-            self._wake(theta, gates, share, found.z, [k for _, k, _ in changes])
-            if any(gate == 1.0 for _, _, gate in changes):
+            self._wake(theta, gates, share, found.z, [change.kink for change in changes])
+            if any(change.gate == 1.0 and not change.slides for change in changes):
                 # Where a gate that opens lets in an example that has nearly all of the risk, λ is
                 # sized for a gradient that is small beside what comes.
                 active = np.array(sorted(share), dtype=int)
@@ -198,36 +207,89 @@ class Slider:
             idle &= ~awake
 
     def _changes(
-        self, found: Solved, share: dict[int, float], width: np.ndarray, size: np.ndarray
-    ) -> list[tuple[float, int, float | None]]:
-        """Return (by how much, kink, its new gate, or None to slide) of what is inconsistent."""
-        changes = []
-        for k, s in share.items():
-            if s > 1.0 + TUNING.gate:
-                changes.append((s - 1.0, k, 1.0))
-            elif s < -TUNING.gate:
-                changes.append((-s, k, 0.0))
-            elif found.c[k] > 0.0:
-                # Either side leads away: the flow goes on with the gate that it is nearer to.
-                changes.append((1.0, k, float(s > 0.5)))
-        gates, z = found.sliding.gates, found.z
-        crossed = np.flatnonzero(np.where(gates > 0.0, z < -width, z > width))
-        # Of one unit, only the example whose z is the farthest changes in a round: the signs of
-        # the others follow from it more often than not.
-        slide: dict[int, tuple[float, int, None]] = {}
-        flip: dict[int, tuple[float, int, float]] = {}
-        for k in crossed.tolist():
-            if k in share:
-                continue
-            unit, by = self.units[k], abs(float(z[k])) / max(float(size[k]), 1e-300)
-            if found.c[k] < 0.0:
-                slide[unit] = max(slide.get(unit, (-1.0, k, None)), (by, k, None), key=_by)
-            else:
-                change = by, k, 1.0 - float(gates[k])
-                flip[unit] = max(flip.get(unit, (-1.0, k, 0.0)), change, key=_by)
+        self, ball: Ball, found: Solved, width: np.ndarray, size: np.ndarray, single: bool
+    ) -> list[Change]:
+        """Return what is to change of kinks that are inconsistent; single: one kink at a time."""
+        c, z, gates, active = found.c, found.z, found.sliding.gates, found.sliding.active
+        largest, slides = np.abs(c).max(initial=0.0), np.zeros(len(c), dtype=bool)
+        slides[active] = True
+        s = found.sliding.filled()
+        crossed = ~slides & np.where(gates > 0.0, z < -width, z > width)
+        # Of an example that has lost its weight, kinks matter to nothing and follow their signs.
+        idle = np.abs(c) <= math.exp(-TUNING.live) * largest
+        changes = [
+            Change(k, False, float(z[k] > 0.0))
+            for k in np.flatnonzero(idle & (slides | crossed)).tolist()
+        ]
+        attracting = (c < 0.0) & ~idle
+        # Either side leads away: the flow goes on with the gate that it is nearer to.
+        changes += [
+            Change(k, False, float(s[k] > 0.5))
+            for k in np.flatnonzero(slides & ~attracting & ~idle).tolist()
+        ]
+        held, entering = slides & attracting, crossed & attracting
+        leaving = held & ((s > 1.0 + TUNING.gate) | (s < -TUNING.gate))
+        far = np.abs(z) / np.maximum(size, 1e-300)
+        if (leaving | entering).any():
+            kinks = np.flatnonzero(held | entering)
+            together = not single and len(kinks) <= TUNING.pivoted
+            pivoted = self._pivoted(ball, found, kinks, width) if together else []
+            far[leaving] = np.abs(s - 0.5)[leaving]
+            changes += pivoted or [
+                Change(k, not slides[k], float(s[k] > 0.5))
+                for k in self._farthest(leaving | entering, far, single)
+            ]
         # A flipped gate drives z on, so that it stays consistent even where only kinks that were
         # yet to slide had let z cross: it comes when all else is settled.
-        return changes + list(slide.values()) or list(flip.values())
+        return changes or [
+            Change(k, False, 1.0 - float(gates[k])) for k in self._farthest(crossed, far, single)
+        ]
+
+    def _farthest(self, among: np.ndarray, far: np.ndarray, single: bool) -> list[int]:
+        """Return of each unit the kink that is the farthest off; single: of all.
+
+        The signs of a unit's other examples follow from it more often than not.
+        """
+        kinks = np.flatnonzero(among)
+        kinks = kinks[np.argsort(-far[kinks], kind="stable")]
+        if single:
+            return kinks[:1].tolist()
+        return kinks[np.unique(self.units[kinks], return_index=True)[1]].tolist()
+
+    def _pivoted(
+        self, ball: Ball, found: Solved, kinks: np.ndarray, width: np.ndarray
+    ) -> list[Change]:
+        """Return the gates that solve the linearized stage; none where none changes its part.
+
+        With y = -μ in [0, -c] and the response S of z to it, S(y - y0) - z is to be positive where
+        y = 0, negative where y = -c and zero between: a box-constrained least-squares problem.
+        """
+        sliding, c = found.sliding, found.c[kinks]
+        before = sliding.filled()[kinks]
+        point = self.kinked.at(found.theta, sliding.gates, kinks)
+        u, rows = found.log_multiplier, found.linearized.rows
+        stiffness, sizes = kink_stiffness(point, rows, u, ball.log_scale)
+        self.counts["jacobian"] += 1
+        stiffness[np.diag_indices(len(kinks))] += width[kinks] / -c
+        z = point.z[kinks] + (0.5 - before) * width[kinks]
+        y = boxed(stiffness, stiffness @ (-before * c) + z, -c)
+        if y is None:
+            return []
+        after = y / -c
+        # Where one gate turns the velocity by much, λ is sized anew, and nothing here is linear.
+        turned = -c * sizes * np.abs(after - before) / ball.radius
+        inside = (before > -TUNING.gate) & (before < 1.0 + TUNING.gate)
+        kept = inside & (turned > TUNING.slight)
+        after = np.where(kept, before, after)
+        slides = kept | (after > TUNING.gate) & (after < 1.0 - TUNING.gate)
+        was = np.isin(kinks, sliding.active)
+        after = np.where(slides, after, np.round(after))
+        if not ((slides != was) | (~slides & (after != before))).any():
+            return []
+        return [
+            Change(*one)
+            for one in zip(kinks.tolist(), slides.tolist(), after.tolist(), strict=True)
+        ]
 
     # What overflows is not finite, and ends the stage.
     @np.errstate(over="ignore", invalid="ignore")
@@ -238,6 +300,7 @@ class Slider:
         u: np.ndarray,
         nu: float | None,
         mu: np.ndarray,
+        c: np.ndarray,
         gates: np.ndarray,
         active: np.ndarray,
         width: np.ndarray,
@@ -249,6 +312,10 @@ class Slider:
         r, best, previous, cap = ball.radius, math.inf, math.inf, 0.5
         inverse_scale, scale = math.exp(-ball.log_scale), math.exp(min(ball.log_scale, 700.0))
         tol = max(tol, TUNING.rounding / r)
+        # With c as it was, what stands for z_A = 0 is linear in μ.
+        attracting = c[active] < 0.0
+        give = np.where(attracting, width[active], 0.0) / np.maximum(-c[active], 1e-300)
+        shift = np.where(attracting, 0.5 * width[active], 0.0)
         for iteration in range(TUNING.iterations):
             point = self.kinked.at(theta, gates, active)
             p, moved = point.p, theta - ball.center
@@ -263,12 +330,8 @@ class Slider:
             self.counts["gradient"] += 1
             r1 = moved - pulled
             r2 = (steep + u * inverse_scale - nu)[rows]
-            at_rest = ball.rest**2 * float(lam.sum())
             r3, rho = ball.third(theta, float(lam.sum()))
-            attracting = c[active] < 0.0
-            give = np.where(attracting, width[active], 0.0) / np.maximum(-c[active], 1e-300)
-            give[~attracting] = 0.0
-            za = point.z[active] + np.where(attracting, give * mu + 0.5 * width[active], 0.0)
+            za = point.z[active] + give * mu + shift
             weighed = self._weighed(r2, u[rows], computed[rows])
             za_size = za * self.width / np.maximum(width[active], 1e-300)
             size = self._size((r1, weighed, r3, za_size), r, scale, linearized)
@@ -288,21 +351,7 @@ class Slider:
             slow = size > TUNING.slow * previous
             best, previous = min(best, size), size
             if linearized is None or slow or not linearized.covers(rows, gates, active):
-                held = np.flatnonzero(u >= u[rows].max() - TUNING.active)
-                linearized = Bordered(
-                    point,
-                    held,
-                    ball.log_scale,
-                    (lam, mu),
-                    rho,
-                    at_rest / r,
-                    give,
-                    excess,
-                    self.pairs,
-                )
-                self.counts["jacobian"] += 1
-                if linearized.bent is not None:
-                    self.counts["curvature"] += len(theta)
+                linearized = self._matrix(ball, point, theta, u, mu, give, rows)
             rows = linearized.rows
             r2 = (steep + u * inverse_scale - nu)[rows]
             if excess is not None:
@@ -324,6 +373,35 @@ class Slider:
             u[rows] = np.clip(u[rows] + part * change, -1e300, 600.0)
             nu, mu = nu + part * nu_change, mu + part * w[n:]
         raise StepFailed("iterations")
+
+    def _matrix(
+        self,
+        ball: Ball,
+        point: Any,
+        theta: np.ndarray,
+        u: np.ndarray,
+        mu: np.ndarray,
+        give: np.ndarray,
+        rows: np.ndarray,
+    ) -> Bordered:
+        """Return the Newton matrix at a point; rows: the margins that it must hold."""
+        lam = np.exp(u)
+        total = float(lam.sum())
+        matrix = Bordered(
+            point,
+            np.flatnonzero(u >= u[rows].max() - TUNING.active),
+            ball.log_scale,
+            (lam, mu),
+            ball.third(theta, total)[1],
+            ball.rest**2 * total / ball.radius,
+            give,
+            self._steepness(point.p, math.exp(min(ball.log_scale, 700.0)))[1],
+            self.pairs,
+        )
+        self.counts["jacobian"] += 1
+        if matrix.bent is not None:
+            self.counts["curvature"] += len(theta)
+        return matrix
 
     def _weighed(self, r2: np.ndarray, u: np.ndarray, computed: np.ndarray) -> np.ndarray:
         """Return residuals of rows by the share of the risk that they have, or are to have."""
@@ -401,8 +479,27 @@ class Slider:
         return np.repeat(v.reshape(-1, self.pairs).sum(1), self.pairs)
 
 
-def _by(change: tuple) -> float:
-    return change[0]
+def boxed(matrix: np.ndarray, right: np.ndarray, upper: np.ndarray) -> np.ndarray | None:
+    """Return y in [0, upper] with A y - b zero, but positive where y = 0, negative at the upper end.
+
+    A [m, m] positive definite. The primal-dual active set method (Hintermüller, Ito and Kunisch
+    2002), which takes few iterations; None where it cycles.
+    """
+    scale = 1.0 / np.sqrt(matrix.diagonal())
+    matrix, right, upper = scale[:, None] * matrix * scale, scale * right, upper / scale
+    low, high = (np.zeros(len(upper), dtype=bool) for _ in range(2))
+    for _ in range(TUNING.rounds):
+        y, free = np.where(high, upper, 0.0), np.flatnonzero(~(low | high))
+        part = matrix[free]
+        inner = part[:, free]
+        inner[np.diag_indices(len(free))] += TUNING.dependent
+        y[free] = linalg.cho_solve(factored(inner), right[free] - part @ y, check_finite=False)
+        slope = matrix @ y - right
+        now = (y < 0.0) | low & (slope > 0.0), (y > upper) | high & (slope < 0.0)
+        if np.array_equal(low, now[0]) and np.array_equal(high, now[1]):
+            return scale * y
+        low, high = now
+    return None
 
 
 def _gmres(apply, b: np.ndarray, tol: float) -> np.ndarray:

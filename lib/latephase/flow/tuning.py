@@ -10,6 +10,8 @@ class Tuning:
     # The estimate of a step's error, as a part of tol: it can be several times too small, of a step
     # that crosses kinks and of a smooth one.
     error: float = 0.05
+    # That of what jumps at kinks leave in a step, likewise: it is no less than a tenth of the jump.
+    jump: float = 0.1
     # Arc length of steps, in units of ‖W‖: the first, the longest, the one at which the flow gives
     # up; and what is left of a step that was not solved.
     first_length: float = 1e-3
@@ -52,11 +54,13 @@ class Tuning:
     dead: float = 1e-4
 
     # Newton's method. Residual, relative to the step, at which gates are looked at, and at which
-    # they must still be consistent. At the end of a step it goes on, as long as it gets on, to the
-    # third: α/‖W‖^L may not fall, and limits are to be met within 1e-12. What rounding leaves of
-    # it, over the step's length.
+    # they must still be consistent; before α > 0, where little hangs on it, the latter is a part of
+    # tol. At the end of a later step it goes on, as long as it gets on, to the fourth: α/‖W‖^L may
+    # not fall, and limits are to be met within 1e-12. What rounding leaves of it, over the step's
+    # length.
     loose: float = 1e-2
     tight: float = 1e-9
+    early: float = 1e-3
     exact: float = 1e-12
     rounding: float = 1e-15
     iterations: int = 25
@@ -87,6 +91,10 @@ class Tuning:
     kink_width: float = 1e-2
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
+    # Kinks, sliding or about to, up to which their gates are solved for together.
+    pivoted: int = 1000
+    # What a gate's change may turn the velocity by, for that to be taken for linear.
+    slight: float = 0.03
     # Active kinks from which those of a chain's first layer are eliminated unit by unit.
     eliminated: int = 300
     # Distance to a kink, in steps of the method for kinks, up to which the other one goes; and the
