@@ -286,10 +286,8 @@ class Slider:
         after = np.where(slides, after, np.round(after))
         if not ((slides != was) | (~slides & (after != before))).any():
             return []
-        return [
-            Change(*one)
-            for one in zip(kinks.tolist(), slides.tolist(), after.tolist(), strict=True)
-        ]
+        each = zip(kinks.tolist(), slides.tolist(), after.tolist(), strict=True)
+        return [Change(*one) for one in each]
 
     # What overflows is not finite, and ends the stage.
     @np.errstate(over="ignore", invalid="ignore")
@@ -330,7 +328,7 @@ class Slider:
             self.counts["gradient"] += 1
             r1 = moved - pulled
             r2 = (steep + u * inverse_scale - nu)[rows]
-            r3, rho = ball.third(theta, float(lam.sum()))
+            r3 = ball.third(theta, float(lam.sum()))[0]
             za = point.z[active] + give * mu + shift
             weighed = self._weighed(r2, u[rows], computed[rows])
             za_size = za * self.width / np.maximum(width[active], 1e-300)
@@ -480,7 +478,7 @@ class Slider:
 
 
 def boxed(matrix: np.ndarray, right: np.ndarray, upper: np.ndarray) -> np.ndarray | None:
-    """Return y in [0, upper] with A y - b zero, but positive where y = 0, negative at the upper end.
+    """Return y in [0, upper], A y - b zero, but positive where y = 0, negative at the upper end.
 
     A [m, m] positive definite. The primal-dual active set method (Hintermüller, Ito and Kunisch
     2002), which takes few iterations; None where it cycles.
