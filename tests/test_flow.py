@@ -11,6 +11,7 @@ from torch import nn
 import latephase
 from experiments.alignment import split_weights
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, Stepper
+from latephase.measures.alignment import along
 from latephase.problem.kinked import kinked
 from latephase.problem.losses import LOGISTIC, Loss
 from latephase.problem.margins import Problem
@@ -605,6 +606,16 @@ def test_contradictory_near_twins_are_not_separated(activation):
         latephase.gradient_flow(module, x, y, until=10.0)
     # One margin of the two is at most 0, so that R ≥ 1, or 2 at best for exact twins.
     assert raised.value.best_smoothed_margin <= 0.0
+
+
+def test_the_misalignment_does_not_cancel():
+    x, y = separable(20, 4)
+    module = linear(4)
+    flow = latephase.gradient_flow(module, x, y, loss="exponential", at=[0.1, 1e2, 1e10])
+    expected = along(Problem(module, x, y, "exponential"), flow).misalignment
+    np.testing.assert_allclose(flow.misalignment, expected, rtol=1e-6)
+    np.testing.assert_allclose(flow.misalignment[:2], 1.0 - flow.alignment[:2], rtol=1e-9)
+    assert abs(1.0 - flow.alignment[2] - expected[2]) > 0.1 * expected[2]
 
 
 def test_an_interrupt_leaves_the_module_as_it_was():

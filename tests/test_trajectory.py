@@ -169,10 +169,10 @@ def test_a_seed_that_is_not_separable_does_not_break_a_pool_of_processes():
 
 def test_the_plot_has_the_margin_and_the_alignment():
     shown = trajectory().replace(smoothed_margin=np.array([1.0, 2.0, 3.0, 4.0]))
-    shown = shown.replace(alignment=np.array([0.5, 0.9, 0.99, 0.999]))
+    shown = shown.replace(normalized_margin=np.array([0.1, 0.1, 0.2, 0.3]))
     left, right = shown.plot().axes
     np.testing.assert_array_equal(left.lines[0].get_ydata(), shown.normalized_smoothed_margin)
-    np.testing.assert_array_equal(right.lines[0].get_ydata(), 1.0 - shown.alignment)
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), shown.misalignment)
     assert {axes.get_xlabel() for axes in (left, right)} == {"smoothed margin α"}
     plt.close("all")
 

@@ -107,7 +107,7 @@ def records(run) -> pd.DataFrame:
         "normalized smoothed margin γ̃": flow.normalized_smoothed_margin,
         "length still to come (rad)": settling.tails(flow.path_length),
         "distance of the direction to its limit": np.append(settling.secants(flow.direction)[1], 0),
-        "1 − cos(W, −∇R)": 1 - flow.alignment,
+        "1 − cos(W, −∇R)": flow.misalignment,
         "relative gap of the normalized margin": (
             1 - flow.normalized_margin / flow.normalized_margin[-1]
         ),

@@ -276,8 +276,8 @@ def trajectory_summary(flow) -> mpl.figure.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(flow.smoothed_margin, flow.normalized_smoothed_margin, color=BLUE, marker=".")
     left.set(xscale="log", xlabel="smoothed margin α", ylabel="normalized smoothed margin")
-    # Aligned to rounding, 1 - cos is 0 and has no place on a logarithmic axis.
-    apart = np.where(flow.alignment < 1.0, 1.0 - flow.alignment, np.nan)
+    # What is 0 has no place on a logarithmic axis.
+    apart = np.where(flow.misalignment > 0.0, flow.misalignment, np.nan)
     misalignment(right, flow.smoothed_margin, [apart], color=BLUE, marker=".")
     return figure
 

@@ -71,7 +71,7 @@ class Trajectory:
     normalized_smoothed_margin   α / ‖W‖^L; never falls from α = 2 on, before that within tol
     raw_normalized_margin        normalized_margin of the module as given; differs from it only
                                  where kinks were smoothed
-    alignment                    cos(W, -∇R)
+    alignment                    cos(W, -∇R); 1 less it cancels: `misalignment` does not
     kkt_stationarity             ε of the (ε, δ) approximate KKT point (Lyu and Li 2019)
     kkt_complementarity          δ of the same
     path_length                  length of the curve W/‖W‖ since the start, radians
@@ -160,6 +160,16 @@ class Trajectory:
             )
         return self.record(int(np.argmin(np.abs(np.log(positive) - np.log(alpha)))))
 
+    @property
+    def misalignment(self) -> np.ndarray:
+        """1 - cos(W, -∇R) [records], as ½‖Ŵ - ĝ‖² from ε, which does not cancel.
+
+        1 - `alignment` while some margin is not positive, where ε is NaN.
+        """
+        root = np.maximum(self.normalized_margin, 0.0) ** (1.0 / self.degree)
+        apart = 0.5 * (self.kkt_stationarity * root) ** 2
+        return np.where(np.isnan(apart), 1.0 - self.alignment, apart)
+
     def extend(self, until: float) -> Trajectory:
         """Return the trajectory continued to smoothed margin `until`.
 
@@ -202,7 +212,7 @@ class Trajectory:
         return module
 
     def plot(self) -> Figure:
-        """Return a figure of α/‖W‖^L and of 1 - alignment against α; needs the extra `plot`."""
+        """Return a figure of α/‖W‖^L and of the misalignment against α; needs the extra `plot`."""
         from latephase.figures.plots import trajectory_summary
 
         return trajectory_summary(self)
