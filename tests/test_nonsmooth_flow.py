@@ -12,8 +12,9 @@ from torch import nn
 import latephase
 from latephase.flow.course import Course, past
 from latephase.flow.errors import KinkCrossed, StepFailed
+from latephase.flow.linear import boxed
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, Stepper
-from latephase.flow.sliding import Change, Slider, Sliding, boxed
+from latephase.flow.sliding import Change, Slider, Sliding
 from latephase.flow.trajectory import largest_drop
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem

@@ -12,6 +12,7 @@ import torch
 from scipy import linalg
 
 from latephase.flow.errors import StepFailed
+from latephase.flow.linear import factored
 from latephase.flow.tuning import TUNING
 from latephase.problem.chain import SplitGram
 
@@ -263,11 +264,3 @@ class UnitBlocks:
         whole = np.zeros((math.prod(self.shape), *v.shape[1:]), dtype=v.dtype)
         whole[self.slots] = v
         return whole.reshape(*self.shape, *v.shape[1:])
-
-
-def factored(matrix: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the Cholesky factor for `scipy.linalg.cho_solve`, in place; raises StepFailed."""
-    try:
-        return linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-    except linalg.LinAlgError as error:
-        raise StepFailed("singular") from error

@@ -21,6 +21,10 @@ one. A module without kinks has no fourth row.
 Where α > 0, ε = 0. Below, the small ε lets the flow settle at a stationary point, which arc length
 alone would run past: Σλ = r/√(‖∇α‖² + ε²), so that the speed falls off where ‖∇α‖ is below ε.
 
+Which kinks slide is found in rounds. All that slide, and all that have crossed zero where the
+flow is held, get gates that solve the linearized stage together, a linear complementarity problem;
+then Newton's method solves the stage with those that slide, until signs and gates agree.
+
 Residuals are exact and cost one gradient; the Newton matrix need not be, so that one `Bordered`
 serves several iterations and stages. Its curvature ∇²(λᵀp + μᵀz_A) comes in by a Krylov method,
 of a module with few weights as a matrix.
@@ -34,10 +38,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import linalg
 
-from latephase.flow.bordered import Bordered, factored, kink_stiffness
+from latephase.flow.bordered import Bordered, kink_stiffness
 from latephase.flow.errors import StepFailed
+from latephase.flow.linear import boxed, gmres
 from latephase.flow.tuning import TUNING
 from latephase.problem.losses import EXPONENTIAL, TAIL, Loss, soft_margins
 
@@ -434,7 +438,7 @@ class Slider:
             images.append(linearized.solve(linearized.point.curvature(lam, mu, v)))
             return images[-1][0]
 
-        parts = _gmres(curved, first[0], TUNING.krylov)
+        parts = gmres(curved, first[0], TUNING.krylov)
         whole = [
             one + sum(part * image[i] for part, image in zip(parts, images, strict=True))
             for i, one in enumerate(first)
@@ -475,56 +479,3 @@ class Slider:
 
     def _block_sum(self, v: np.ndarray) -> np.ndarray:
         return np.repeat(v.reshape(-1, self.pairs).sum(1), self.pairs)
-
-
-def boxed(matrix: np.ndarray, right: np.ndarray, upper: np.ndarray) -> np.ndarray | None:
-    """Return y in [0, upper], A y - b zero, but positive where y = 0, negative at the upper end.
-
-    A [m, m] positive definite. The primal-dual active set method (Hintermüller, Ito and Kunisch
-    2002), which takes few iterations; None where it cycles.
-    """
-    scale = 1.0 / np.sqrt(matrix.diagonal())
-    matrix, right, upper = scale[:, None] * matrix * scale, scale * right, upper / scale
-    low, high = (np.zeros(len(upper), dtype=bool) for _ in range(2))
-    for _ in range(TUNING.rounds):
-        y, free = np.where(high, upper, 0.0), np.flatnonzero(~(low | high))
-        part = matrix[free]
-        inner = part[:, free]
-        inner[np.diag_indices(len(free))] += TUNING.dependent
-        y[free] = linalg.cho_solve(factored(inner), right[free] - part @ y, check_finite=False)
-        slope = matrix @ y - right
-        now = (y < 0.0) | low & (slope > 0.0), (y > upper) | high & (slope < 0.0)
-        if np.array_equal(low, now[0]) and np.array_equal(high, now[1]):
-            return scale * y
-        low, high = now
-    return None
-
-
-def _gmres(apply, b: np.ndarray, tol: float) -> np.ndarray:
-    """Return the parts y of x = Σ y_j v_j, the vectors that `apply` gets, in the order it does.
-
-    x - apply(x) = b to a relative residual of tol; b + Σ y_j apply(v_j) is nearer by an iteration.
-    """
-    size = float(np.linalg.norm(b))
-    if not 0.0 < size < math.inf:
-        return np.zeros(0)
-    most = TUNING.krylov_dimension
-    basis, hessenberg = np.empty((most + 1, len(b))), np.zeros((most + 1, most))
-    basis[0] = b / size
-    for j in range(most):
-        w = basis[j] - apply(basis[j])
-        for _ in range(2):
-            parts = basis[: j + 1] @ w
-            w = w - parts @ basis[: j + 1]
-            hessenberg[: j + 1, j] += parts
-        hessenberg[j + 1, j] = np.linalg.norm(w)
-        if not math.isfinite(hessenberg[j + 1, j]):
-            raise StepFailed("overflow")
-        right = np.zeros(j + 2)
-        right[0] = size
-        square = hessenberg[: j + 2, : j + 1]
-        y = np.linalg.lstsq(square, right, rcond=None)[0]
-        if np.linalg.norm(right - square @ y) < tol * size or hessenberg[j + 1, j] < 1e-14:
-            break
-        basis[j + 1] = w / hessenberg[j + 1, j]
-    return y
