@@ -381,15 +381,14 @@ class _Trial:
         u = self.duals[-1] + np.clip(guessed(self.duals) - self.duals[-1], -1.0, 1.0)
         u = u + (1.0 - degree) * math.log(norm)
         last = self.last
-        return self._solved(begin, Guess(theta, u, last.sliding, last.c, last.linearized))
+        return self._solved(begin, last.guess(theta, u))
 
     def again(self, shift: np.ndarray) -> None:
         """Solve the last stage once more, its beginning shifted."""
         last = self.stages.pop()
         self.duals.pop()
         begin = last.theta - self.tableau.gamma * self.h * self.slopes.pop() + shift
-        theta, u = last.theta + shift, last.log_multiplier
-        self._solved(begin, Guess(theta, u, last.sliding, last.c, last.linearized))
+        self._solved(begin, last.guess(last.theta + shift, last.log_multiplier))
 
     def turned(self, error: np.ndarray) -> float:
         """Return by how much an error of the mean slope turns the direction at the end."""
@@ -413,10 +412,15 @@ class _Trial:
 
     def _solved(self, begin: np.ndarray, guess: Guess) -> Solved:
         ball = self._ball(begin)
-        late = self.state.smoothed_margin > 0.0
+        solve, late = self.of.slider.solve, self.state.smoothed_margin > 0.0
         tight = TUNING.tight if late else max(TUNING.tight, TUNING.early * self.of.tol)
-        last = late and len(self.slopes) == len(self.tableau.rows)
-        self.last = stage = self.of.slider.solve(ball, guess, self.scale, tight, last)
+        last = len(self.slopes) == len(self.tableau.rows)
+        stage = solve(ball, guess, self.scale, tight, late and last)
+        if last and not late and self.of._stage_node(stage, self.log_units[-1])[0] > 0.0:
+            # From here on α/‖W‖^L may not fall.
+            guess = stage.guess(stage.theta, stage.log_multiplier)
+            stage = solve(ball, guess, self.scale, TUNING.tight, True)
+        self.last = stage
         self.stages.append(stage)
         self.slopes.append(self._slope_of(stage, ball))
         growth = (self.of.degree - 1.0) * math.log(np.linalg.norm(stage.theta))

@@ -100,6 +100,10 @@ class Guess:
     c: np.ndarray
     linearized: Bordered | None = None
 
+    def guess(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Guess:
+        """Return this guess elsewhere."""
+        return Guess(theta, log_multiplier, self.sliding, self.c, self.linearized)
+
 
 @dataclass(frozen=True, eq=False)
 class Solved:
@@ -115,6 +119,10 @@ class Solved:
     z: np.ndarray
     pulled: np.ndarray
     linearized: Bordered
+
+    def guess(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Guess:
+        """Return the guess of another stage, with the sliding and the matrix of this one."""
+        return Guess(theta, log_multiplier, self.sliding, self.c, self.linearized)
 
 
 class Change(NamedTuple):
@@ -150,7 +158,7 @@ class Slider:
             dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
         )
         c, linearized = guess.c, guess.linearized
-        seen, single, width = {}, False, self.width * scale
+        seen, single, width, renewed = {}, False, self.width * scale, 0
         tol = TUNING.loose if self.kinked.K else tight
         for _ in range(TUNING.rounds):
             active = np.array(sorted(share), dtype=int)
@@ -159,12 +167,18 @@ class Slider:
             found = self._newton(
                 ball, theta, u, nu, mu, c, gates, active, width, tol, exact, linearized
             )
-            theta, u, nu, c = found.theta, found.log_multiplier, found.nu, found.c
-            linearized = found.linearized
+            theta, u, nu = found.theta, found.log_multiplier, found.nu
+            moved = np.abs(c - found.c)[active] > TUNING.drift * np.abs(found.c[active])
+            c, linearized = found.c, found.linearized
             share = dict(zip(active.tolist(), found.sliding.share.tolist(), strict=True))
             changes = self._changes(ball, found, width, scale * ball.radius, single)
             if not changes and tol == tight:
-                return found
+                # The widths at the end are by the c found there, or the margin would fall by what
+                # they shift, as far as that converges.
+                if not (last and moved.any() and renewed < TUNING.renewals):
+                    return found
+                renewed += 1
+                continue
             if not changes:
                 tol = tight
                 continue

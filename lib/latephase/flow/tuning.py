@@ -89,6 +89,10 @@ class Tuning:
     # goes from 0 to 1: units that have become parallel make the rows of their kinks dependent, and
     # gates at exactly z = 0 would not be determined. It shifts a solution by as much.
     kink_width: float = 1e-2
+    # Relative change of c by which the width of a kink at the end of a step is taken anew, and how
+    # often at most.
+    drift: float = 1e-8
+    renewals: int = 4
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
     # Kinks, sliding or about to, up to which their gates are solved for together.
