@@ -1,5 +1,7 @@
 """The problem as functions of one vector: references, identities, and input it refuses."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +149,46 @@ def test_the_module_stays_untouched_and_float32_is_upcast():
     assert module.training
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
     assert next(module.parameters()).dtype == torch.float32
+
+
+def separable_plane():
+    """Twelve points on either side of a plane."""
+    x = np.random.default_rng(0).normal(size=(12, 3))
+    return x + np.sign(x[:, :1]) * [1.0, 0.0, 0.0], np.sign(x[:, 0])
+
+
+class Keeping(nn.Module):
+    """Keeps what its last call computed, as an attribute and in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.kept = nn.Linear(3, 1, bias=False), []
+
+    def forward(self, x):
+        self.last = self.layer(x)
+        self.kept = [self.last, {"square": self.last**2}]
+        return self.last
+
+
+def test_a_module_may_keep_results_of_its_last_call():
+    module, (x, y) = Keeping(), separable_plane()
+    module(torch.ones(1, 3))
+    last = module.last
+    flow = latephase.gradient_flow(module, x, y, until=10.0)
+    bare = latephase.gradient_flow(module.layer, x, y, until=10.0)
+    np.testing.assert_array_equal(flow.direction, bare.direction)
+    descended = latephase.gradient_descent(module, x, y, steps=2)
+    assert len(descended) == 3
+    assert module.last is last
+    assert last.grad_fn is not None
+    assert latephase.diagnose(module, x, y).degree == 1.0
+
+
+def test_a_module_that_cannot_be_copied_is_named():
+    module = nn.Linear(3, 1, bias=False)
+    module.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"copy\.deepcopy can copy, got TypeError: .*lock"):
+        latephase.gradient_flow(module, *separable_plane())
 
 
 def test_a_module_that_vmap_cannot_trace_gives_the_same_jacobian():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,44 @@ def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     if not any(w.requires_grad for w in module.parameters()):
         raise ValueError("module: expected at least one trainable parameter, got none")
-    return copy.deepcopy(module).double().eval()
+    return copied(module).double().eval()
+
+
+def copied(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a deep copy of the module, and of results that it keeps of its last call, as values.
+
+    Raises ValueError for a module that holds what cannot be copied.
+    """
+    kept = {}
+    for part in module.modules():
+        for tensor in _tensors([value for name, value in vars(part).items() if name[0] != "_"]):
+            if not tensor.is_leaf:
+                kept[id(tensor)] = _value(tensor)
+    try:
+        return copy.deepcopy(module, kept)
+    except Exception as error:
+        raise ValueError(
+            f"module: expected one that copy.deepcopy can copy, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def _value(tensor: Tensor) -> Tensor:
+    """Return a tensor's values, none of one that a transform of `torch.func` has left behind."""
+    try:
+        return tensor.detach().clone()
+    except RuntimeError:
+        return torch.empty(0)
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the tensors among values, and in their lists, tuples and dictionaries."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
 
 
 def parameter_slots(module: torch.nn.Module) -> list[tuple[str, int]]:

@@ -23,7 +23,6 @@ the direction has turned by `_TURN`, and scaled in between by homogeneity: it go
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from latephase.flow.state import State
 from latephase.flow.trajectory import Trajectory, largest_drop, trajectory_of
-from latephase.problem.checks import checked_inputs, checked_labels, first_outputs
+from latephase.problem.checks import checked_inputs, checked_labels, copied, first_outputs
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss, default_loss, pairwise_margins
 from latephase.problem.task import Task, inputs_and_labels
@@ -139,7 +138,7 @@ class _Descent:
     """
 
     def __init__(self, module, x, y, loss, degree, dtype, device) -> None:
-        self.network = copy.deepcopy(module).to(device, dtype).eval()
+        self.network = copied(module).to(device, dtype).eval()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.w = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         parts = self.w.split([p.numel() for p in self.parameters])

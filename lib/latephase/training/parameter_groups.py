@@ -7,7 +7,6 @@ union of groups follow, and small distances are not lost to cancellation as they
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +18,7 @@ from torch import nn
 
 from latephase.measures.layers import top_singular
 from latephase.problem.batches import BATCH, Batches
-from latephase.problem.checks import in_mode
+from latephase.problem.checks import copied, in_mode
 from latephase.problem.losses import default_loss, pairwise_margins, true_margins
 from latephase.problem.task import Task
 from latephase.training.checkpoints import Run
@@ -165,7 +164,7 @@ def _dense_alignment(module: nn.Module) -> list[float]:
 
 def _scaled_margins(module: nn.Module, train: Task, scale: float) -> np.ndarray:
     """Return margins [n] of the network with all weights multiplied by `scale`, in float64."""
-    wide = copy.deepcopy(module).double()
+    wide = copied(module).double()
     with torch.no_grad():
         for w in wide.parameters():
             w.mul_(scale)
