@@ -158,7 +158,7 @@ def separable_plane():
 
 
 class Keeping(nn.Module):
-    """Keeps what its last call computed, as an attribute and in a list."""
+    """Keeps what its last call computed, as attributes and in a list."""
 
     def __init__(self):
         super().__init__()
@@ -167,6 +167,7 @@ class Keeping(nn.Module):
     def forward(self, x):
         self.last = self.layer(x)
         self.kept = [self.last, {"square": self.last**2}]
+        self._twice = 2.0 * self.last
         return self.last
 
 

@@ -71,10 +71,8 @@ def along_kinks(run) -> pd.DataFrame:
     One for the gradient that the flow follows, and one for the one that PyTorch returns.
     """
     flow = run.flow
-    # ε is the distance of the two unit vectors over p_min^(1/L); 1 - flow.alignment would cancel.
-    apart = flow.kkt_stationarity * flow.normalized_margin ** (1.0 / flow.degree)
     ways = {
-        "that the flow follows": 0.5 * apart**2,
+        "that the flow follows": flow.misalignment,
         "that PyTorch returns": along(run.problem, flow).misalignment,
     }
     columns = {"model": run.model, "seed": run.seed, ALPHA: flow.smoothed_margin}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -338,7 +338,7 @@ class _Trial:
         # ln λ of each stage, less its growth with θ, by which the next one's is guessed.
         size = self.radius / math.hypot(of._slope(state), self.rest)
         self.duals = [state.log_dual.reshape(-1) + math.log(size)]
-        self.last: Guess | Solved = Guess(self.start, self.duals[0], state.sliding, size * state.c)
+        self.last = Guess(self.start, self.duals[0], state.sliding, size * state.c)
 
     def _begin(self, length: float) -> None:
         unit = 1.0 + length
@@ -380,15 +380,14 @@ class _Trial:
         # Of either sign at most one: a guess must not drop or lift a margin.
         u = self.duals[-1] + np.clip(guessed(self.duals) - self.duals[-1], -1.0, 1.0)
         u = u + (1.0 - degree) * math.log(norm)
-        last = self.last
-        return self._solved(begin, last.guess(theta, u))
+        return self._solved(begin, replace(self.last, theta=theta, log_multiplier=u))
 
     def again(self, shift: np.ndarray) -> None:
         """Solve the last stage once more, its beginning shifted."""
         last = self.stages.pop()
         self.duals.pop()
         begin = last.theta - self.tableau.gamma * self.h * self.slopes.pop() + shift
-        self._solved(begin, last.guess(last.theta + shift, last.log_multiplier))
+        self._solved(begin, replace(self.last, theta=last.theta + shift))
 
     def turned(self, error: np.ndarray) -> float:
         """Return by how much an error of the mean slope turns the direction at the end."""
@@ -418,9 +417,8 @@ class _Trial:
         stage = solve(ball, guess, self.scale, tight, late and last)
         if last and not late and self.of._stage_node(stage, self.log_units[-1])[0] > 0.0:
             # From here on α/‖W‖^L may not fall.
-            guess = stage.guess(stage.theta, stage.log_multiplier)
-            stage = solve(ball, guess, self.scale, TUNING.tight, True)
-        self.last = stage
+            stage = solve(ball, stage.guess(), self.scale, TUNING.tight, True)
+        self.last = stage.guess()
         self.stages.append(stage)
         self.slopes.append(self._slope_of(stage, ball))
         growth = (self.of.degree - 1.0) * math.log(np.linalg.norm(stage.theta))

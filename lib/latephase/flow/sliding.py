@@ -100,10 +100,6 @@ class Guess:
     c: np.ndarray
     linearized: Bordered | None = None
 
-    def guess(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Guess:
-        """Return this guess elsewhere."""
-        return Guess(theta, log_multiplier, self.sliding, self.c, self.linearized)
-
 
 @dataclass(frozen=True, eq=False)
 class Solved:
@@ -120,9 +116,9 @@ class Solved:
     pulled: np.ndarray
     linearized: Bordered
 
-    def guess(self, theta: np.ndarray, log_multiplier: np.ndarray) -> Guess:
-        """Return the guess of another stage, with the sliding and the matrix of this one."""
-        return Guess(theta, log_multiplier, self.sliding, self.c, self.linearized)
+    def guess(self) -> Guess:
+        """Return where to begin from here."""
+        return Guess(self.theta, self.log_multiplier, self.sliding, self.c, self.linearized)
 
 
 class Change(NamedTuple):
@@ -342,11 +338,12 @@ class Slider:
             computed = (nu - steep) * scale
             u, rows = self._followed(u, computed, p, linearized)
             lam = np.exp(u)
+            total = float(lam.sum())
             pulled, c = point.pull(lam, mu)
             self.counts["gradient"] += 1
             r1 = moved - pulled
             r2 = (steep + u * inverse_scale - nu)[rows]
-            r3 = ball.third(theta, float(lam.sum()))[0]
+            r3, rho = ball.third(theta, total)
             za = point.z[active] + give * mu + shift
             weighed = self._weighed(r2, u[rows], computed[rows])
             za_size = za * self.width / np.maximum(width[active], 1e-300)
@@ -367,7 +364,20 @@ class Slider:
             slow = size > TUNING.slow * previous
             best, previous = min(best, size), size
             if linearized is None or slow or not linearized.covers(rows, gates, active):
-                linearized = self._matrix(ball, point, theta, u, mu, give, rows)
+                linearized = Bordered(
+                    point,
+                    np.flatnonzero(u >= u[rows].max() - TUNING.active),
+                    ball.log_scale,
+                    (lam, mu),
+                    rho,
+                    ball.rest**2 * total / r,
+                    give,
+                    excess,
+                    self.pairs,
+                )
+                self.counts["jacobian"] += 1
+                if linearized.bent is not None:
+                    self.counts["curvature"] += len(theta)
             rows = linearized.rows
             r2 = (steep + u * inverse_scale - nu)[rows]
             if excess is not None:
@@ -389,35 +399,6 @@ class Slider:
             u[rows] = np.clip(u[rows] + part * change, -1e300, 600.0)
             nu, mu = nu + part * nu_change, mu + part * w[n:]
         raise StepFailed("iterations")
-
-    def _matrix(
-        self,
-        ball: Ball,
-        point: Any,
-        theta: np.ndarray,
-        u: np.ndarray,
-        mu: np.ndarray,
-        give: np.ndarray,
-        rows: np.ndarray,
-    ) -> Bordered:
-        """Return the Newton matrix at a point; rows: the margins that it must hold."""
-        lam = np.exp(u)
-        total = float(lam.sum())
-        matrix = Bordered(
-            point,
-            np.flatnonzero(u >= u[rows].max() - TUNING.active),
-            ball.log_scale,
-            (lam, mu),
-            ball.third(theta, total)[1],
-            ball.rest**2 * total / ball.radius,
-            give,
-            self._steepness(point.p, math.exp(min(ball.log_scale, 700.0)))[1],
-            self.pairs,
-        )
-        self.counts["jacobian"] += 1
-        if matrix.bent is not None:
-            self.counts["curvature"] += len(theta)
-        return matrix
 
     def _weighed(self, r2: np.ndarray, u: np.ndarray, computed: np.ndarray) -> np.ndarray:
         """Return residuals of rows by the share of the risk that they have, or are to have."""

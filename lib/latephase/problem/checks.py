@@ -43,7 +43,7 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
     """
     kept = {}
     for part in module.modules():
-        for tensor in _tensors([value for name, value in vars(part).items() if name[0] != "_"]):
+        for tensor in _tensors(vars(part).values()):
             if not tensor.is_leaf:
                 kept[id(tensor)] = _value(tensor)
     try:
