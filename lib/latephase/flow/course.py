@@ -42,6 +42,8 @@ class Course:
         # for kinks before the other is tried again, and how many they are to be next time.
         self.length = self.hop = TUNING.first_length
         self.hops, self.patience = 0, 1
+        # Whether a closing step is due, and whether one was given up since the last step.
+        self.open = self.unclosed = False
         # The attempts and the α at which the flow was last seen to get on.
         self.standing = 0, -math.inf
 
@@ -75,7 +77,7 @@ class Course:
                 )
             if self.length < TUNING.smallest_length:
                 raise self._stands() if self._unresolved() else self._collapse()
-            if self._attempt(until):
+            if self._attempt(until) and not self.open:
                 yield self.state
 
     def trajectory(self) -> Trajectory | None:
@@ -114,9 +116,17 @@ class Course:
     def _attempt(self, until: float) -> bool:
         """Try one step: accept it and return True, or say how long the next try is to be."""
         tableau = SDIRK2 if self.hops else ESDIRK4
-        length = self.hop if self.hops else self.length
+        length, goal = self.hop if self.hops else self.length, until
         if self.state.smoothed_margin > 0.0:
-            length = min(length, math.expm1(self._left(until)))
+            growth = self._growth()
+            left = self._distance(self.state, until) / growth
+            if self.state.late() and not self.unclosed:
+                if self.open or left < min(2.0 * TUNING.closing, math.log1p(length)):
+                    return self._close(left, until)
+                if left > 2.0 * TUNING.closing:
+                    # The last step to a level is a closing one.
+                    goal, left = until * math.exp(-growth * TUNING.closing), left - TUNING.closing
+            length = min(length, math.expm1(left))
         self.attempts += 1
         try:
             step = self.stepper.step(self.state, length, tableau)
@@ -132,7 +142,7 @@ class Course:
         rate = tableau.rate if same or step.error < allowed else 1.0
         factor = 0.9 * (allowed / max(step.error, 1e-12 * allowed)) ** (1.0 / rate)
         jumps = step.jump > TUNING.jump * self.tol
-        if step.error > allowed or jumps:
+        if self._errs(step):
             beyond = past(step) if jumps else 1.0
             self._shorten(length * min(max(0.1, factor), beyond))
             return False
@@ -143,8 +153,8 @@ class Course:
                 self._approach(0.0)
             self._shorten(0.5 * length)
             return False
-        if step.state.smoothed_margin > until * (1.0 + self.landing):
-            return self._land(length, step, until, tableau)
+        if step.state.smoothed_margin > goal * (1.0 + self.landing):
+            return self._land(length, step, goal, tableau)
         # A step cut short to land says nothing against the next.
         grown = min(TUNING.longest_length, length * min(4.0, factor))
         if self.hops:
@@ -156,6 +166,34 @@ class Course:
             self.patience = 1
         self._accept(step)
         return True
+
+    def _close(self, left: float, until: float) -> bool:
+        """Try a short step in ln‖W‖, over which the multipliers settle; without it, go on as it is.
+
+        They are of the order of the stages: after a long step they are off by more than W is. left:
+        the way in ln‖W‖ to α = until, on which the step lands where that is near.
+        """
+        self.open, self.unclosed = False, True
+        near = left < 2.0 * TUNING.closing
+        length, growth = left if near else TUNING.closing, self._growth()
+        for _ in range(TUNING.landings):
+            self.attempts += 1
+            try:
+                step = self.stepper.step(self.state, math.expm1(length), SDIRK2)
+            except StepFailed:
+                break
+            if self._errs(step, TUNING.closing_error) or self._falls(step.state):
+                break
+            if not near or 1.0 <= step.state.smoothed_margin / until <= 1.0 + self.landing:
+                self._accept(step)
+                return True
+            length += self._distance(step.state, until) / growth
+        self._record()
+        return False
+
+    def _errs(self, step: Step, part: float = 1.0) -> bool:
+        allowed = part * self.tol
+        return step.error > TUNING.error * allowed or step.jump > TUNING.jump * allowed
 
     def _falls(self, state: FlowState) -> bool:
         """Return whether α/‖W‖^L came out lower, which the flow never lowers once α > 0.
@@ -211,6 +249,8 @@ class Course:
     def _accept(self, step: Step) -> None:
         self.steps += 1
         self.path_length += step.arc
+        grown = step.state.log_norm - self.state.log_norm
+        self.open, self.unclosed = step.radial and grown > 2.0 * TUNING.closing, False
         self._arrive(step.state, step.nodes, step.radial)
 
     def _arrive(
@@ -220,6 +260,10 @@ class Course:
         log_time = self.clock.advance(nodes, radial)
         measured = {"log_time": log_time, "path_length": self.path_length}
         self.state = dataclasses.replace(state, **measured)
+        if not self.open:
+            self._record()
+
+    def _record(self) -> None:
         alpha = self.state.smoothed_margin
         if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
             self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
@@ -248,13 +292,16 @@ class Course:
         course.settings = self.settings | {"until": float(until)}
         return course.run(until)
 
-    def _left(self, until: float) -> float:
-        """Return the step in ρ that leads to the landing interval at the present growth of ln α."""
+    def _distance(self, state: FlowState, until: float) -> float:
+        """Return how far a state with α > 0 is from the interval to land in, in ln α."""
+        return math.log(until / state.smoothed_margin) + 0.4 * self.landing
+
+    def _growth(self) -> float:
+        """Return dln α/dln‖W‖."""
         state = self.state
-        growth = np.vdot(state.gradient, state.gradient) / (
+        return np.vdot(state.gradient, state.gradient) / (
             self.degree * state.mean_margin() * state.normalized_smoothed_margin
         )
-        return (math.log(until / state.smoothed_margin) + 0.4 * self.landing) / growth
 
     def _slope(self) -> float:
         """Return ‖W‖‖∇α‖."""

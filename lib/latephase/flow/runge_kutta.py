@@ -104,6 +104,10 @@ class FlowState(State):
     sliding: Sliding
     steepness: float
 
+    def late(self) -> bool:
+        """Return whether steps from here are in ln‖W‖."""
+        return self.smoothed_margin > 0.0 and self.alignment() > TUNING.aligned
+
     def steep(self, degree: float) -> float:
         """Return the slope ‖W‖‖∇α‖ beside which one is small: ‖W‖ Σ q ‖∇p‖, or min(1, max|p|)."""
         log_scale = degree * self.log_norm
@@ -187,7 +191,7 @@ class Stepper:
 
         ESDIRK4 raises KinkCrossed as soon as a stage has other gates than the beginning.
         """
-        late = state.smoothed_margin > 0.0 and state.alignment() > TUNING.aligned
+        late = state.late()
         trial = (_RadialTrial if late else _Trial)(self, state, length, tableau)
         for row in tableau.rows:
             stage = trial.solve(trial.begin(row))

@@ -20,6 +20,11 @@ class Tuning:
     shorter: float = 0.4
     # cos(W, ∇α) beyond which steps are in ln‖W‖, which then grows about as arc length does.
     aligned: float = 0.5
+    # A step in ln‖W‖ of more than twice this is followed by one of this: short enough for the
+    # multipliers, which are of the order of the stages, and long enough that what rounding does to
+    # W is little beside it. It may have this part of the error of other steps.
+    closing: float = 0.01
+    closing_error: float = 0.1
     # Steps tried, and tried to land on a level, before that is given up.
     attempts: int = 20_000
     landings: int = 30
