@@ -631,9 +631,11 @@ def test_the_residual_falls_like_one_over_alpha(tol, within):
     first, second = np.flatnonzero(dual)
     apart = np.linalg.norm(signed[first] - signed[second])
     expected = abs(np.log(dual[first] / dual[second])) / apart
-    levels = [1e3, 4.1e3, 1e4, 1e5, 1e6, 6.6e7, 1e9]
-    flow = latephase.gradient_flow(linear(2), x, y, "exponential", tol=tol, at=levels)
-    np.testing.assert_allclose(flow.kkt_stationarity * levels, expected, rtol=within)
+    flow = latephase.gradient_flow(linear(2), x, y, "exponential", until=1e9, tol=tol)
+    late = flow.smoothed_margin > 1e3
+    assert late.sum() > 4
+    products = flow.kkt_stationarity * flow.smoothed_margin
+    np.testing.assert_allclose(products[late], expected, rtol=within)
 
 
 def test_an_interrupt_leaves_the_module_as_it_was():

@@ -141,7 +141,7 @@ def test_far_beyond_what_a_float_squares():
     flow = latephase.gradient_flow(module, x, y, until=1e300, tol=1e-3)
     assert 1e300 <= flow.smoothed_margin[-1] <= 1.001e300
     assert flow.alignment[-1] > 1 - 1e-9
-    assert flow.steps < 400
+    assert flow.steps < 500
 
 
 def test_levels_extension_and_records_are_those_of_any_flow(tmp_path):

@@ -42,8 +42,8 @@ class Course:
         # for kinks before the other is tried again, and how many they are to be next time.
         self.length = self.hop = TUNING.first_length
         self.hops, self.patience = 0, 1
-        # Whether a closing step is due, and whether one was given up since the last step.
-        self.open = self.unclosed = False
+        # Closing steps that are due, and whether one was given up since the last step.
+        self.due, self.unclosed = 0, False
         # The attempts and the α at which the flow was last seen to get on.
         self.standing = 0, -math.inf
 
@@ -77,8 +77,9 @@ class Course:
                 )
             if self.length < TUNING.smallest_length:
                 raise self._stands() if self._unresolved() else self._collapse()
-            if self._attempt(until) and not self.open:
+            if self._attempt(until) and not self.due:
                 yield self.state
+        self._record()
 
     def trajectory(self) -> Trajectory | None:
         """Return what has been recorded, or None before the first state with α > 0."""
@@ -121,11 +122,13 @@ class Course:
             growth = self._growth()
             left = self._distance(self.state, until) / growth
             if self.state.late() and not self.unclosed:
-                if self.open or left < min(2.0 * TUNING.closing, math.log1p(length)):
+                short = TUNING.closing
+                if self.due or left < min(1.5 * short, math.log1p(length)):
                     return self._close(left, until)
-                if left > 2.0 * TUNING.closing:
-                    # The last step to a level is a closing one.
-                    goal, left = until * math.exp(-growth * TUNING.closing), left - TUNING.closing
+                if left > 1.5 * short:
+                    # The last steps to a level are closing ones.
+                    kept = short * (TUNING.closings if left > (TUNING.closings + 1) * short else 1)
+                    goal, left = until * math.exp(-growth * kept), left - kept
             length = min(length, math.expm1(left))
         self.attempts += 1
         try:
@@ -173,8 +176,7 @@ class Course:
         They are of the order of the stages: after a long step they are off by more than W is. left:
         the way in ln‖W‖ to α = until, on which the step lands where that is near.
         """
-        self.open, self.unclosed = False, True
-        near = left < 2.0 * TUNING.closing
+        near = left < 1.5 * TUNING.closing
         length, growth = left if near else TUNING.closing, self._growth()
         for _ in range(TUNING.landings):
             self.attempts += 1
@@ -188,6 +190,7 @@ class Course:
                 self._accept(step)
                 return True
             length += self._distance(step.state, until) / growth
+        self.due, self.unclosed = 0, True
         self._record()
         return False
 
@@ -250,7 +253,8 @@ class Course:
         self.steps += 1
         self.path_length += step.arc
         grown = step.state.log_norm - self.state.log_norm
-        self.open, self.unclosed = step.radial and grown > 2.0 * TUNING.closing, False
+        long = step.radial and grown > 2.0 * TUNING.closing
+        self.due, self.unclosed = TUNING.closings if long else max(0, self.due - 1), False
         self._arrive(step.state, step.nodes, step.radial)
 
     def _arrive(
@@ -260,13 +264,14 @@ class Course:
         log_time = self.clock.advance(nodes, radial)
         measured = {"log_time": log_time, "path_length": self.path_length}
         self.state = dataclasses.replace(state, **measured)
-        if not self.open:
+        if not self.due:
             self._record()
 
     def _record(self) -> None:
         alpha = self.state.smoothed_margin
-        if alpha > 0.0 and (not self.entries or alpha > math.exp(self.entries[-1][0])):
-            self.entries = [*self.entries, (float(np.log(alpha)), self.state)]
+        place = math.log(alpha) if alpha > 0.0 else -math.inf
+        if place > (self.entries[-1][0] if self.entries else -math.inf):
+            self.entries = [*self.entries, (place, self.state)]
         # Dropped on the final grid now and then, which drops nothing that the end would keep: the
         # last entry stays, and stands for every grid point beyond it.
         if len(self.entries) >= 4 * self.settings["records"] + 64:

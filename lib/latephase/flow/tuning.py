@@ -20,10 +20,12 @@ class Tuning:
     shorter: float = 0.4
     # cos(W, ∇α) beyond which steps are in ln‖W‖, which then grows about as arc length does.
     aligned: float = 0.5
-    # A step in ln‖W‖ of more than twice this is followed by one of this: short enough for the
+    # A step in ln‖W‖ of more than twice this is followed by so many of this: short enough for the
     # multipliers, which are of the order of the stages, and long enough that what rounding does to
-    # W is little beside it. It may have this part of the error of other steps.
+    # W is little beside it; two, because what the long one leaves of W across the manifold of late
+    # phases falls off by the first. They may have this part of the error of other steps.
     closing: float = 0.01
+    closings: int = 2
     closing_error: float = 0.1
     # Steps tried, and tried to land on a level, before that is given up.
     attempts: int = 20_000
