@@ -96,7 +96,7 @@ def test_starts_that_lose_an_example_are_named():
     flows, silent = apparatus.separated(runs, 10.0)
     assert flows == [None]
     assert list(silent) == [7]
-    assert "stays zero, for 1 examples (1)" in silent[7]
+    assert "stays zero, for 1 example (1)" in silent[7]
     assert apparatus.listed(silent) == f"7 ({silent[7]})"
     assert apparatus.listed({}) == "none"
 

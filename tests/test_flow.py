@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -677,6 +678,52 @@ def test_not_separable_carries_the_best_margin():
         -np.log(np.exp(-z @ w).sum()), abs=1e-6
     )
     assert raised.value.trajectory is None
+
+
+@pytest.mark.parametrize("margin", [1e-3, 1e-5, 1e-7, 1e-9])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_small_relative_margins_are_reached(depth, margin):
+    x, y = np.array([[1.0, margin], [1.0, -margin]]), np.array([1, -1])
+    module = linear(2, [0.3, 0.1]) if depth == 1 else deep_linear(2, dims=2)
+    flow = latephase.gradient_flow(module, x, y, until=1e6)
+    weights = layers_of(module, flow.direction[-1])
+    w = weights[0] if depth == 1 else weights[1] @ weights[0]
+    # Of two layers the direction of the product comes like α^{-1/2}.
+    assert angle(w[0], np.array([0.0, 1.0])) < (1e-5 if depth == 1 else 1e-2)
+
+
+@pytest.mark.parametrize("units", [1e5, 1e-5])
+def test_units_of_the_inputs_do_not_decide_what_is_separated(units):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 4))
+    y = np.sign(x[:, 0] + 0.3 * x[:, 1])
+    flow = latephase.gradient_flow(linear(4, [0.1, 0.2, 0.0, -0.1]), units * x, y, until=1e6)
+    assert angle(flow.direction[-1], latephase.hard_margin(x, y)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-6])
+@pytest.mark.parametrize("until", [1.0, 1e6])
+def test_what_cannot_be_separated_comes_with_a_certificate(apart, until):
+    x = np.array([[1.0, 0.0], [1.0 + apart, 0.0], [0.5, 1.0]])
+    y = np.array([1.0, -1.0, 1.0])
+    with pytest.raises(latephase.NotSeparated) as raised:
+        latephase.gradient_flow(linear(2, [0.3, 0.1]), x, y, until=until)
+    weights = pickle.loads(pickle.dumps(raised.value)).certificate
+    assert weights.min() >= 0.0
+    assert weights.sum() == pytest.approx(1.0)
+    assert np.linalg.norm((weights * y) @ x) < 1e-11
+
+
+def test_attempts_that_are_spent_say_nothing_of_separation():
+    x, y = separable()
+    with pytest.raises(latephase.BudgetSpent, match="3 attempted steps are spent") as raised:
+        latephase.gradient_flow(linear(), x, y, attempts=3)
+    assert "larger `attempts`" in str(raised.value)
+    assert not isinstance(raised.value, latephase.NotSeparated)
+    flow = latephase.gradient_flow(linear(), x, y, until=1e9)
+    with pytest.raises(latephase.BudgetSpent) as raised:
+        latephase.gradient_flow(linear(), x, y, until=1e9, attempts=flow.steps // 2)
+    assert 0.0 < raised.value.trajectory.smoothed_margin[-1] < 1e9
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_examples_that_no_weights_separate_are_an_error():
 
 
 def test_the_number_of_steps_is_bounded():
-    with pytest.raises(latephase.NotSeparated, match="3 steps are spent at α = -"):
+    with pytest.raises(latephase.BudgetSpent, match="3 steps are spent at α = -"):
         onset(linear([-5.0]), np.ones((1, 1)), [1.0], steps=3)
 
 

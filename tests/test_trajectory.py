@@ -118,7 +118,7 @@ def test_what_an_earlier_version_saved_loads_and_ends_where_this_one_does(
     np.testing.assert_allclose(new.direction[-1], old.direction[-1], atol=1e-4)
     np.testing.assert_allclose(new.margins[-1], old.margins[-1], rtol=1e-3)
     assert (old.degree, old.evaluations.keys()) == (new.degree, new.evaluations.keys())
-    assert old.settings == new.settings
+    assert old.settings.items() <= new.settings.items()
 
 
 def test_a_trajectory_shows_itself_in_one_line():

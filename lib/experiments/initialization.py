@@ -23,7 +23,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from latephase.flow.course import Course
-from latephase.flow.errors import NotSeparated
+from latephase.flow.errors import BudgetSpent
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.measures.settling import tails
@@ -77,7 +77,7 @@ def onset(
 ) -> Onset:
     """Return the flow of the exponential loss from the module's parameters to α = until.
 
-    tol is the error of a step, relative to ‖W‖. Raises NotSeparated where α does not get there
+    tol is the error of a step, relative to ‖W‖. Raises BudgetSpent where α does not get there
     within so many steps.
     """
     problem = Problem(module, x, y, "exponential")
@@ -89,7 +89,7 @@ def onset(
         rows.append((state.smoothed_margin, state.log_time))
         if len(rows) > steps and state.smoothed_margin < until:
             why = f"{steps} steps are spent at α = {state.smoothed_margin:.3g}"
-            raise NotSeparated(why, state.smoothed_margin, None)
+            raise BudgetSpent(why, state.smoothed_margin, None)
     alpha, log_time = np.array(rows).T
     w = np.array(weights)
     norm = np.linalg.norm(w, axis=1)

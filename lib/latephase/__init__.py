@@ -8,7 +8,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latephase.flow.errors import NotSeparated, SolverError, StepCollapse
+    from latephase.flow.errors import BudgetSpent, NotSeparated, SolverError, StepCollapse
     from latephase.flow.gradient_flow import gradient_flow
     from latephase.flow.trajectory import Trajectory
     from latephase.measures.diagnosis import Diagnosis, diagnose
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BudgetSpent",
     "Diagnosis",
     "GeneralizedGradient",
     "Loss",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "BudgetSpent": "flow.errors",
     "Diagnosis": "measures.diagnosis",
     "GeneralizedGradient": "problem.generalized",
     "Loss": "problem.losses",

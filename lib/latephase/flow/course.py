@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from latephase.flow.clock import LogClock
-from latephase.flow.errors import KinkCrossed, NotSeparated, StepCollapse, StepFailed
+from latephase.flow.errors import BudgetSpent, KinkCrossed, NotSeparated, StepCollapse, StepFailed
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, FlowState, Step, Stepper
 from latephase.flow.state import Entry, exp_times, thinned
 from latephase.flow.trajectory import Trajectory, trajectory_of
@@ -29,7 +29,7 @@ class Course:
 
     def __init__(self, problem: Problem, degree: float, settings: dict[str, Any]) -> None:
         self.problem, self.degree, self.settings = problem, degree, settings
-        self.tol = settings["tol"]
+        self.tol, self.budget = settings["tol"], settings.get("attempts", TUNING.attempts)
         self.landing = min(
             TUNING.landing, max(TUNING.landing_tol * self.tol, TUNING.finest_landing)
         )
@@ -50,7 +50,8 @@ class Course:
     def run(self, until: float) -> Trajectory:
         """Return the trajectory up to α = until.
 
-        Raises NotSeparated at a stationary point, StepCollapse where no step can be solved.
+        Raises NotSeparated at a stationary point, StepCollapse where no step can be solved,
+        BudgetSpent where the attempts are.
         """
         try:
             for _ in self.states(until):
@@ -68,15 +69,9 @@ class Course:
         while self.state.smoothed_margin < until:
             if self._stationary() or self._settled() or self._only_dead():
                 raise self._stands()
-            if self.attempts > TUNING.attempts:
-                raise self._not_separated(f"{self.attempts} attempted steps are spent")
-            if self._stagnates():
-                raise self._not_separated(
-                    f"{TUNING.stagnant} attempted steps, which took less than a hundredth off the "
-                    "distance of α to 0, are spent"
-                )
-            if self.length < TUNING.smallest_length:
-                raise self._stands() if self._unresolved() else self._collapse()
+            spent, stuck = self._spent(), self.length < TUNING.smallest_length
+            if spent or stuck:
+                raise self._contradicted() or (self._collapse() if stuck else self._short(spent))
             if self._attempt(until) and not self.due:
                 yield self.state
         self._record()
@@ -294,7 +289,7 @@ class Course:
         course = copy.copy(self)
         course.problem, course.clock = self.problem.recounted(), copy.copy(self.clock)
         course.stepper = self.stepper.counting(course.problem.evaluations)
-        course.settings = self.settings | {"until": float(until)}
+        course.settings, course.attempts = self.settings | {"until": float(until)}, 0
         return course.run(until)
 
     def _distance(self, state: FlowState, until: float) -> float:
@@ -302,7 +297,7 @@ class Course:
         return math.log(until / state.smoothed_margin) + 0.4 * self.landing
 
     def _growth(self) -> float:
-        """Return dln α/dln‖W‖."""
+        """Return how fast ln α grows with ln‖W‖."""
         state = self.state
         return np.vdot(state.gradient, state.gradient) / (
             self.degree * state.mean_margin() * state.normalized_smoothed_margin
@@ -327,24 +322,27 @@ class Course:
 
         Kinks that slide, within their width, resolve a point of zero slope to a part of tol.
         """
-        below = self.state.smoothed_margin <= 0.0 and self.length < TUNING.settled_length
-        return below and self._slope() <= TUNING.kink_width * self.tol * self._unit()
+        slides = self.state.smoothed_margin <= 0.0 and len(self.state.sliding.active) > 0
+        return (
+            slides
+            and self.length < TUNING.settled_length
+            and self._slope() <= TUNING.kink_width * self.tol * self._unit()
+        )
 
-    def _unresolved(self) -> bool:
-        """Return whether the slope is as near to zero as the smallest steps can bring it.
-
-        In large units of the inputs such a step changes margins, and with them the slope, by much.
-        """
-        below, unit = self.state.smoothed_margin <= 0.0, self._unit()
-        least = min(TUNING.unresolved, 10.0 * TUNING.smallest_length * unit)
-        return below and self._slope() <= least * unit
-
-    def _stagnates(self) -> bool:
-        """Return whether α, below 0, has hardly risen over the last attempts."""
+    def _spent(self) -> str:
+        """Return which budget of attempted steps is spent, empty for none."""
         alpha, (since, then) = self.state.smoothed_margin, self.standing
+        few = max(TUNING.stagnant, self.budget // 100)
+        if self.attempts > self.budget:
+            return f"{self.budget} attempted steps are spent"
         if alpha > 0.0 or alpha > 0.99 * then:
             self.standing = self.attempts, min(alpha, 0.0)
-        return self.attempts - since > TUNING.stagnant and alpha <= 0.99 * then
+        elif self.attempts - since > few:
+            return (
+                f"{few} of {self.budget} attempted steps took less than a hundredth off the "
+                "distance of α to 0"
+            )
+        return ""
 
     def _dead(self) -> np.ndarray:
         """Return the examples whose margins are exactly zero, and whose kinks do not slide."""
@@ -365,18 +363,40 @@ class Course:
     def _stands(self) -> NotSeparated:
         dead, why = self._dead(), "the risk is stationary"
         if len(dead):
-            names = ", ".join(map(str, dead[:20])) + (", …" if len(dead) > 20 else "")
-            why += f": the output is zero, and stays zero, for {len(dead)} examples ({names})"
-        return self._not_separated(why)
+            why += f": the output is zero, and stays zero, for {_listed(dead)}"
+        weights = np.zeros(self.state.p.shape)
+        weights[dead] = 1.0
+        return self._not_separated(why, weights if len(dead) else np.exp(self.state.log_dual))
 
-    def _not_separated(self, why: str) -> NotSeparated:
+    def _contradicted(self) -> NotSeparated | None:
+        """Return the error where no direction raises all margins, as far as gradients tell."""
+        if self.state.smoothed_margin > 0.0:
+            return None
+        found = self.stepper.vanishing(self.state)
+        if found is None:
+            return None
+        weights = found.reshape(self.state.p.shape)
+        examples = np.flatnonzero(weights.reshape(self.problem.n, -1).any(1))
+        why = (
+            "no direction raises all margins: a convex combination of the gradients of "
+            f"{_listed(examples)} vanishes"
+        )
+        return self._not_separated(why, weights)
+
+    def _not_separated(self, why: str, weights: np.ndarray) -> NotSeparated:
+        certificate = weights / weights.sum()
+        return NotSeparated(self._ending(why), self.best, self.trajectory(), certificate)
+
+    def _short(self, why: str) -> BudgetSpent:
+        end = f"{self._ending(why)}; a larger `attempts` goes on"
+        return BudgetSpent(end, self.best, self.trajectory())
+
+    def _ending(self, why: str) -> str:
         until, examples = self.settings["until"], self.problem.true_margins(self.state.p)
-        return NotSeparated(
+        return (
             f"{why} (‖W‖‖∇α‖ = {self._slope():.1e}), the largest smoothed margin being "
             f"{self.best:.6g}, short of {until:.6g}, with {int((examples <= 0).sum())} of "
-            f"{len(examples)} examples on the wrong side",
-            self.best,
-            self.trajectory(),
+            f"{len(examples)} examples on the wrong side"
         )
 
     def _collapse(self) -> StepCollapse:
@@ -391,6 +411,11 @@ class Course:
                 "it smooth"
             )
         return StepCollapse(why, self.best, self.trajectory())
+
+
+def _listed(examples: np.ndarray) -> str:
+    names = ", ".join(map(str, examples[:20])) + (", …" if len(examples) > 20 else "")
+    return f"{len(examples)} example{'s' * (len(examples) > 1)} ({names})"
 
 
 def past(step: Step) -> float:

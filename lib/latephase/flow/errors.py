@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from latephase.flow.trajectory import Trajectory
 
 
@@ -28,13 +30,35 @@ class SolverError(RuntimeError):
         super().__init__(message)
         self.best_smoothed_margin, self.trajectory = best, trajectory
 
-    def __reduce__(self) -> tuple[type, tuple[str, float, Trajectory | None]]:
+    def __reduce__(self) -> tuple[type, tuple]:
         return type(self), (str(self), self.best_smoothed_margin, self.trajectory)
 
 
 class NotSeparated(SolverError):
-    """The risk cannot reach the smoothed margin asked for."""
+    """The risk comes to rest short of the smoothed margin asked for.
+
+    certificate: weights λ ≥ 0 of the margins, Σλ = 1, of the shape of `Trajectory.dual` without its
+    records, with Σ λ_i ∇p_i = 0 as far as float64 tells: to first order nothing raises all margins.
+    Of a linear model that is a proof that nothing separates the examples (Gordan 1873).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        best: float,
+        trajectory: Trajectory | None,
+        certificate: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(message, best, trajectory)
+        self.certificate = certificate
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), (*super().__reduce__()[1], self.certificate)
+
+
+class BudgetSpent(SolverError):
+    """The attempted steps are spent; whether the flow gets on is not known."""
 
 
 class StepCollapse(SolverError):
-    """The step fell to nothing, at a kink that cannot be smoothed."""
+    """The step fell to nothing: none could be solved, however short."""

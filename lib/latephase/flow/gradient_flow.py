@@ -36,6 +36,7 @@ def gradient_flow(
     *,
     at: Sequence[float] | np.ndarray | None = None,
     companion: bool = False,
+    attempts: int = TUNING.attempts,
 ) -> Trajectory:
     """Return the trajectory of dW/dt = -∇R(W) from the module's parameters to α = `until`.
 
@@ -62,9 +63,12 @@ def gradient_flow(
         settings["companion_angles"] are the angles in rad between the two directions, at each level
         of `at` or at the end. Beyond 10 tol the direction is not known to tol: the flow is not
         unique, or it drives nearby starts apart.
+    attempts: the most steps to try. Before α > 0, at most a hundredth of them, or 200, may
+        pass without taking a hundredth off the distance of α to 0.
 
     Raises ValueError for input it cannot use, a kink that it does not know included; NotSeparated
-    where the risk stays large; StepCollapse where no step can be solved.
+    where the risk comes to rest, with a combination of gradients that vanishes; BudgetSpent where
+    the attempts are; StepCollapse where no step can be solved.
 
     >>> import numpy as np, torch, latephase
     >>> x = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
@@ -78,7 +82,7 @@ def gradient_flow(
     levels = [until] if at is None else _checked_levels(at, until)
     if at is not None:
         until, records = levels[0], TUNING.every_step
-    _check_settings(until, tol, records, kink_smoothing)
+    _check_settings(until, tol, records, kink_smoothing, attempts)
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
     degree = checked_degree(problem.module, problem.x, degree)
     settings = {
@@ -89,6 +93,7 @@ def gradient_flow(
         "kink_smoothing": kink_smoothing,
         "smoothed_because": None if kink_smoothing is None else "asked for",
         "jacobian_bytes": int(jacobian_bytes),
+        "attempts": int(attempts),
     }
 
     def followed(problem: Problem, settings: dict[str, Any]) -> Trajectory:
@@ -156,12 +161,15 @@ def _checked_levels(at: Sequence[float] | np.ndarray, until: float) -> list[floa
     return levels
 
 
-def _check_settings(until: float, tol: float, records: int, kink_smoothing: float | None) -> None:
+def _check_settings(
+    until: float, tol: float, records: int, kink_smoothing: float | None, attempts: int
+) -> None:
     if not 0.0 < until <= 1e300:
         raise ValueError(f"until: expected a smoothed margin in (0, 1e300], got {until!r}")
     if not 0.0 < tol < 1.0:
         raise ValueError(f"tol: expected an error in (0, 1), got {tol!r}")
-    if isinstance(records, bool) or records != int(records) or records < 1:
-        raise ValueError(f"records: expected a positive integer, got {records!r}")
+    for name, count in (("records", records), ("attempts", attempts)):
+        if isinstance(count, bool) or count != int(count) or count < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {count!r}")
     if kink_smoothing is not None and not 0.0 < kink_smoothing < 1.0:
         raise ValueError(f"kink_smoothing: expected ε in (0, 1) or None, got {kink_smoothing!r}")

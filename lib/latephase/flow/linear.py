@@ -1,4 +1,4 @@
-"""Dense linear problems of a step: Cholesky factors, bounded unknowns, a Krylov method."""
+"""Dense linear problems: Cholesky factors, bounded unknowns, a Krylov method, a certificate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import linalg
+from scipy.optimize import nnls
 
 from latephase.flow.errors import StepFailed
 from latephase.flow.tuning import TUNING
@@ -71,3 +72,22 @@ def gmres(apply: Callable, b: np.ndarray, tol: float) -> np.ndarray:
             break
         basis[j + 1] = w / hessenberg[j + 1, j]
     return y
+
+
+def vanishing(rows: np.ndarray, free: np.ndarray) -> np.ndarray | None:
+    """Return λ [m] ≥ 0 with Σ λ_i r_i = 0 up to a combination of `free` rows; None where none has.
+
+    The least distance of such a combination, Σλ = 1 for rows of unit length, is by nonnegative
+    least squares (Lawson and Hanson 1974). λ is of the rows as they came.
+    """
+    if len(free):
+        basis = linalg.svd(free, full_matrices=False)
+        basis = basis[2][basis[1] > TUNING.stationary * basis[1][0]]
+        rows = rows - (rows @ basis.T) @ basis
+    lengths = np.linalg.norm(rows, axis=1)
+    if (lengths == 0.0).any():
+        return (lengths == 0.0).astype(float)
+    system = np.vstack([(rows / lengths[:, None]).T, np.ones(len(rows))])
+    weights = nnls(system, np.append(np.zeros(rows.shape[1]), 1.0), maxiter=50 * len(rows))[0]
+    distance = float(np.linalg.norm(system[:-1] @ weights)) / weights.sum()
+    return weights / lengths if distance <= TUNING.stationary else None

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from latephase.flow.errors import KinkCrossed
+from latephase.flow.linear import vanishing
 from latephase.flow.sliding import Ball, Guess, Slider, Sliding, Solved
 from latephase.flow.state import State, exp_times
 from latephase.flow.tuning import TUNING
@@ -185,6 +186,20 @@ class Stepper:
                 np.exp(log_dual.numpy().reshape(-1)) @ np.sqrt(point.gram().diagonal())
             ),
         )
+
+    def vanishing(self, state: FlowState) -> np.ndarray | None:
+        """Return λ [n] ≥ 0 of a combination of the ∇p that vanishes, and Zᵀμ with it; None of none.
+
+        None as well where B = [J; Z] does not fit into `jacobian_bytes`.
+        """
+        sliding = state.sliding
+        point = self.kinked.at(state.direction, sliding.filled(), sliding.active)
+        try:
+            rows = point.rows()
+        except ValueError:
+            return None
+        free = len(rows) - len(sliding.active)
+        return vanishing(rows[:free], rows[free:])
 
     def step(self, state: FlowState, length: float, tableau: Tableau) -> Step:
         """Return the step of arc length length·‖W‖; raises StepFailed.

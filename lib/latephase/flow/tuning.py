@@ -27,12 +27,13 @@ class Tuning:
     closing: float = 0.01
     closings: int = 2
     closing_error: float = 0.1
-    # Steps tried, and tried to land on a level, before that is given up.
+    # Steps tried, unless the user asks for others, and tried to land on a level, before that is
+    # given up.
     attempts: int = 20_000
     landings: int = 30
-    # Before α > 0: so many tries must take off a hundredth of -α. Networks of 1,000 weights and
-    # more that do separate were seen to need a tenth of them.
-    stagnant: int = 150
+    # Before α > 0: so many, or a hundredth of all if that is more, must take off a hundredth of -α.
+    # Networks that do separate were seen to need a tenth of them.
+    stagnant: int = 200
     # Margins of the start, below zero, to whose size steps that fall to nothing are put down.
     cornered: float = 1e6
     # How far beyond the level it was asked for a record may lie, as a part of α: of tol, so that
@@ -48,15 +49,14 @@ class Tuning:
     # Margins of the first W of a flow that starts at W = 0, where the direction errs by as much.
     out_of_zero: float = 1e-9
 
+    # A convex combination of gradients this small beside them vanishes: relative margins down to
+    # 1e-9 are followed, and rounding leaves less.
+    stationary: float = 1e-12
     # A state with α ≤ 0 and ‖W‖‖∇α‖ below this part of ‖W‖ Σ q ‖∇p‖, or of min(1, max|p|) if that
-    # is more, is a stationary point: a convex combination of gradients vanishes.
-    stationary: float = 1e-8
-    # Below this slope, in the same units, the speed falls off, so that the flow settles there.
-    settling: float = 1e-6
+    # is more, slows down, so that the flow comes to rest at a stationary point.
+    settling: float = 1e-9
     # Steps below this, where the slope is below what the width of kinks resolves, have settled.
     settled_length: float = 1e-5
-    # The largest slope, in the same units, that counts as one that the smallest steps leave.
-    unresolved: float = 1e-3
     # α this far from the bound that examples of zero output set: nothing else is left of the risk.
     dead: float = 1e-4
 
