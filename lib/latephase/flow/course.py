@@ -13,6 +13,7 @@ import torch
 
 from latephase.flow.clock import LogClock
 from latephase.flow.errors import BudgetSpent, KinkCrossed, NotSeparated, StepCollapse, StepFailed
+from latephase.flow.progress import progress
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, FlowState, Step, Stepper
 from latephase.flow.state import Entry, exp_times, thinned
 from latephase.flow.trajectory import Trajectory, trajectory_of
@@ -54,8 +55,9 @@ class Course:
         BudgetSpent where the attempts are.
         """
         try:
-            for _ in self.states(until):
-                pass
+            with progress(until) as show:
+                for state in self.states(until):
+                    show(state.smoothed_margin)
         except KeyboardInterrupt as stopped:
             stopped.trajectory = self.trajectory()
             raise

@@ -11,6 +11,7 @@ import torch
 
 from latephase.flow.course import Course
 from latephase.flow.errors import SolverError
+from latephase.flow.progress import progress
 from latephase.flow.trajectory import RECORDED, Trajectory, largest_drop
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
@@ -66,6 +67,9 @@ def gradient_flow(
     attempts: the most steps to try. Before α > 0, at most a hundredth of them, or 200, may
         pass without taking a hundredth off the distance of α to 0.
 
+    On a terminal, a flow of more than two seconds shows how far it has come. A KeyboardInterrupt
+    has what is recorded by then as its attribute `trajectory`.
+
     Raises ValueError for input it cannot use, a kink that it does not know included; NotSeparated
     where the risk comes to rest, with a combination of gradients that vanishes; BudgetSpent where
     the attempts are; StepCollapse where no step can be solved.
@@ -97,8 +101,9 @@ def gradient_flow(
     }
 
     def followed(problem: Problem, settings: dict[str, Any]) -> Trajectory:
-        flow = Course(problem, degree, settings).run(until)
-        return flow if at is None else _landing(flow, levels)
+        with progress(levels[-1]):
+            flow = Course(problem, degree, settings).run(until)
+            return flow if at is None else _landing(flow, levels)
 
     flow = followed(problem, settings)
     if companion:
