@@ -214,6 +214,31 @@ def test_a_joint_at_which_autograd_finds_no_slope_is_named_for_what_it_is():
     check_loss(Loss("spliced", spliced_logistic, log_rate=LOGISTIC.log_rate))
 
 
+def test_a_rate_is_not_blamed_where_autograd_finds_none():
+    # Beyond the joint autograd multiplies a zero by an infinity, from z = 745 on.
+    def log_value(z):
+        return torch.where(z > 18.0, -z, torch.log(torch.nn.functional.softplus(-z)))
+
+    check_loss(Loss("spliced", log_value, log_rate=LOGISTIC.log_rate))
+    with pytest.raises(ValueError, match="log_rate does not belong to log_value: at z = "):
+        check_loss(Loss("spliced", log_value, log_rate=lambda z: LOGISTIC.log_rate(z) + 1e-6))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("log_rate", lambda z: torch.zeros(()), "return a tensor of its argument's shape"),
+        ("log_rate", lambda z: 0.0, "return a tensor of its argument's shape"),
+        ("log_inverse", lambda y: torch.tensor(-float(y)), "be elementwise on tensors: "),
+        ("log_inverse", lambda y: -y.numpy(), "return a tensor of its argument's shape"),
+    ],
+    ids=["scalar rate", "number", "of one number alone", "array"],
+)
+def test_companions_of_a_loss_must_be_elementwise(name, given, message):
+    with pytest.raises(ValueError, match=f"loss 'mine': {name} must {message}"):
+        check_loss(Loss("mine", torch.neg, **{name: given}))
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [

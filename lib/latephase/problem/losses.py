@@ -35,7 +35,7 @@ class Loss:
     """A decreasing convex loss with an exponential tail, ℓ(z) = exp(-z + constant + o(1)).
 
     log_value:   z ↦ ln ℓ(z), elementwise on tensors, twice differentiable by autograd.
-    log_inverse: y ↦ the z with ln ℓ(z) = y; found in a bracket when it is not given.
+    log_inverse: y ↦ the z with ln ℓ(z) = y, elementwise; found in a bracket when not given.
     log_rate:    z ↦ ln(-(ln ℓ)'(z)), elementwise; taken by autograd when it is not given.
 
     `check_loss` says which conditions a user's own loss must meet.
@@ -325,17 +325,32 @@ def check_loss(loss: Loss) -> None:
 def _check_companions(loss: Loss, z: Tensor) -> None:
     """Raise ValueError unless `log_rate` and `log_inverse` are those of `log_value`."""
     value = loss.log_value(z)
-    for name, given, came, expected in (
-        ("log_rate", loss.log_rate, loss._log_rate, _derived_log_rate(loss, z)),
-        ("log_inverse", loss.log_inverse, lambda z: loss.log_value(loss.inverse(value)), value),
+    for name, given, at, back, expected in (
+        ("log_rate", loss.log_rate, z, lambda rate: rate, _derived_log_rate(loss, z)),
+        ("log_inverse", loss.log_inverse, value, loss.log_value, value),
     ):
         if given is None:
             continue
-        off = (came(z) - expected).abs()
-        # Rounding of exp and log for each; autograd loses what cancels in log_value.
-        if not bool((off <= 1e-8 * (1.0 + expected.abs())).all()):
-            worst = int(torch.nan_to_num(off, nan=math.inf).argmax())
+        found = back(_elementwise(f"loss {loss.name!r}: {name}", given, at))
+        off = (found - expected).abs()
+        # Rounding of exp and log for each; autograd loses what cancels in log_value. Where it finds
+        # no slope, as about a joint, there is nothing to compare with.
+        close = (off <= 1e-8 * (1.0 + expected.abs())) | ~torch.isfinite(expected)
+        wrong = ~close | ~torch.isfinite(found)
+        if bool(wrong.any()):
+            worst = int(torch.where(wrong, off.nan_to_num(math.inf), -1.0).argmax())
             raise ValueError(
                 f"loss {loss.name!r}: {name} does not belong to log_value: at z = "
                 f"{z[worst].item():.4g} they differ by {off[worst].item():.2g}"
             )
+
+
+def _elementwise(what: str, function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Return function(at); ValueError where that is no tensor of the same shape."""
+    try:
+        found = function(at)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} must be elementwise on tensors: {error}") from error
+    if not isinstance(found, Tensor) or found.shape != at.shape:
+        raise ValueError(f"{what} must return a tensor of its argument's shape")
+    return found
