@@ -1,4 +1,4 @@
-"""The course of one flow: the steps it tries, its clock, what it records, and how it ends."""
+"""The course of one flow: the steps it tries, its clock, and what it records."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from latephase.flow.clock import LogClock
-from latephase.flow.errors import BudgetSpent, KinkCrossed, NotSeparated, StepCollapse, StepFailed
+from latephase.flow.ending import ended
+from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.progress import progress
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, FlowState, Step, Stepper
 from latephase.flow.state import Entry, exp_times, thinned
@@ -69,11 +69,9 @@ class Course:
             self._begin()
         yield self.state
         while self.state.smoothed_margin < until:
-            if self._stationary() or self._settled() or self._only_dead():
-                raise self._stands()
-            spent, stuck = self._spent(), self.length < TUNING.smallest_length
-            if spent or stuck:
-                raise self._contradicted() or (self._collapse() if stuck else self._short(spent))
+            error = ended(self)
+            if error is not None:
+                raise error
             if self._attempt(until) and not self.due:
                 yield self.state
         self._record()
@@ -258,6 +256,8 @@ class Course:
         self, state: FlowState, nodes: list[tuple[float, float]], radial: bool = False
     ) -> None:
         self.best = max(self.best, state.smoothed_margin)
+        if state.smoothed_margin > 0.99 * self.standing[1]:
+            self.standing = self.attempts, min(state.smoothed_margin, 0.0)
         log_time = self.clock.advance(nodes, radial)
         measured = {"log_time": log_time, "path_length": self.path_length}
         self.state = dataclasses.replace(state, **measured)
@@ -304,120 +304,6 @@ class Course:
         return np.vdot(state.gradient, state.gradient) / (
             self.degree * state.mean_margin() * state.normalized_smoothed_margin
         )
-
-    def _slope(self) -> float:
-        """Return ‖W‖‖∇α‖."""
-        norm = float(np.linalg.norm(self.state.gradient))
-        return exp_times(self.degree * self.state.log_norm, norm)
-
-    def _unit(self) -> float:
-        """Return the slope beside which a slope is small; without α > 0 the flow is slow."""
-        return self.state.steep(self.degree)
-
-    def _stationary(self) -> bool:
-        """Return whether the state is a stationary point that does not separate the examples."""
-        below = self.state.smoothed_margin <= 0.0
-        return below and self._slope() <= TUNING.stationary * self._unit()
-
-    def _settled(self) -> bool:
-        """Return whether steps fall to nothing because the flow is at a stationary point.
-
-        Kinks that slide, within their width, resolve a point of zero slope to a part of tol.
-        """
-        slides = self.state.smoothed_margin <= 0.0 and len(self.state.sliding.active) > 0
-        return (
-            slides
-            and self.length < TUNING.settled_length
-            and self._slope() <= TUNING.kink_width * self.tol * self._unit()
-        )
-
-    def _spent(self) -> str:
-        """Return which budget of attempted steps is spent, empty for none."""
-        alpha, (since, then) = self.state.smoothed_margin, self.standing
-        few = max(TUNING.stagnant, self.budget // 100)
-        if self.attempts > self.budget:
-            return f"{self.budget} attempted steps are spent"
-        if alpha > 0.0 or alpha > 0.99 * then:
-            self.standing = self.attempts, min(alpha, 0.0)
-        elif self.attempts - since > few:
-            return (
-                f"{few} of {self.budget} attempted steps took less than a hundredth off the "
-                "distance of α to 0"
-            )
-        return ""
-
-    def _dead(self) -> np.ndarray:
-        """Return the examples whose margins are exactly zero, and whose kinks do not slide."""
-        zero = (self.state.p.reshape(self.problem.n, -1) == 0.0).all(1)
-        zero[self.stepper.kinked.owner[self.state.sliding.active]] = False
-        return np.flatnonzero(zero)
-
-    def _only_dead(self) -> bool:
-        """Return whether nothing is left of the risk but that of examples with zero output."""
-        dead = len(self._dead())
-        if dead == 0 or self.state.smoothed_margin > 0.0:
-            return False
-        zeros = torch.zeros(dead * self.problem.pairs, dtype=torch.float64)
-        shaped = zeros if self.problem.pairs == 1 else zeros.reshape(dead, -1)
-        bound = float(self.problem.loss.smoothed_margin(shaped))
-        return self.state.smoothed_margin > bound - TUNING.dead
-
-    def _stands(self) -> NotSeparated:
-        dead, why = self._dead(), "the risk is stationary"
-        if len(dead):
-            why += f": the output is zero, and stays zero, for {_listed(dead)}"
-        weights = np.zeros(self.state.p.shape)
-        weights[dead] = 1.0
-        return self._not_separated(why, weights if len(dead) else np.exp(self.state.log_dual))
-
-    def _contradicted(self) -> NotSeparated | None:
-        """Return the error where no direction raises all margins, as far as gradients tell."""
-        if self.state.smoothed_margin > 0.0:
-            return None
-        found = self.stepper.vanishing(self.state)
-        if found is None:
-            return None
-        weights = found.reshape(self.state.p.shape)
-        examples = np.flatnonzero(weights.reshape(self.problem.n, -1).any(1))
-        why = (
-            "no direction raises all margins: a convex combination of the gradients of "
-            f"{_listed(examples)} vanishes"
-        )
-        return self._not_separated(why, weights)
-
-    def _not_separated(self, why: str, weights: np.ndarray) -> NotSeparated:
-        certificate = weights / weights.sum()
-        return NotSeparated(self._ending(why), self.best, self.trajectory(), certificate)
-
-    def _short(self, why: str) -> BudgetSpent:
-        end = f"{self._ending(why)}; a larger `attempts` goes on"
-        return BudgetSpent(end, self.best, self.trajectory())
-
-    def _ending(self, why: str) -> str:
-        until, examples = self.settings["until"], self.problem.true_margins(self.state.p)
-        return (
-            f"{why} (‖W‖‖∇α‖ = {self._slope():.1e}), the largest smoothed margin being "
-            f"{self.best:.6g}, short of {until:.6g}, with {int((examples <= 0).sum())} of "
-            f"{len(examples)} examples on the wrong side"
-        )
-
-    def _collapse(self) -> StepCollapse:
-        why = (
-            f"the implicit step fell to {self.length:.1e} at smoothed margin {self.best:.6g}, "
-            f"with {len(self.state.sliding.active)} active kinks"
-        )
-        if self.lowest < -TUNING.cornered:
-            why += (
-                f": it started from margins down to {self.lowest:.1e}, beside which the loss is as "
-                "good as two straight lines; smaller units of the inputs, or a smaller start, make "
-                "it smooth"
-            )
-        return StepCollapse(why, self.best, self.trajectory())
-
-
-def _listed(examples: np.ndarray) -> str:
-    names = ", ".join(map(str, examples[:20])) + (", …" if len(examples) > 20 else "")
-    return f"{len(examples)} example{'s' * (len(examples) > 1)} ({names})"
 
 
 def past(step: Step) -> float:

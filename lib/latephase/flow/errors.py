@@ -38,7 +38,8 @@ class NotSeparated(SolverError):
     """The risk comes to rest short of the smoothed margin asked for.
 
     certificate: weights λ ≥ 0 of the margins, Σλ = 1, of the shape of `Trajectory.dual` without its
-    records, with Σ λ_i ∇p_i = 0 as far as float64 tells: to first order nothing raises all margins.
+    records, with Σ λ_i ∇p_i = 0 as far as float64 tells, and the width of kinks that slide: to
+    first order nothing raises all margins.
     Of a linear model that is a proof that nothing separates the examples (Gordan 1873).
     """
 
