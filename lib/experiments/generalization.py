@@ -27,7 +27,6 @@ from scipy.linalg import null_space
 from torch import Tensor, nn
 
 from latephase.flow.trajectory import Trajectory
-from latephase.measures.alignment import along
 from latephase.problem.margins import Problem
 from latephase.problem.task import Task
 from latephase.problem.vectors import angle
@@ -223,21 +222,22 @@ def decay(
 ) -> Decay:
     """Return the `Decay` of a flow of the problem towards `limit`, where the margin is `margin`.
 
-    problem: with the kinks smoothed as the flow had them. Without a known limit the last record
-    stands in for it, and records with ln t above (the last)^kept_until are left out: there the
-    distance to the last record is no longer that to the limit.
+    Where the flow slides along kinks no exponent is predicted. Without a known limit the last
+    record stands in for it, and records with ln t above (the last)^kept_until are left out: there
+    the distance to the last record is no longer that to the limit.
     """
     end = flow.direction[-1] if limit is None else limit
     top = flow.normalized_smoothed_margin[-1] if margin is None else margin
     angles = np.array([angle(direction, end) for direction in flow.direction])
     latest = np.inf if limit is not None else flow.log_time[-1] ** kept_until
+    curvature = curvature_exponent(problem, flow.direction[-1], flow.dual[-1], flow.degree)
     return Decay(
         log_time=flow.log_time,
         angle=angles,
-        misalignment=along(problem, flow).misalignment,
+        misalignment=flow.misalignment,
         gap=top - flow.normalized_smoothed_margin,
         kept=last_approach(angles) & (flow.log_time <= latest),
-        predicted=curvature_exponent(problem, flow.direction[-1], flow.dual[-1], flow.degree),
+        predicted=float("nan") if flow.active_kinks.any() else curvature,
     )
 
 
