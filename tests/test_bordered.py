@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from latephase.flow import bordered
-from latephase.flow.bordered import Bordered, kink_stiffness
-from latephase.problem.kinked import kinked
+from latephase.flow.bordered import Bordered, OfRows, OfSome, OfWeights, kink_stiffness
+from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.margins import Problem
 from tests.test_nonsmooth_flow import relu_network
 
@@ -38,9 +38,9 @@ def test_kinks_of_the_first_layer_may_be_eliminated_first(monkeypatch, widths, p
         point = of.at(w, gates, active)
         found.append(solver(point, lam, rho, give, excess, pairs))
     dense, split = found
-    assert dense.blocks is None
+    assert dense.inverse.blocks is None
     # Units with different numbers of kinks, and none left among the margins.
-    assert len(split.factor[0]) == of.n + np.count_nonzero(active >= N * widths[1])
+    assert len(split.inverse.factors[0]) == of.n + np.count_nonzero(active >= N * widths[1])
     for a, b in zip(dense.solve(*right), split.solve(*right), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(dense.squares, split.squares)
@@ -63,11 +63,47 @@ def test_more_rows_than_weights_are_inverted_through_the_weights(monkeypatch, pa
     for thin in (300, 0):
         monkeypatch.setattr(bordered, "TUNING", replace(bordered.TUNING, thin=thin))
         found.append(solver(of.at(w, gates, active), lam, rho, give, excess, pairs, rows))
-    assert found[0].held is None
-    assert found[1].held is not None
+    assert isinstance(found[0].inverse, OfRows)
+    assert isinstance(found[1].inverse, OfWeights)
     assert len(rows) + len(active) > of.P
     for a, b in zip(*(one.solve(*right) for one in found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [Kinked, kinked], ids=["any module", "chain"])
+@pytest.mark.parametrize("pairs", [1, 2], ids=["one output", "three classes"])
+@pytest.mark.parametrize(
+    ("resolved", "kind"),
+    [(1e-9, OfWeights), (np.inf, OfSome)],
+    ids=["through the weights", "by some rows"],
+)
+def test_what_the_bound_does_not_hold_is_solved_without_it(
+    monkeypatch, resolved, kind, pairs, form
+):
+    rng, n = np.random.default_rng(1), 4 * N
+    module = relu_network(5, 2, 1 if pairs == 1 else 3, seed=0)
+    y = np.where(rng.random(n) < 0.5, -1, 1) if pairs == 1 else np.arange(n) % 3
+    problem = Problem(module, rng.normal(size=(n, 5)), y)
+    w, lam, excess = rng.normal(size=problem.w0.size), rng.random(n * pairs), rng.random(n)
+    gates, active, give = rng.integers(2, size=2 * n) + 0.0, np.array([1, 17]), np.full(2, 0.3)
+    # Of an example only one margin has its row.
+    rows, rho = np.arange(len(lam))[3:], rng.normal(size=len(w))
+    right = rng.normal(size=len(w)), rng.normal(size=len(rows) + 2), 0.3
+    monkeypatch.setattr(bordered, "TUNING", replace(bordered.TUNING, resolved_thin=resolved))
+    found = []
+    for problem.jacobian_bytes in (2**30, 64 * 2 * n):
+        point = form(problem).at(w, gates, active)
+        found.append(solver(point, lam, rho, give, np.repeat(excess, pairs), pairs, rows))
+    few = found[1].inverse
+    assert isinstance(found[0].inverse, OfRows)
+    assert type(few) is kind
+    assert few.held is None if kind is OfWeights else 2 < len(few.some) < len(rows)
+    np.testing.assert_allclose(few.squares, found[0].squares, rtol=1e-12)
+    for a, b in zip(*(one.solve(*right) for one in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+    kinks = np.arange(40)
+    with pytest.raises(ValueError, match=r"40 active kinks need \d+ bytes, the bound is 6144"):
+        solver(form(problem).at(w, gates, kinks), lam, rho, np.zeros(40), None, pairs, rows)
 
 
 def test_the_stiffness_of_kinks_is_the_inverse_of_their_part_of_the_inverse():

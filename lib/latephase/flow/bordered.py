@@ -12,8 +12,9 @@ import torch
 from scipy import linalg
 
 from latephase.flow.errors import StepFailed
-from latephase.flow.linear import factored
+from latephase.flow.linear import conjugate, factored
 from latephase.flow.tuning import TUNING
+from latephase.problem.bounded import Gram
 from latephase.problem.chain import SplitGram
 
 
@@ -43,6 +44,10 @@ class Bordered:
     through I + Bᵀ E⁻¹ B, if E is large enough for that. Of many kinks in a chain's first layer,
     those of two units are orthogonal there: they are eliminated first, unit by unit.
 
+    Within `jacobian_bytes`, I + Bᵀ E⁻¹ B is summed up from blocks of B; and of more rows than can
+    be factored conjugate gradients solve for w, preconditioned by all kinks and the margins that
+    are the nearest to the support.
+
     multipliers: λ [n] and μ [A]. rest: ε² Σλ / r, on margins. excess: c'/(1 - c') of the loss's c
     at each margin [n], None for the exponential loss.
     """
@@ -67,16 +72,15 @@ class Bordered:
         self.holds[rows] = True
         share = inverse_scale / self.lam
         self.column = np.concatenate([np.ones(n), np.zeros(len(give))])
-        own, coupling, self.examples = np.concatenate([share, give]), None, None
+        coupling = None
         if excess is not None:
             self.column[:n] += excess[rows]
             block = np.repeat(multipliers[0].reshape(-1, pairs).sum(1), pairs)
             coupling = (excess / np.maximum(block, 1e-300))[rows] * inverse_scale
-            self.examples = rows // pairs
-        thin = n + len(give) > max(TUNING.thin, len(rho))
-        if not (thin and self._factor_thin(own, coupling)):
-            self._factor(own, coupling)
-        self.solved_column = self._inverse(self.column)
+        compliance = Compliance(np.concatenate([share, give]), coupling, rows // pairs)
+        self.inverse = inverse_of(point, compliance)
+        self.squares = self.inverse.squares
+        self.solved_column = self.inverse(self.column)
         self.row = np.concatenate(point.push(rho))
         self.row[:n] += rest
         self.pivot = float(self.row @ self.solved_column)
@@ -89,12 +93,22 @@ class Bordered:
         slides = np.array_equal(active, point.active) and np.array_equal(gates, point.gates)
         return slides and bool(self.holds[rows].all())
 
+    def release(self) -> None:
+        """Let go of what it holds: stages solved with it still refer to it, but not to that."""
+        vars(self).clear()
+
+    def nearest(self, count: int) -> np.ndarray:
+        """Return at most so many of the rows of margins, those of the largest λ, ascending."""
+        if count >= len(self.rows):
+            return self.rows
+        return np.sort(self.rows[np.argsort(-self.lam)[: max(0, count)]])
+
     def solve(
         self, a: np.ndarray, right: np.ndarray | None = None, length: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Return (δθ, w, δν/S) for the right sides of the equations; None are zeros."""
         pushed = np.concatenate(self.point.push(a))
-        y = self._inverse(-pushed if right is None else right - pushed)
+        y = self.inverse(-pushed if right is None else right - pushed)
         nu = (length - float(self.rho @ a) - float(self.row @ y)) / self.pivot
         w = y + nu * self.solved_column
         return a + self.point.combine(w), w, nu
@@ -111,11 +125,15 @@ class Bordered:
     @cached_property
     def bent(self) -> Bent | None:
         """What C = ∇²(λᵀp + μᵀz) adds, None of modules with more than a few weights."""
+        # B, its product with C, and what else solving for it takes of that size.
+        held = self.point.room.holds(len(self.column), 6)
+        if not held or isinstance(self.inverse, OfSome):
+            return None
         curvature = self.point.hessian(*self.multipliers)
         if curvature is None:
             return None
         rows = self.point.rows()
-        y = self._inverse(-rows @ curvature)
+        y = self.inverse(-rows @ curvature)
         turn = -(self.rho @ curvature + self.row @ y) / self.pivot
         matrix = -curvature - rows.T @ (y + np.outer(self.solved_column, turn))
         matrix[np.diag_indices(len(matrix))] += 1.0
@@ -126,84 +144,204 @@ class Bordered:
         e = self.solve(error)[0]
         return e - (self.rho @ e) / (self.rho @ self.rho) * self.rho
 
-    def _factor_thin(self, own: np.ndarray, coupling: np.ndarray | None) -> bool:
-        """Factor I + Bᵀ E⁻¹ B, and return whether E is large enough for that."""
-        held = self.point.rows()
-        self.squares = np.einsum("ij,ij->i", held, held)
-        own = own + TUNING.dependent * self.squares
-        if own.min() < TUNING.resolved_thin * self.squares.max():
-            return False
-        n = len(self.rows)
-        self.own, self.coupling = own, None
-        if coupling is not None:
-            _, self.starts, counts = np.unique(self.examples, return_index=True, return_counts=True)
-            sums = np.add.reduceat(coupling / own[:n], self.starts)
-            self.counts = counts
-            self.coupling = coupling / (1.0 + np.repeat(sums, counts)) / own[:n]
-        matrix = held.T @ self._shared(held)
-        matrix[np.diag_indices(len(matrix))] += 1.0
-        self.held, self.factor = held, factored(matrix)
-        return True
 
-    def _shared(self, v: np.ndarray) -> np.ndarray:
-        """Return E⁻¹ v for v [m] or [m, ·]."""
-        shape = (-1,) + (1,) * (v.ndim - 1)
-        out = v / self.own.reshape(shape)
+class Compliance:
+    """E [m, m]: `own` on the diagonal, and `coupling` between the margins of an example.
+
+    own [m]: of n margins, then kinks. coupling [n], the same for all margins of an example, or
+    None; examples [n], ascending.
+    """
+
+    def __init__(self, own: np.ndarray, coupling: np.ndarray | None, examples: np.ndarray) -> None:
+        self.own, self.coupling, self.examples = own, coupling, examples
+        self.starts = np.flatnonzero(np.diff(examples, prepend=-1))
+
+    def among(self, chosen: np.ndarray) -> Compliance:
+        """Return E of these rows alone, ascending, the kinks among them."""
+        margins = chosen[chosen < len(self.examples)]
+        coupling = None if self.coupling is None else self.coupling[margins]
+        return Compliance(self.own[chosen], coupling, self.examples[margins])
+
+    def stiffened(self, more: np.ndarray) -> Compliance:
+        """Return E with more on its diagonal."""
+        return Compliance(self.own + more, self.coupling, self.examples)
+
+    def times(self, v: np.ndarray) -> np.ndarray:
+        """Return E v for v [m]."""
+        out = self.own * v
         if self.coupling is not None:
-            n = len(self.rows)
-            sums = np.repeat(np.add.reduceat(out[:n], self.starts), self.counts, 0)
-            out[:n] -= self.coupling.reshape(shape) * sums
+            n = len(self.examples)
+            out[:n] += self.coupling * self._summed(v[:n], self.starts)
         return out
 
-    def _factor(self, own: np.ndarray, coupling: np.ndarray | None) -> None:
-        """Factor B Bᵀ + E, scaled to a diagonal near one."""
-        point, n = self.point, len(self.rows)
+    def over(self, v: np.ndarray, part: slice = slice(None)) -> np.ndarray:
+        """Return E⁻¹ v for v [m] or [m, ·], or of a part that cuts no example."""
+        shape, own = (-1,) + (1,) * (v.ndim - 1), self.own[part]
+        out = v / own.reshape(shape)
+        if self.coupling is not None:
+            examples = self.examples[part]
+            n, starts = len(examples), np.flatnonzero(np.diff(examples, prepend=-1))
+            coupling = self.coupling[part] / own[:n]
+            coupling /= 1.0 + self._summed(coupling, starts)
+            out[:n] -= coupling.reshape(shape) * self._summed(out[:n], starts)
+        return out
+
+    def add(self, matrix: np.ndarray, scaling: np.ndarray) -> None:
+        """Add the coupling, scaled on both sides, to a matrix [n, n] of the margins."""
+        if self.coupling is None:
+            return
+        apart, first = 0, np.arange(len(self.examples))
+        while len(first):
+            second = first + apart
+            both = scaling[first] * self.coupling[first] * scaling[second]
+            matrix[first, second] += both
+            if apart:
+                matrix[second, first] += both
+            apart += 1
+            first = np.flatnonzero(self.examples[apart:] == self.examples[:-apart])
+
+    def _summed(self, v: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Return for each margin the sum over its example's."""
+        if not len(v):
+            return v
+        return np.repeat(np.add.reduceat(v, starts), np.diff(starts, append=len(v)), 0)
+
+
+class OfWeights:
+    """The inverse of B Bᵀ + E by I + Bᵀ E⁻¹ B, whose B is held if the bound lets it."""
+
+    def __init__(self, point: Any, compliance: Compliance) -> None:
+        self.point = point
+        count = len(compliance.own)
+        # Blocks of it, and what they are made of, stand beside it.
+        self.held = point.rows() if point.room.holds(count, 2) else None
+        held = self.held
+        self.squares = point.squares() if held is None else np.einsum("ij,ij->i", held, held)
+        self.compliance = compliance.stiffened(TUNING.dependent * self.squares)
+
+    def resolved(self) -> bool:
+        """Return whether E is large enough for that."""
+        return self.compliance.own.min() >= TUNING.resolved_thin * self.squares.max()
+
+    def factor(self) -> OfWeights:
+        """Return this, once it is factored."""
+        weights = self.point.room.weights
+        matrix = np.eye(weights)
+        for part in self.point.parts(self.compliance.starts):
+            rows = self.point.block(part) if self.held is None else self.held[part]
+            matrix += rows.T @ self.compliance.over(rows, part)
+        self.factors = factored(matrix)
+        return self
+
+    def __call__(self, right: np.ndarray) -> np.ndarray:
+        held, over = self.held, self.compliance.over
+        y = over(right)
+        pulled = self.point.combine(y) if held is None else held.T @ y
+        inner = linalg.cho_solve(self.factors, pulled, check_finite=False)
+        if held is None:
+            return y - over(np.concatenate(self.point.push(inner)))
+        return y - over(held @ inner)
+
+
+class OfRows:
+    """The inverse of B Bᵀ + E, scaled to a diagonal near one and factored."""
+
+    def __init__(self, point: Any, compliance: Compliance) -> None:
+        n, own = len(compliance.examples), compliance.own
         split = point.split_gram() if len(point.active) >= TUNING.eliminated else None
-        gram = point.gram() if split is None else split.rest
-        squares = gram.diagonal()
+        matrix = point.gram() if split is None else split.rest
+        squares = matrix.diagonal().copy()
         first = 0 if split is None else len(split.unit)
         if first:
             apart = split.inner.diagonal()[split.example]
             squares = np.concatenate([squares[:n], apart, squares[n:]])
-        self.held, self.squares = None, squares
+        self.squares = squares
         self.scaling = 1.0 / np.sqrt(squares + own + 1e-300)
         self.apart = slice(n, n + first)
         scaling = self._kept(self.scaling)
-        matrix = scaling[:, None] * gram * scaling
+        matrix *= scaling[:, None]
+        matrix *= scaling
         # Rows that depend on one another (duplicates, dead units) can be factored with this.
         diagonal = own * self.scaling**2 + TUNING.dependent
-        matrix[np.diag_indices(len(gram))] += self._kept(diagonal)
-        if coupling is not None:
-            unit = self.scaling[:n]
-            blocks = np.outer(unit * coupling, unit)
-            matrix[:n, :n] += (self.examples[:, None] == self.examples) * blocks
+        matrix[np.diag_indices(len(matrix))] += self._kept(diagonal)
+        compliance.add(matrix, self.scaling)
         self.blocks = None
         if first:
             self.blocks = UnitBlocks(split, self.scaling[self.apart], diagonal[self.apart])
             scaled = self.scaling[self.apart][:, None] * split.cross.T * scaling
             self.cross = self.blocks.halved(scaled)
             matrix -= self.cross.T @ self.cross
-        self.factor = factored(matrix)
+        self.factors = factored(matrix)
 
     def _kept(self, v: np.ndarray) -> np.ndarray:
         """Return v without the part of the kinks that are eliminated first."""
         return np.concatenate([v[: self.apart.start], v[self.apart.stop :]])
 
-    def _inverse(self, right: np.ndarray) -> np.ndarray:
-        if self.held is not None:
-            y = self._shared(right)
-            inner = linalg.cho_solve(self.factor, self.held.T @ y, check_finite=False)
-            return y - self._shared(self.held @ inner)
+    def __call__(self, right: np.ndarray) -> np.ndarray:
         scaling = self.scaling.reshape((-1,) + (1,) * (right.ndim - 1))
         right = scaling * right
         if self.blocks is None:
-            return scaling * linalg.cho_solve(self.factor, right, check_finite=False)
+            return scaling * linalg.cho_solve(self.factors, right, check_finite=False)
         half = self.blocks.halved(right[self.apart])
         kept = self._kept(right) - self.cross.T @ half
-        kept = linalg.cho_solve(self.factor, kept, check_finite=False)
+        kept = linalg.cho_solve(self.factors, kept, check_finite=False)
         apart = self.blocks.finished(half - self.cross @ kept)
         start = self.apart.start
         return scaling * np.concatenate([kept[:start], apart, kept[start:]])
+
+
+class OfSome:
+    """The inverse of B Bᵀ + E by conjugate gradients, preconditioned by that of some rows.
+
+    Those are all kinks, and the margins whose E is the smallest beside their gradients. Raises
+    ValueError where `jacobian_bytes` does not hold the former, or too few of the latter.
+    """
+
+    def __init__(self, point: Any, compliance: Compliance) -> None:
+        self.point, n, kinks = point, len(compliance.examples), len(point.active)
+        room, rows = point.room, point.margins
+        count = room.rows() - kinks
+        if count < 1:
+            raise ValueError(
+                f"jacobian_bytes: {kinks} active kinks need {room.needed(kinks + 1)} bytes, the "
+                f"bound is {room.bound}"
+            )
+        self.squares = point.squares()
+        nearness = compliance.own[:n] / np.maximum(self.squares[:n], 1e-300)
+        chosen = np.sort(np.argpartition(nearness, count)[:count])
+        self.some = np.concatenate([chosen, np.arange(n, n + kinks)])
+        point.select(rows[chosen])
+        self.inner = OfRows(point, compliance.among(self.some))
+        point.select(rows)
+        self.compliance = compliance.stiffened(TUNING.dependent * self.squares)
+        self.diagonal = self.compliance.own + self.squares
+
+    def __call__(self, right: np.ndarray) -> np.ndarray:
+        gram, room = Gram(self.point), self.point.room
+
+        def precondition(v: np.ndarray) -> np.ndarray:
+            out = v / self.diagonal
+            out[self.some] = self.inner(v[self.some])
+            return out
+
+        found = conjugate(lambda v: gram @ v + self.compliance.times(v), precondition, right)
+        if found is None:
+            raise ValueError(
+                f"jacobian_bytes: {len(right)} rows are not solved for with {len(self.some)} of "
+                f"them, which the bound {room.bound} holds; all need {room.needed(len(right))}"
+            )
+        return found
+
+
+def inverse_of(point: Any, compliance: Compliance) -> OfWeights | OfRows | OfSome:
+    """Return the inverse of B Bᵀ + E, by what there is less of and what the bound holds."""
+    count, room = len(compliance.own), point.room
+    fits = count <= room.rows()
+    if count > max(TUNING.thin if fits else 0, room.weights) and room.square():
+        found = OfWeights(point, compliance)
+        if found.resolved():
+            return found.factor()
+    return (OfRows if fits else OfSome)(point, compliance)
 
 
 def kink_stiffness(

@@ -55,7 +55,9 @@ def gradient_flow(
         the flow is not unique: it goes on with the gates that it comes with; `companion` tells. An
         ε asks for the homogeneous smoothing of ReLU kinks instead (`latephase.problem.kinks`), for
         comparison; settings["smoothing_error"] is then the angle between the ends with ε and 2 ε.
-    jacobian_bytes: bound on a stored Jacobian; beyond, it is recomputed in blocks.
+    jacobian_bytes: bound on what a step holds of gradients and their products; while it is made,
+        twice as much. What exceeds it is summed up from blocks or solved for without a matrix;
+        ValueError where more kinks slide than it holds. Module, data and records come on top.
     at: smoothed margins, increasing, on which the flow lands: the result has one record for each
         level, with level ≤ α ≤ level·(1 + 1e-3), and ends at the last, in place of `until` and
         `records`. Its settings["margin_drop"] is `largest_drop` of the normalized smoothed margin

@@ -44,6 +44,30 @@ def boxed(matrix: np.ndarray, right: np.ndarray, upper: np.ndarray) -> np.ndarra
     return None
 
 
+def conjugate(apply: Callable, precondition: Callable, b: np.ndarray) -> np.ndarray | None:
+    """Return x, A x = b by preconditioned conjugate gradients, None where they do not converge.
+
+    A and `precondition` are symmetric and positive definite; the residual is measured in the
+    latter's norm. Raises StepFailed where it overflows.
+    """
+    x, residual = np.zeros_like(b), b.copy()
+    direction = precondition(residual)
+    energy = first = float(residual @ direction)
+    for _ in range(TUNING.conjugate_iterations):
+        if energy <= TUNING.conjugate**2 * first:
+            return x
+        image = apply(direction)
+        length = energy / float(direction @ image)
+        x += length * direction
+        residual -= length * image
+        solved = precondition(residual)
+        energy, before = float(residual @ solved), energy
+        if not math.isfinite(energy):
+            raise StepFailed("overflow")
+        direction = solved + energy / before * direction
+    return None
+
+
 def gmres(apply: Callable, b: np.ndarray, tol: float) -> np.ndarray:
     """Return the parts y of x = Σ y_j v_j, the vectors that `apply` gets, in the order it does.
 

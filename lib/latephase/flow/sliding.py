@@ -281,7 +281,9 @@ class Slider:
         sliding, c = found.sliding, found.c[kinks]
         before = sliding.filled()[kinks]
         point = self.kinked.at(found.theta, sliding.gates, kinks)
-        u, rows = found.log_multiplier, found.linearized.rows
+        u, rows = found.log_multiplier, found.linearized.nearest(point.room.rows() - len(kinks))
+        if not len(rows):
+            return []
         stiffness, sizes = kink_stiffness(point, rows, u, ball.log_scale)
         self.counts["jacobian"] += 1
         stiffness[np.diag_indices(len(kinks))] += width[kinks] / -c
@@ -369,6 +371,8 @@ class Slider:
             slow = size > TUNING.slow * previous
             best, previous = min(best, size), size
             if linearized is None or slow or not linearized.covers(rows, gates, active):
+                if linearized is not None:
+                    linearized.release()
                 linearized = Bordered(
                     point,
                     np.flatnonzero(u >= u[rows].max() - TUNING.active),
@@ -438,7 +442,8 @@ class Slider:
             images.append(linearized.solve(linearized.point.curvature(lam, mu, v)))
             return images[-1][0]
 
-        parts = gmres(curved, first[0], TUNING.krylov)
+        tol = TUNING.krylov_few if linearized.point.few else TUNING.krylov
+        parts = gmres(curved, first[0], tol)
         whole = [
             one + sum(part * image[i] for part, image in zip(parts, images, strict=True))
             for i, one in enumerate(first)

@@ -89,6 +89,14 @@ class Tuning:
     # iteration of Newton's.
     krylov: float = 0.1
     krylov_dimension: int = 40
+    # That of the few weights whose curvature would be a matrix if `jacobian_bytes` held it: with
+    # 0.1 a direction came out 4e-5 off, by other steps; with this, 1e-10.
+    krylov_few: float = 1e-8
+    # Residual of the duals where not all rows can be factored: below `exact`, or the direction at
+    # the end would depend on `jacobian_bytes`; and the most products for it, several times what
+    # was seen to be needed.
+    conjugate: float = 1e-12
+    conjugate_iterations: int = 2000
 
     # Kinks. Looks at the gates before the step is shortened.
     rounds: int = 60

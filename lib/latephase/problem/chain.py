@@ -7,9 +7,12 @@ B = [J; Z] is an outer product in each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) �
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from latephase.problem.bounded import BoundedRows, Room
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ class Chain:
     """Margins and kinks of a chain of links, with the methods of `Kinked`.
 
     x: inputs [n, in]. signs [n·pairs, outputs]: row r of the margins p is signs[r] · outputs of
-    example r // pairs.
+    example r // pairs. bound: bytes that what is made of rows of B may take.
     """
 
-    def __init__(self, x: np.ndarray, signs: np.ndarray, links: list[Link]) -> None:
+    def __init__(self, x: np.ndarray, signs: np.ndarray, links: list[Link], bound: int) -> None:
         self.x, self.signs, self.links = x, signs, links
         self.n, self.pairs = len(signs), len(signs) // len(x)
+        self._by_example = signs.reshape(len(x), self.pairs, -1)
         self.P = sum(link.shape[0] * link.shape[1] for link in links if _trained(link))
         self.sites = [(link.name, link.where, link.shape[:1]) for link in links if link.bent]
         examples, start, units = len(x), 0, 0
@@ -80,7 +84,10 @@ class Chain:
         self.site = np.searchsorted(bends, self._link_of)
         self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
         self.margin_owner = np.repeat(np.arange(examples), self.pairs)
-        self._input_gram = x @ x.T
+        # A row's δ and h of all layers, twice; what all examples have in common, once and a half.
+        self.room = Room(bound, self.P, 16 * sum(sum(link.shape) for link in links))
+        self.squared = 12 * examples**2 <= bound
+        self._input_gram = x @ x.T if self.squared else None
 
     def weights(self, w: np.ndarray) -> list[np.ndarray]:
         """Return the layers' matrices, views of w [P] or frozen ones."""
@@ -109,19 +116,23 @@ class Chain:
 
     def margins(self, outputs: np.ndarray) -> np.ndarray:
         """Return p [n·pairs] of outputs [n, ·]."""
-        return np.einsum("rk,rk->r", self.signs, outputs[self.margin_owner])
+        return np.einsum("npk,nk->np", self._by_example, outputs).reshape(-1)
 
     def output_slopes(self, weights: np.ndarray) -> np.ndarray:
         """Return ∂(λᵀp)/∂outputs [n, ·] for λ [n·pairs]."""
-        slopes = weights[:, None] * self.signs
-        return slopes if self.pairs == 1 else slopes.reshape(len(self.x), self.pairs, -1).sum(1)
+        return np.einsum("np,npk->nk", weights.reshape(-1, self.pairs), self._by_example)
 
 
-class ChainPoint:
-    """The derivatives of margins p and active kinks z_A at one w, as `Kinked.at` returns them."""
+class ChainPoint(BoundedRows):
+    """The derivatives of margins p and active kinks z_A at one w, as `Kinked.at` returns them.
+
+    few: False, for products with the curvature cost little here.
+    """
+
+    few = False
 
     def __init__(self, chain: Chain, w, gates, active) -> None:
-        self.chain, self.active = chain, active
+        self.chain, self.active, self.room = chain, active, chain.room
         self.weights = chain.weights(np.array(w, dtype=float))
         natural = gates is None
         self.gates = np.zeros(chain.K) if natural else np.array(gates, dtype=float)
@@ -185,28 +196,39 @@ class ChainPoint:
 
         return self._gathered(part)
 
-    def gram(self) -> np.ndarray:
-        """Return B Bᵀ of B = [J; Z_A], J of the margins kept."""
-        return self._gram(*self._rows(self.active))
+    def split_gram(self) -> SplitGram | None:
+        """Return B Bᵀ with the rows of the first layer's kinks apart; `active` ascending.
 
-    def split_gram(self) -> SplitGram:
-        """Return B Bᵀ with the rows of the first layer's kinks apart; `active` ascending."""
+        None of more examples than `jacobian_bytes` holds the products of.
+        """
         chain, active = self.chain, self.active
+        if not chain.squared:
+            return None
         first = int(np.searchsorted(active, chain.parts[0].stop))
-        order, owner, rows = self._rows(active[first:])
+        order, owner, rows = self._layers(self.margins, active[first:])
         example, unit = np.divmod(active[:first], chain.links[0].shape[0])
         cross = np.empty((len(owner), first))
         cross[order] = rows[0].take(unit, 1) * chain._input_gram.take(owner, 0).take(example, 1)
-        return SplitGram(self._gram(order, owner, rows), cross, chain._input_gram, example, unit)
+        return SplitGram(self._product(order, owner, rows), cross, chain._input_gram, example, unit)
 
-    def _gram(self, order: np.ndarray, owner: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    def _gram(self) -> np.ndarray:
+        return self._product(*self._layers(self.margins, self.active))
+
+    def _inner(self, i: int, examples: np.ndarray) -> np.ndarray:
+        """Return H Hᵀ of layer i's inputs of these examples, repeated at will."""
+        if not self.chain.squared:
+            inputs = self.inputs[i][examples]
+            return inputs @ inputs.T
+        inner = self.chain._input_gram if i == 0 else self.inputs[i] @ self.inputs[i].T
+        return inner.take(examples, 0).take(examples, 1)
+
+    def _product(self, order: np.ndarray, owner: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
         gram = np.zeros((len(owner), len(owner)))
         for i, delta in enumerate(rows):
             if _trained(self.chain.links[i]):
-                inner = self.chain._input_gram if i == 0 else self.inputs[i] @ self.inputs[i].T
-                mine = owner[: len(delta)]
                 # The rows that reach layer i stand first.
-                block = (delta @ delta.T) * inner.take(mine, 0).take(mine, 1)
+                block = self._inner(i, owner[: len(delta)])
+                block *= delta @ delta.T
                 gram[: len(delta), : len(delta)] += block
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
@@ -215,18 +237,18 @@ class ChainPoint:
         return gram
 
     def hessian(self, lam: np.ndarray, mu: np.ndarray) -> None:
-        """Return None: products cost little here."""
+        """Return None."""
 
-    def rows(self) -> np.ndarray:
-        """Return B = [J; Z_A] itself."""
-        order, owner, rows = self._rows(self.active)
+    def _rows_of(self, margins: np.ndarray, kinks: np.ndarray) -> np.ndarray:
+        order, owner, rows = self._layers(margins, kinks)
         out = np.zeros((len(owner), self.chain.P))
         for i, delta in enumerate(rows):
             link = self.chain.links[i]
             if _trained(link):
                 inputs = self.inputs[i][owner[: len(delta)]]
                 block = delta[:, :, None] * inputs[:, None, :]
-                out[order[: len(delta)], link.weight] = block.reshape(len(delta), -1)
+                flat = block.reshape(len(delta), math.prod(link.shape))
+                out[order[: len(delta)], link.weight] = flat
         return out
 
     def _gained(self, i: int, slopes: np.ndarray) -> np.ndarray:
@@ -278,16 +300,17 @@ class ChainPoint:
         outputs = dh.pop()
         return dh, dz, outputs
 
-    def _rows(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    def _layers(
+        self, kept: np.ndarray, active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Return (rows in the order used here, their examples, Δ_i of the rows that reach i)."""
-        chain, margins = self.chain, len(self.margins)
+        chain, margins = self.chain, len(kept)
         link_of = chain._link_of[active]
         # From the last layer down, so that the rows that reach a layer stand first.
         kinks = np.argsort(-link_of, kind="stable")
         order = np.concatenate([np.arange(margins), margins + kinks])
-        owner = chain.margin_owner[self.margins]
-        owner = np.concatenate([owner, chain.owner[active[kinks]]])
-        rows = [chain.signs[self.margins]]
+        owner = np.concatenate([chain.margin_owner[kept], chain.owner[active[kinks]]])
+        rows = [chain.signs[kept]]
         for i in range(len(chain.links) - 1, 0, -1):
             slopes = rows[-1] @ self.weights[i]
             if chain.links[i - 1].bent:

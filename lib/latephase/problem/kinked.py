@@ -70,6 +70,8 @@ class Kinked:
         self.feeds = self.plan.feeds
         self.margin_owner = np.repeat(examples, problem.pairs)
         self._check()
+        # Bytes of a row of B, twice; of layers, of what they take and give.
+        self.row_bytes = 16 * self.P
         self.layered = self._is_layered()
 
     def gates(self, z: np.ndarray) -> np.ndarray:
@@ -179,8 +181,12 @@ class Kinked:
         keep = np.isin(self.margin_owner, few)
         expected = point.pull(np.where(keep, lam, 0.0), mu)[0]
         try:
-            rows = point.layer_rows(np.flatnonzero(keep)).rows()
+            found = point.layer_rows(np.flatnonzero(keep), point.active)
+            rows = to_numpy(found.rows())
         except (NotImplementedError, RuntimeError, StopIteration):
             return False
-        came = to_numpy(rows).T @ np.concatenate([lam[keep], mu])
-        return bool(np.linalg.norm(came - expected) <= 1e-9 * np.linalg.norm(expected))
+        came = rows.T @ np.concatenate([lam[keep], mu])
+        layered = bool(np.linalg.norm(came - expected) <= 1e-9 * np.linalg.norm(expected))
+        if layered:
+            self.row_bytes = 16 * found.width
+        return layered

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latephase.problem.bounded import BoundedRows, Room
 from latephase.problem.gates import GatedCalls, Layer
 from latephase.problem.rows import LayerRows
 from latephase.problem.vectors import to_numpy
@@ -22,7 +23,7 @@ _BATCH = 1024
 _FEW = 300
 
 
-class Point:
+class Point(BoundedRows):
     """The derivatives of margins p [n] and of the arguments z_A of A active kinks, at one w.
 
     J [n, P] and Z_A [A, P] are their derivatives in w with the gates as constants, those of the
@@ -103,9 +104,14 @@ class Point:
         return self._products(self.kinked.tensor(v))
 
     def hessian(self, lam: np.ndarray, mu: np.ndarray) -> np.ndarray | None:
-        """Return ∇²(λᵀp + μᵀz_A) [P, P], None of more than a few weights."""
-        few = self.kinked.P <= _FEW
-        return self.curvature(lam, mu, np.eye(self.kinked.P)) if few else None
+        """Return ∇²(λᵀp + μᵀz_A) [P, P], None of more than a few weights, or than fit."""
+        room = self.room
+        if not self.few or not room.square():
+            return None
+        # Each product pulls back through all examples on its own.
+        count = max(1, room.bound // (room.row * self.kinked.problem.n))
+        parts = np.split(np.eye(self.kinked.P), range(count, self.kinked.P, count))
+        return np.concatenate([self.curvature(lam, mu, part) for part in parts])
 
     def _products(self, v: Tensor) -> np.ndarray:
         """Return the curvature's products with v [P], or with each row of v [·, P]."""
@@ -121,11 +127,20 @@ class Point:
         # Of a gradient that does not depend on w, zeros come without the rows of v.
         return np.broadcast_to(to_numpy(product), v.shape)
 
-    def gram(self) -> np.ndarray:
-        """Return B Bᵀ, J of the margins kept."""
-        held = 8 * (len(self.margins) + len(self.active)) * self.kinked.P
-        if self.kinked.layered and held > self.kinked.problem.jacobian_bytes:
-            return to_numpy(self.layer_rows(self.margins).gram())
+    @property
+    def room(self) -> Room:
+        """The bound on bytes, and what these rows take of it."""
+        kinked = self.kinked
+        return Room(kinked.problem.jacobian_bytes, kinked.P, kinked.row_bytes)
+
+    @property
+    def few(self) -> bool:
+        """Whether the curvature is worth a matrix."""
+        return self.kinked.P <= _FEW
+
+    def _gram(self) -> np.ndarray:
+        if self.kinked.layered and not self.room.holds(len(self.margins) + len(self.active), 4):
+            return to_numpy(self.layer_rows(self.margins, self.active).gram())
         held = self.rows()
         return held @ held.T
 
@@ -133,33 +148,30 @@ class Point:
         """Return None: no rows are known to be orthogonal, as they are in a `Chain`."""
 
     def rows(self) -> np.ndarray:
-        """Return B = [J; Z_A]; ValueError where it exceeds `jacobian_bytes`."""
-        problem, count = self.kinked.problem, len(self.margins) + len(self.active)
-        if 8 * count * self.kinked.P > problem.jacobian_bytes:
-            raise ValueError(
-                f"jacobian_bytes: gradients of {len(self.margins)} margins and {len(self.active)} "
-                f"active kinks in {self.kinked.P} weights need {8 * count * self.kinked.P} bytes, "
-                f"the bound is {problem.jacobian_bytes}"
-            )
-        if self.kinked.layered:
-            self._held = to_numpy(self.layer_rows(self.margins).rows())
-            return self._held
-        # A quarter, because reverse mode holds the pulled-back parameters once per layer use.
-        width = max(self.kinked.P, problem.pairs + self.kinked.K // problem.n)
-        blocks = self._example_rows(max(1, problem.jacobian_bytes // (4 * 8 * width)))
-        self._held = np.concatenate([*blocks])
+        """Return B = [J; Z_A], and keep it; ValueError where it exceeds `jacobian_bytes`."""
+        self._held = super().rows()
         return self._held
 
-    def layer_rows(self, margins: np.ndarray) -> LayerRows:
-        """Return the rows of some margins, then of the active kinks, by layers."""
+    def _rows_of(self, margins: np.ndarray, kinks: np.ndarray) -> np.ndarray:
+        if self.kinked.layered:
+            return to_numpy(self.layer_rows(margins, kinks).rows())
+        # A quarter, because reverse mode holds the pulled-back parameters once per layer use.
+        problem = self.kinked.problem
+        width = max(self.kinked.P, problem.pairs + self.kinked.K // problem.n)
+        per_block = max(1, problem.jacobian_bytes // (4 * 8 * width))
+        return np.concatenate([*self._example_rows(margins, kinks, per_block)])
+
+    def layer_rows(self, margins: np.ndarray, active: np.ndarray) -> LayerRows:
+        """Return the rows of some margins, then of some active kinks, by layers."""
         kinked = self.kinked
         found = LayerRows(kinked.problem.sizes)
-        owner = np.concatenate([kinked.margin_owner[margins], kinked.owner[self.active]])
-        for start in range(0, len(owner), _BATCH):
-            rows = owner[start : start + _BATCH]
+        owner = np.concatenate([kinked.margin_owner[margins], kinked.owner[active]])
+        batch = max(1, min(_BATCH, self.room.bound // (4 * self.room.row)))
+        for start in range(0, len(owner), batch):
+            rows = owner[start : start + batch]
             p, calls = kinked.run(self._leaf, rows, self.gates, record=True)
-            own = margins[start : start + _BATCH]
-            kinks = self.active[max(0, start - len(margins)) :][: len(rows) - len(own)]
+            own = margins[start : start + batch]
+            kinks = active[max(0, start - len(margins)) :][: len(rows) - len(own)]
             first = torch.arange(len(own))
             total = p[first, torch.from_numpy(own % kinked.problem.pairs)].sum()
             place = kinked.place(kinks, np.arange(len(own), len(rows)), len(rows))
@@ -170,7 +182,9 @@ class Point:
             found.add(layers, deltas, len(rows))
         return found
 
-    def _example_rows(self, per_block: int) -> Iterator[np.ndarray]:
+    def _example_rows(
+        self, margins: np.ndarray, kinks: np.ndarray, per_block: int
+    ) -> Iterator[np.ndarray]:
         """Yield the rows of B in blocks, each row a pass of its example alone."""
         kinked, problem = self.kinked, self.kinked.problem
         plan, pairs = kinked.plan, problem.pairs
@@ -184,9 +198,8 @@ class Point:
 
         leaf = self._leaf.detach()
         gradient = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0, 0, 0))
-        owner = kinked.margin_owner[self.margins]
-        owner = np.concatenate([owner, kinked.owner[self.active]])
-        entry = np.concatenate([self.margins % pairs, pairs + kinked.unit[self.active]])
+        owner = np.concatenate([kinked.margin_owner[margins], kinked.owner[kinks]])
+        entry = np.concatenate([margins % pairs, pairs + kinked.unit[kinks]])
         for start in range(0, len(owner), min(per_block, _BATCH)):
             rows = slice(start, start + min(per_block, _BATCH))
             own = torch.from_numpy(owner[rows])

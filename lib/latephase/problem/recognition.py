@@ -60,7 +60,7 @@ def as_chain(kinked: Kinked) -> Chain | None:
         return None
     if any(below.shape[0] != link.shape[1] for below, link in pairwise(links)):
         return None
-    chain = Chain(inputs, _signs(problem), links)
+    chain = Chain(inputs, _signs(problem), links, problem.jacobian_bytes)
     return chain if _agrees(kinked, chain, w) else None
 
 

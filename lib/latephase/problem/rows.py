@@ -16,10 +16,13 @@ from latephase.problem.gates import Layer
 
 
 class LayerRows:
-    """Rows of gradients by parameter: outer products where it can be, else [rows, size]."""
+    """Rows of gradients by parameter: outer products where it can be, else [rows, size].
+
+    width: numbers for a row, those of its passes through the layers included.
+    """
 
     def __init__(self, sizes: list[int]) -> None:
-        self.sizes = sizes
+        self.sizes, self.width = sizes, 0
         self.outer: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.whole: dict[int, list[Tensor]] = {}
 
@@ -36,19 +39,23 @@ class LayerRows:
             for index, bias in ((layer.weight, False), (layer.bias, True)):
                 if isinstance(index, int):
                     parts.setdefault(index, []).append((layer, delta, bias))
+        sizes = [layer.input.numel() + layer.output.numel() for layer in layers]
+        self.width = sum(sizes) // count
         for index, uses in parts.items():
             layer, delta, bias = uses[0]
             if len(uses) == 1 and not bias and layer.name == "linear" and delta.ndim == 2:
                 self.outer.setdefault(index, []).append((delta, layer.input.detach()))
             else:
                 self.whole.setdefault(index, []).append(sum(_gradients(*use) for use in uses))
+        self.width += sum(self.sizes[index] for index in self.whole)
 
     def gram(self) -> Tensor:
         """Return B Bᵀ."""
         total = 0.0
         for blocks in self.outer.values():
             delta, inputs = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-            total = total + (delta @ delta.T) * (inputs @ inputs.T)
+            block = delta @ delta.T
+            total = total + block.mul_(inputs @ inputs.T)
         for blocks in self.whole.values():
             rows = torch.cat(blocks)
             total = total + rows @ rows.T
