@@ -268,7 +268,7 @@ class Course:
         alpha = self.state.smoothed_margin
         place = math.log(alpha) if alpha > 0.0 else -math.inf
         if place > (self.entries[-1][0] if self.entries else -math.inf):
-            self.entries = [*self.entries, (place, self.state)]
+            self.entries = [*self.entries, (place, self.state.bare())]
         # Dropped on the final grid now and then, which drops nothing that the end would keep: the
         # last entry stays, and stands for every grid point beyond it.
         if len(self.entries) >= 4 * self.settings["records"] + 64:

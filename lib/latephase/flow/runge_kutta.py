@@ -182,9 +182,7 @@ class Stepper:
             c=c,
             z=z,
             sliding=Sliding(gates, none, np.zeros(0)),
-            steepness=float(
-                np.exp(log_dual.numpy().reshape(-1)) @ np.sqrt(point.gram().diagonal())
-            ),
+            steepness=float(np.exp(log_dual.numpy().reshape(-1)) @ np.sqrt(point.squares())),
         )
 
     def vanishing(self, state: FlowState) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -29,6 +29,10 @@ class State:
     path_length: float = 0.0
     active_kinks: int = 0
     kink_distance: float = 0.0
+
+    def bare(self) -> State:
+        """Return the state without what only the next step needs."""
+        return State(**{field.name: getattr(self, field.name) for field in fields(State)})
 
     def mean_margin(self) -> float:
         """Return Σ q p at the unit direction."""
