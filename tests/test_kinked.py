@@ -294,7 +294,27 @@ CHAINS = {
     "frozen first": lambda: frozen_first(),
     "without a kink somewhere": lambda: nn.Sequential(nn.Linear(5, 3, bias=False), dense_tail()),
     "slopes by channel": lambda: dense(prelu(6)),
+    "powers": lambda: powers(),
+    "squares": lambda: zoo.two_layer(
+        5, 6, "squared_relu", generator=torch.Generator().manual_seed(0)
+    ),
 }
+
+
+class Power(nn.Module):
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def forward(self, x):
+        return torch.relu(x).pow(self.power)
+
+
+def powers():
+    torch.manual_seed(2)
+    sizes = [(5, 6), (6, 5), (5, 4), (4, 1)]
+    one, two, three, four = (nn.Linear(*size, bias=False).double() for size in sizes)
+    return nn.Sequential(one, Power(3), two, nn.LeakyReLU(), three, Power(2), four)
 
 
 def frozen_first():

@@ -52,13 +52,14 @@ class LogClock:
         slow = variable(alphas)
         # Values of α that round to one another are one node.
         kept = np.concatenate([[True], np.diff(slow) > 1e-9 * (slow[-1] - slow[0])])
-        smallest = np.exp(self.alpha - end)
-        v = smallest + 0.5 * (1.0 - smallest) * (_NODES + 1.0)
+        # From the difference itself: α may rise by less than a rounding of e^α.
+        width = -np.expm1(self.alpha - end)
+        v = 1.0 - 0.5 * width * (1.0 - _NODES)
         alpha = end + np.log(v)
         correction = self.loss.log_slope_tail(torch.from_numpy(alpha)).numpy()
         exponent = -correction - _interpolated(slow[kept], log_squares[kept], variable(alpha))
         largest = exponent.max()
-        total = 0.5 * (1.0 - smallest) * (_WEIGHTS @ np.exp(exponent - largest))
+        total = 0.5 * width * (_WEIGHTS @ np.exp(exponent - largest))
         return end + largest + np.log(total)
 
 

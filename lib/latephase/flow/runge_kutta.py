@@ -350,8 +350,7 @@ class _Trial:
         self.scale, self.rest, self.stages = of._scale(state.z), 0.0, []
         self._begin(length)
         if state.smoothed_margin <= 0.0:
-            steep = TUNING.settling * state.steep(of.degree)
-            self.rest = steep * math.exp(-of.degree * self.log_units[0])
+            self.rest = TUNING.settling * of._slope(state)
         # ln λ of each stage, less its growth with θ, by which the next one's is guessed.
         size = self.radius / math.hypot(of._slope(state), self.rest)
         self.duals = [state.log_dual.reshape(-1) + math.log(size)]

@@ -51,10 +51,10 @@ class Tuning:
 
     # A convex combination of gradients this small beside them vanishes: relative margins down to
     # 1e-9 are followed, and rounding leaves less.
-    stationary: float = 1e-12
-    # A state with α ≤ 0 and ‖W‖‖∇α‖ below this part of ‖W‖ Σ q ‖∇p‖, or of min(1, max|p|) if that
-    # is more, slows down, so that the flow comes to rest at a stationary point.
-    settling: float = 1e-9
+    stationary: float = 1e-11
+    # Before α > 0, where the slope falls below this part of what it was when the step began, the
+    # flow slows down: a step comes to rest at a stationary point within it, to second order.
+    settling: float = 0.01
     # Steps below this, where the slope is below what the width of kinks resolves, have settled.
     settled_length: float = 1e-5
     # α this far from the bound that examples of zero output set: nothing else is left of the risk.

@@ -1,8 +1,9 @@
-"""Stacks of linear layers with elementwise kinks between them, in NumPy: `Kinked`, but fast.
+"""Stacks of linear layers with kinks or powers of ReLU between them, in NumPy: `Kinked`, but fast.
 
-h_0 = x, z_l = h_l W_lᵀ, h_{l+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, and
-outputs z_{L-1}. With δ_l the derivative in z_l, the gradient in W_l is Σ δ_l h_lᵀ: a row of
-B = [J; Z] is an outer product in each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
+h_0 = x, z_l = h_l W_lᵀ, h_{l+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, or
+h_{l+1} = max(z_l, 0)^p, p ≥ 2, which has none; and outputs z_{L-1}. With δ_l the derivative in z_l,
+the gradient in W_l is Σ δ_l h_lᵀ: a row of B = [J; Z] is an outer product in each layer, so
+B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from latephase.problem.bounded import BoundedRows, Room
 class Link:
     """One linear layer without bias, and the kinks of its outputs (low = high = 1: none).
 
-    weight: the part of w that holds W [out, in], or a frozen W itself.
+    weight: the part of w that holds W [out, in], or a frozen W itself. power: p of max(z, 0)^p
+    behind it, 1 for none.
     """
 
     weight: slice | np.ndarray
@@ -28,6 +30,7 @@ class Link:
     high: float | np.ndarray
     name: str
     where: str
+    power: int = 1
 
     @property
     def bent(self) -> bool:
@@ -140,8 +143,13 @@ class ChainPoint(BoundedRows):
         self.z = np.empty(chain.K)
         self.gain = np.empty(chain.K) if natural else chain.low + chain.span * self.gates
         self.inputs = [chain.x]
-        for link, part, weight in zip(chain.links, chain.parts, self.weights, strict=True):
+        # Of each power σ: σ' and σ''.
+        self.slopes: list = [None] * len(chain.links)
+        parts = zip(chain.links, chain.parts, self.weights, strict=True)
+        for i, (link, part, weight) in enumerate(parts):
             z = self.inputs[-1] @ weight.T
+            if link.power > 1:
+                z, *self.slopes[i] = _powers(z, link.power)
             if link.bent:
                 flat = z.reshape(-1)
                 self.z[part] = flat
@@ -165,7 +173,7 @@ class ChainPoint(BoundedRows):
 
     def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return J v of the margins kept and Z_A v [A]."""
-        _, dz, outputs = self._pushed(self.chain.weights(v))
+        _, _, dz, outputs = self._pushed(self.chain.weights(v))
         return self.chain.margins(outputs)[self.margins], dz[self.active]
 
     def combine(self, w: np.ndarray) -> np.ndarray:
@@ -180,7 +188,7 @@ class ChainPoint(BoundedRows):
         """Return ∇²(λᵀp + μᵀz_A) v [P]."""
         deltas, _ = self._pulled(lam, mu)
         moved = self.chain.weights(v)
-        dh, _, _ = self._pushed(moved)
+        dh, dz, _, _ = self._pushed(moved)
         last = len(deltas) - 1
         change: list = [None] * len(deltas)
         for i in range(last, 0, -1):
@@ -189,6 +197,9 @@ class ChainPoint(BoundedRows):
                 own = deltas[i] @ moved[i]
                 above = own if above is None else above + own
             change[i - 1] = None if above is None else self._gained(i - 1, above)
+            if self.slopes[i - 1] is not None and dz[i - 1] is not None:
+                own = (deltas[i] @ self.weights[i]) * self.slopes[i - 1][1] * dz[i - 1]
+                change[i - 1] = own if above is None else change[i - 1] + own
 
         def part(i: int) -> np.ndarray | float:
             total = 0.0 if dh[i] is None else deltas[i].T @ dh[i]
@@ -252,6 +263,8 @@ class ChainPoint(BoundedRows):
         return out
 
     def _gained(self, i: int, slopes: np.ndarray) -> np.ndarray:
+        if self.slopes[i] is not None:
+            return self.slopes[i][0] * slopes
         if not self.chain.links[i].bent:
             return slopes
         return self.gain[self.chain.parts[i]].reshape(slopes.shape) * slopes
@@ -282,13 +295,15 @@ class ChainPoint(BoundedRows):
                 part = chain.parts[i - 1]
                 c[part] = slopes.reshape(-1)
                 slopes = self._gained(i - 1, slopes) + spread[part].reshape(slopes.shape)
+            else:
+                slopes = self._gained(i - 1, slopes)
             deltas.append(slopes)
         return deltas[::-1], chain.span * c
 
     def _pushed(self, moved: list[np.ndarray]):
-        """Return dh of each layer (None: none), dz [K] and the change of the outputs."""
+        """Return dh and dz of each layer (None: none), dz [K] and the change of the outputs."""
         dh: list = [None]
-        dz = np.empty(self.chain.K)
+        changes, dz = [], np.empty(self.chain.K)
         for i, link in enumerate(self.chain.links):
             change = None if dh[i] is None else dh[i] @ self.weights[i].T
             if _trained(link):
@@ -296,9 +311,10 @@ class ChainPoint(BoundedRows):
                 change = own if change is None else change + own
             if link.bent:
                 dz[self.chain.parts[i]] = 0.0 if change is None else change.reshape(-1)
+            changes.append(change)
             dh.append(None if change is None else self._gained(i, change))
         outputs = dh.pop()
-        return dh, dz, outputs
+        return dh, changes, dz, outputs
 
     def _layers(
         self, kept: np.ndarray, active: np.ndarray
@@ -313,7 +329,9 @@ class ChainPoint(BoundedRows):
         rows = [chain.signs[kept]]
         for i in range(len(chain.links) - 1, 0, -1):
             slopes = rows[-1] @ self.weights[i]
-            if chain.links[i - 1].bent:
+            if self.slopes[i - 1] is not None:
+                slopes *= self.slopes[i - 1][0][owner[: len(slopes)]]
+            elif chain.links[i - 1].bent:
                 part = chain.parts[i - 1]
                 slopes = self.gain[part].reshape(len(chain.x), -1)[owner[: len(slopes)]] * slopes
                 new = active[kinks[link_of[kinks] == i - 1]] - part.start
@@ -327,3 +345,10 @@ class ChainPoint(BoundedRows):
 
 def _trained(link: Link) -> bool:
     return isinstance(link.weight, slice)
+
+
+def _powers(z: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return max(z, 0)^p and its first two derivatives, p ≥ 2."""
+    r = np.maximum(z, 0.0)
+    below = r ** (power - 2) if power > 2 else (r > 0.0).astype(float)
+    return r * r * below, power * r * below, power * (power - 1) * below

@@ -1,4 +1,4 @@
-"""Which modules are chains: those whose calls are linear layers and bends in turn.
+"""Which modules are chains: linear layers, with bends or powers of ReLU between them.
 
 What is read off the calls is compared with the module itself at random weights.
 """
@@ -32,7 +32,7 @@ def as_chain(kinked: Kinked) -> Chain | None:
     if len(kinked.plan.steps) != len(kinked.plan.sites) or not calls.events:
         return None
     ends = np.cumsum(problem.sizes)
-    links, trained = [], []
+    links, trained, output = [], [], None
     for event in calls.events:
         if isinstance(event, Bend):
             if not links or links[-1].bent:
@@ -53,12 +53,15 @@ def as_chain(kinked: Kinked) -> Chain | None:
         else:
             # Before the first trained layer: part of what the data are.
             continue
-        if not links:
+        if links:
+            links[-1] = replace(links[-1], power=_power(output, event.input))
+        else:
             inputs = to_numpy(event.input)
+        output = event.output
         links.append(Link(weight, shape, 1.0, 1.0, "", ""))
     if sorted(trained) != [*range(len(problem.sizes))] or links[-1].bent:
         return None
-    if any(below.shape[0] != link.shape[1] for below, link in pairwise(links)):
+    if any(one.shape[0] != link.shape[1] for one, link in pairwise(links)):
         return None
     chain = Chain(inputs, _signs(problem), links, problem.jacobian_bytes)
     return chain if _agrees(kinked, chain, w) else None
@@ -73,9 +76,19 @@ def _agrees(kinked: Kinked, chain: Chain, w: np.ndarray) -> bool:
     mine, other = kinked.at(w, gates, none), chain.at(w, gates, none)
     pairs = [(p, other.p), (z, other.z)]
     pairs += zip(mine.pull(lam, none), other.pull(lam, none), strict=True)
+    pairs.append(tuple(point.curvature(lam, none, w[::-1].copy()) for point in (mine, other)))
     return all(
         np.abs(a - b).max(initial=0.0) <= 1e-9 * np.abs(a).max(initial=0.0) for a, b in pairs
     )
+
+
+def _power(before: Tensor, after: Tensor) -> int:
+    """Return the p of after = max(before, 0)^p, 1 for none."""
+    if before.shape != after.shape:
+        return 1
+    r = torch.relu(before)
+    # Products in another order than the module's round otherwise.
+    return next((p for p in (2, 3) if torch.allclose(r**p, after, 1e-12, 0.0)), 1)
 
 
 def _plain(bound: float | Tensor) -> float | np.ndarray:
