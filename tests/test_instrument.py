@@ -67,3 +67,18 @@ def test_errors_are_the_larger_angle_of_the_two_levels():
     found = instrument.Ways(None, TASK, [flow], np.array([east, east]), [])
     assert found.errors() == pytest.approx([np.pi / 2])
     assert found.errors_from(north) == pytest.approx([np.pi / 2])
+
+
+def test_the_largest_error_of_each_field_is_taken_over_cases_and_levels():
+    fields = [field for part in instrument.FIELDS.values() for field in part]
+    rows = [
+        {"tol": tol, "errors": {field: tol * k * share for k, field in enumerate(fields, 1)}}
+        for tol in (1e-3, 1e-5)
+        for share in (0.2, 1.0, 0.5)
+    ]
+    found = instrument.field_errors(rows)
+    assert list(found.columns) == ["part", "field", "tol", "largest error"]
+    assert len(found) == 2 * len(fields)
+    one = found[(found.field == fields[4]) & (found.tol == 1e-5)]
+    assert one["largest error"].tolist() == [5e-5]
+    assert one.part.tolist() == ["margins"]

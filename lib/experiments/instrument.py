@@ -1,11 +1,12 @@
-"""The flow along kinks beside two others: small explicit steps by hand, and smoothed kinks."""
+"""The flow along kinks beside explicit steps and smoothed ones; errors of recorded fields."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
 from latephase.flow.gradient_flow import gradient_flow
@@ -13,6 +14,12 @@ from latephase.flow.trajectory import Trajectory
 from latephase.problem.task import Task
 from latephase.problem.vectors import angle
 
+# The fields of a trajectory whose errors are known, by what they describe.
+FIELDS = {
+    "state": ("direction", "log_norm", "log_time", "path_length"),
+    "margins": ("margins", "normalized_margin", "normalized_smoothed_margin"),
+    "KKT point": ("dual", "misalignment", "kkt_stationarity", "kkt_complementarity"),
+}
 # Relative arc length after which the steps are given up.
 ARC = 40.0
 
@@ -113,4 +120,21 @@ def ways(
         [gradient_flow(net, task, tol=tol, at=to) for tol, to in zip(tols, at, strict=True)],
         explicit_steps(net, task, 1e-4, levels[:2]),
         [gradient_flow(net, task, kink_smoothing=each, **settings) for each in epsilons],
+    )
+
+
+def field_errors(rows: Iterable[Mapping]) -> pd.DataFrame:
+    """Return the largest error of each field at each tol: columns part, field, tol, largest error.
+
+    rows: of a case at one α, with keys tol and errors, which maps fields to their errors.
+    """
+    found = pd.DataFrame([{"tol": row["tol"], **row["errors"]} for row in rows])
+    largest = found.groupby("tol", sort=False).max()
+    return pd.DataFrame(
+        [
+            {"part": part, "field": field, "tol": tol, "largest error": error}
+            for part, fields in FIELDS.items()
+            for field in fields
+            for tol, error in largest[field].items()
+        ]
     )
