@@ -1,217 +1,266 @@
-"""The flow against general stiff solvers and against discrete gradient descent.
+"""The flow against general stiff solvers, an explicit one and discrete gradient descent.
 
-    OMP_NUM_THREADS=1 python benchmarks/peers.py [repeats]
+    OMP_NUM_THREADS=1 python benchmarks/peers.py [row …]
 
-Two-layer squared ReLU, n = 60. scipy's Radau, BDF and LSODA solve the same reparametrized
-equation from the same start with the exact Jacobian and stop at α = 1e6 or at a time limit; of
-each, the fastest of its tolerances counts whose direction error there is within 2e-5, and this
-library runs at the loosest of its own. torchdiffeq (where installed), plain, loss-normalized and
-normalized gradient descent are given as many seconds as this library took to reach 1e6 and report
-the α they reach. Seconds are of the CPU; ratios come from one run, medians of several. Saves
-results/peers.json, which the page "The instrument" draws.
+Two-layer squared ReLU. LSODA, BDF and Radau of scipy and CVODE of SUNDIALS (BDF and GMRES, where
+scikit-sundae is installed) solve the equation of the late phase in ln‖W‖ from one start at α = 2.5,
+with its exact derivative, CVODE with exact products of it. They have the network by hand in NumPy,
+as `gradient_flow, by hand` has it; `gradient_flow` itself has the torch module.
+
+Of each solver the fastest setting counts that comes to α = 1e6 with an error of the direction
+within 2e-5: peers are tried with tolerances from 1e-4 to 1e-12 and three bounds of a step, up to
+the row's limit in seconds or ten times the best so far. At 2000 weights those that factor the
+matrix are tried with 1e-8 and 1e-10 and two bounds, or the search would take an hour. Times are
+medians of five runs, one solver after the other in each turn. Then each is asked for α = 1e12 and
+1e30, peers with their best bound at its tolerance, 1e-12 and 1e-14; the farthest counts.
+
+At 200 weights and 60 examples also RK45 of scipy (Dormand and Prince, torchdiffeq's dopri5) on the
+same equation, and plain, loss-normalized and normalized descent, whose `tol` is the rate. Seconds
+are of the CPU. Saves results/peers.json, which the page "The instrument" draws, after each row;
+with names of rows behind the command, only these are run, into the record that is there.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import statistics
 import sys
 import time
-from contextlib import suppress
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
+from importlib.util import find_spec
+from itertools import product
 
 import numpy as np
-import torch
-from problems import CASES, save
-from stiff_flow import stiff_direction_flow
+from fused import SquaredNetwork, SquaredPoint
+from problems import CASES, RESULTS, save
+from stiff_flow import DirectionFlow, End, solved_by_cvode, solved_by_scipy
 
 import latephase
+from latephase.flow.course import Course
+from latephase.flow.runge_kutta import Stepper
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
 
-UNTIL, ACCURACY, DEGREE = 1e6, 2e-5, 3.0
-TOLERANCES = {"Radau": (1e-4, 1e-5), "BDF": (1e-5, 1e-6), "LSODA": (1e-5, 1e-6)}
+UNTIL, FURTHER, ACCURACY, DEGREE = 1e6, (1e12, 1e30), 2e-5, 3.0
+REPEATS, PATIENCE = 5, 10.0
+LIMITS = {
+    "squared 200": 5.0,
+    "squared 200, n = 20": 5.0,
+    "squared 200, n = 500": 5.0,
+    "squared 500": 10.0,
+    "squared 2000": 60.0,
+}
+OURS = [(tol, np.inf) for tol in (1e-2, 1e-3, 3e-4, 1e-4, 1e-5)]
+THEIRS = list(product((1e-12, 1e-10, 1e-8, 1e-6, 1e-4), (np.inf, 0.2, 0.05)))
+# Where each factorization takes a tenth of a second, and a run minutes.
+LARGE = list(product((1e-8, 1e-10), (np.inf, 0.05)))
+FINEST = (1e-12, 1e-14)
+DENSE, RULES = ("LSODA", "BDF", "Radau"), ("plain", "loss-normalized", "normalized")
+EXPLICIT = [(1e-4, np.inf), (1e-6, np.inf)]
+RATES = [(rate, np.inf) for rate in (1.0, 0.1, 0.01)]
+
+# (tol, max_step, until, deadline) ↦ where it ends.
+Solver = Callable[[float, float, float, Callable[[], bool]], End]
 
 
-def timed(function):
-    begin = time.process_time()
-    result = function()
-    return result, time.process_time() - begin
-
-
-def median_of(repeats, function, limit=np.inf):
-    """Return (result, median seconds) of so many calls, fewer where they would exceed the limit."""
-    result, first = timed(function)
-    seconds = [first]
-    while len(seconds) < repeats and sum(seconds) + first < limit:
-        seconds.append(timed(function)[1])
-    return result, statistics.median(seconds)
-
-
-def compare_stiff(name: str, limit: float, repeats: int) -> dict:
-    """Return seconds of the late phase, ours and the peers', from one separated start."""
+def start_of(name: str) -> Problem:
+    """Return a problem at the start of the late phase."""
     case = CASES[name]()
-    start = latephase.gradient_flow(case.module, case.x, case.y, until=2.5, tol=1e-5)
-    module = start.write_to(CASES[name]().module)
-    reference = latephase.gradient_flow(module, case.x, case.y, until=UNTIL, tol=1e-7)
-    for tol in (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6):
-        ours, seconds = median_of(
-            repeats,
-            lambda tol=tol: latephase.gradient_flow(module, case.x, case.y, until=UNTIL, tol=tol),
-        )
-        error = angle(ours.direction[-1], reference.direction[-1])
-        if error <= ACCURACY:
-            break
-    problem = Problem(module, case.x, case.y)
+    early = latephase.gradient_flow(case.module, case.x, case.y, until=2.5, tol=1e-5)
+    return Problem(early.write_to(case.module), case.x, case.y)
 
-    def linearized(theta):
-        return problem.margins(theta), problem.jacobian(theta)
 
-    inputs, labels = torch.from_numpy(case.x), torch.from_numpy(case.y)
-    width = len(module.v)
+def solvers(problem: Problem) -> dict[str, Solver]:
+    """Return all of them by name, ours first."""
+    x, y, w = problem.x.numpy(), problem.y.numpy(), problem.w0
+    flow = DirectionFlow(partial(SquaredPoint, x, y), DEGREE)
 
-    def gradient(theta, scale):
-        # The leanest call we can give them: no module, one forward and one backward pass.
-        w = torch.from_numpy(theta).requires_grad_(True)
-        p = labels * (
-            torch.relu(inputs @ w[: 3 * width].reshape(-1, 3).T).square() @ w[3 * width :]
-        )
-        q = torch.softmax(-scale * p.detach(), 0)
-        (g,) = torch.autograd.grad(p, w, q)
-        return p.detach().numpy(), q.numpy(), g.numpy()
+    def ours(tol, _, until, deadline) -> End:
+        end = latephase.gradient_flow(problem.module, x, y, until=until, tol=tol)
+        return End(end.direction[-1], end.smoothed_margin[-1], "arrived")
 
-    row = {
+    def by_hand(tol, _, until, deadline) -> End:
+        settings = {"loss": "exponential", "until": until, "tol": tol, "records": 64}
+        course = Course(problem.recounted(), DEGREE, settings)
+        network = SquaredNetwork(x, y, w.size)
+        course.stepper = Stepper(network, course.problem, DEGREE, tol)
+        end = course.run(until)
+        return End(end.direction[-1], end.smoothed_margin[-1], "arrived")
+
+    def scipys(method, tol, max_step, until, deadline) -> End:
+        return solved_by_scipy(flow, w, until, method, tol, max_step, deadline)
+
+    def cvode(tol, max_step, until, deadline) -> End:
+        return solved_by_cvode(flow, w, until, tol, max_step, deadline=deadline)
+
+    def descent(rule, rate, _, until, deadline) -> End:
+        return descended(flow, w, until, rule, rate, deadline)
+
+    found = {"gradient_flow": ours, "gradient_flow, by hand": by_hand}
+    found |= {method: partial(scipys, method) for method in DENSE}
+    found |= {"CVODE": cvode} if find_spec("sksundae") else {}
+    if (w.size, problem.n) == (200, 60):
+        found |= {"RK45": partial(scipys, "RK45")}
+        found |= {f"{rule} descent": partial(descent, rule) for rule in RULES}
+    return found
+
+
+def settings(solver: str, parameters: int) -> list[tuple[float, float]]:
+    """Return the (tol, max_step) to try."""
+    if solver.startswith("gradient_flow"):
+        return OURS
+    if solver in DENSE or solver == "CVODE":
+        return LARGE if parameters >= 2000 and solver in DENSE else THEIRS
+    return RATES if solver.endswith("descent") else EXPLICIT
+
+
+def attempt(solver: Solver, tol: float, max_step: float, until: float, limit: float) -> dict:
+    """Return what came of one run, with its direction."""
+    begin = time.process_time()
+    end = solver(tol, max_step, until, lambda: time.process_time() - begin > limit)
+    seconds = time.process_time() - begin
+    bound = None if np.isinf(max_step) else max_step
+    result = {"tol": tol, "max_step": bound, "seconds": seconds, "alpha": float(end.alpha)}
+    return result | {"stopped": end.stopped, "direction": end.direction}
+
+
+def measured(run: dict, reference: np.ndarray) -> dict:
+    """Return a run with the error of its direction in place of that."""
+    error = angle(run["direction"], reference)
+    return {key: value for key, value in run.items() if key != "direction"} | {"error": error}
+
+
+def arrived(run: dict) -> bool:
+    return run["stopped"] == "arrived" and run["error"] <= ACCURACY
+
+
+def search(name: str, solver: Solver, size: int, reference: np.ndarray, limit: float) -> list[dict]:
+    """Return the runs of a solver to α = 1e6, one for each setting."""
+    tried, patience = [], limit
+    for tol, max_step in settings(name, size):
+        tried.append(measured(attempt(solver, tol, max_step, UNTIL, patience), reference))
+        if arrived(tried[-1]):
+            patience = min(patience, PATIENCE * tried[-1]["seconds"])
+    return tried
+
+
+def beyond(name: str, solver: Solver, best: dict, reference: np.ndarray, until: float, limit):
+    """Return the farthest run of a solver that is asked for more."""
+    tols = {best["tol"], *(() if name.startswith("gradient_flow") else FINEST)}
+    bound = best["max_step"] or np.inf
+    runs = [attempt(solver, tol, bound, until, limit) for tol in sorted(tols)]
+    farthest = max(runs, key=lambda run: (run["stopped"] == "arrived", run["alpha"]))
+    return {"until": until} | measured(farthest, reference)
+
+
+def compare(name: str, limit: float) -> dict:
+    """Return what each solver does from one separated start: a row of the record."""
+    problem, levels = start_of(name), [UNTIL, *FURTHER]
+    flow = latephase.gradient_flow(problem.module, problem.x, problem.y, tol=1e-7, at=levels)
+    references = dict(zip(levels, flow.direction, strict=True))
+    entries, best = {}, {}
+    by_name = solvers(problem)
+    for each, solver in by_name.items():
+        tried = search(each, solver, problem.w0.size, references[UNTIL], limit)
+        entries[each] = {"seconds": None, "tried": tried}
+        if any(map(arrived, tried)):
+            best[each] = min(filter(arrived, tried), key=lambda run: run["seconds"])
+    seconds = {each: [] for each in best}
+    for _ in range(REPEATS):
+        for each, run in best.items():
+            bound = run["max_step"] or np.inf
+            again = attempt(by_name[each], run["tol"], bound, UNTIL, np.inf)
+            seconds[each].append(again["seconds"])
+    for each, run in best.items():
+        further = [
+            beyond(each, by_name[each], run, references[until], until, limit) for until in FURTHER
+        ]
+        kept = {key: run[key] for key in ("tol", "max_step", "error")}
+        entries[each] |= {"seconds": statistics.median(seconds[each]), "runs": seconds[each]}
+        entries[each] |= kept | {"further": further}
+    unit = entries["gradient_flow"]["seconds"]
+    for each, entry in entries.items():
+        entry["ratio"] = (entry["seconds"] or limit) / unit
+        report(name, each, entry)
+    data = problem.x.numpy().tobytes() + problem.y.numpy().tobytes()
+    return {
         "problem": name,
         "parameters": problem.w0.size,
-        "data_sha256": sha256(case.x.tobytes() + case.y.tobytes()).hexdigest(),
-        "ours": seconds,
-        "tol": tol,
-        "error": error,
+        "examples": problem.n,
+        "data_sha256": sha256(data).hexdigest(),
         "limit": limit,
-        "peers": {},
+        "solvers": entries,
     }
-    print(f"{name}: ours {seconds:.2f} s at tol {tol:g}, error {error:.1e}", flush=True)
-    for method, tolerances in TOLERANCES.items():
-        best = {"seconds": None, "alpha": 0.0}
-        for tol in tolerances:
 
-            def attempt(method=method, tol=tol):
-                deadline = time.process_time() + limit
-                return stiff_direction_flow(
-                    gradient,
-                    linearized,
-                    problem.w0,
-                    DEGREE,
-                    UNTIL,
-                    method,
-                    tol,
-                    deadline=lambda: time.process_time() > deadline,
-                )
 
-            (direction, alpha), seconds = median_of(repeats, attempt, limit)
-            off = angle(direction, reference.direction[-1])
-            best["alpha"] = max(best["alpha"], alpha)
-            arrives = alpha >= 0.999 * UNTIL and off <= ACCURACY
-            if arrives and (best["seconds"] is None or seconds < best["seconds"]):
-                best |= {"seconds": seconds, "error": off, "tol": tol}
-        arrived = best["seconds"] is not None
-        best["ratio"] = (best["seconds"] if arrived else limit) / row["ours"]
-        row["peers"][method] = best
+def report(row: str, name: str, entry: dict) -> None:
+    """Print a line."""
+    if entry["seconds"] is None:
+        run = max(entry["tried"], key=lambda run: run["alpha"])
         print(
-            f"  {method:<6} {'' if arrived else '≥ '}{best['ratio']:.1f} times our seconds; "
-            f"α = {best['alpha']:.2e}",
+            f"{row:<21} {name:<23} not within {ACCURACY:g}: α = {run['alpha']:.2g} in "
+            f"{run['seconds']:.2g} s, error {run['error']:.1e}",
             flush=True,
         )
-    return row
-
-
-def compare_descent(name: str, seconds: float) -> dict[str, float]:
-    """Return the α that discrete methods reach in as many seconds, from the module's start."""
-    case = CASES[name]()
-    x, y = torch.from_numpy(case.x), torch.from_numpy(case.y)
-    reached = {}
-    for rule in ("plain", "loss-normalized", "normalized"):
-        best = -np.inf
-        for rate in (1.0, 0.1, 0.01):
-            module = CASES[name]().module
-            parameters = list(module.parameters())
-            deadline = time.process_time() + seconds
-            while time.process_time() < deadline:
-                alpha = -torch.logsumexp(-y * module(x), 0)
-                gradients = torch.autograd.grad(alpha, parameters)
-                value = alpha.item()
-                if not np.isfinite(value):
-                    break
-                best = max(best, value)
-                length = torch.sqrt(sum(g.square().sum() for g in gradients))
-                # -∇R = e^{-α} ∇α: plain descent feels the loss, the others divide it away.
-                factor = {
-                    "plain": np.exp(-min(max(value, -50.0), 745.0)),
-                    "loss-normalized": 1.0,
-                    "normalized": 1.0 / length.item(),
-                }[rule]
-                with torch.no_grad():
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter += rate * factor * gradient
-        reached[rule] = best
-    if importlib.util.find_spec("torchdiffeq"):
-        reached["torchdiffeq dopri5"] = torchdiffeq_alpha(name, seconds)
-    return reached
-
-
-def torchdiffeq_alpha(name: str, seconds: float) -> float:
-    """Return the α that dopri5 reaches on dW/dσ = ‖W‖ ∇α/‖∇α‖ within the time."""
-    from torchdiffeq import odeint
-
-    case = CASES[name]()
-    problem = Problem(case.module, case.x, case.y)
-    deadline, best = time.process_time() + seconds, [0.0]
-
-    def velocity(_, w):
-        if time.process_time() > deadline:
-            raise TimeoutError
-        alpha, _, _, gradient = problem.smoothed_margin(w.numpy())
-        best[0] = max(best[0], alpha)
-        unit = gradient / np.linalg.norm(gradient)
-        return torch.from_numpy(np.linalg.norm(w.numpy()) * unit)
-
-    with suppress(TimeoutError):
-        odeint(
-            velocity,
-            torch.from_numpy(problem.w0),
-            torch.tensor([0.0, 50.0]),
-            rtol=1e-5,
-            atol=1e-5,
-            method="dopri5",
-        )
-    return best[0]
-
-
-def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    begin = time.process_time()
-    limits = {"squared 200": 30.0, "squared 500": 30.0, "squared 2000": 60.0}
-    rows = [compare_stiff(name, limit, repeats) for name, limit in limits.items()]
-    whole = timed(lambda: latephase.gradient_flow(*_data("squared 200"), until=UNTIL))[1]
-    descent = compare_descent("squared 200", whole)
-    print(f"in the {whole:.1f} s that ours takes to α = 1e6 from the initialization:")
-    for rule, alpha in descent.items():
-        print(f"  {rule:<20} α = {alpha:.3g}")
-    save(
-        "peers",
-        {
-            "rows": rows,
-            "descent": descent,
-            "descent_seconds": whole,
-            "repeats": repeats,
-            "duration": time.process_time() - begin,
-        },
+        return
+    far = ", ".join(f"{run['alpha']:.1e} in {run['seconds']:.2g} s" for run in entry["further"])
+    print(
+        f"{row:<21} {name:<23} {entry['seconds']:6.2f} s, ratio {entry['ratio']:.2f}, "
+        f"tol {entry['tol']:g}, max_step {entry['max_step']}, error {entry['error']:.1e}; "
+        f"then α = {far}",
+        flush=True,
     )
 
 
-def _data(name: str):
-    case = CASES[name]()
-    return case.module, case.x, case.y
+def descended(
+    flow: DirectionFlow, w: np.ndarray, until: float, rule: str, rate: float, deadline
+) -> End:
+    """Return where descent from W [P] passes α = until, or its largest α at the deadline."""
+    farthest = End(w, -np.inf, "out of time")
+    with np.errstate(all="ignore"):
+        while not deadline():
+            point = flow.at(w)
+            q, alpha = flow.duals(0.0, point.p)
+            if not np.isfinite(alpha):
+                return replace(farthest, stopped="diverged")
+            if alpha > farthest.alpha:
+                farthest = End(w, alpha, "out of time")
+            if alpha >= until:
+                return replace(farthest, stopped="arrived")
+            gradient = point.pull(q)
+            # -∇R = e^{-α} ∇α: plain descent feels the loss, the others divide it away.
+            factor = {
+                "plain": np.exp(-alpha),
+                "loss-normalized": 1.0,
+                "normalized": 1.0 / np.linalg.norm(gradient),
+            }[rule]
+            w = w + rate * factor * gradient
+    return farthest
+
+
+def main() -> None:
+    # LSODA warns of what it also returns, and scipy of tolerances that rounding does not allow.
+    warnings.filterwarnings("ignore", category=UserWarning, module="scipy")
+    asked = sys.argv[1:]
+    content = json.loads((RESULTS / "peers.json").read_text()) if asked else {}
+    rows = {row["problem"]: row for row in content.get("rows", [])}
+    duration = content.get("duration", 0.0)
+    for name in asked or LIMITS:
+        begin = time.process_time()
+        rows[name] = compare(name, LIMITS[name])
+        duration += time.process_time() - begin
+        content = {
+            "rows": [rows[each] for each in LIMITS if each in rows],
+            "absent": [] if find_spec("sksundae") else ["CVODE"],
+            "repeats": REPEATS,
+            "accuracy": ACCURACY,
+            "duration": duration,
+        }
+        save("peers", content)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recordings import writing
 
 RESULTS = Path(__file__).parents[1] / "results"
+# What may decide a result, and as what it is imported.
+PACKAGES = {name: name for name in ("latephase", "torch", "numpy", "scipy")}
+PACKAGES["scikit-sundae"] = "sksundae"
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,12 @@ def deep_linear(depth: int, n: int, dims: int, width: int, scale: float = 0.5) -
     return Case(nn.Sequential(*layers), *separable(n, dims), product)
 
 
-def squared(width: int, scale: float) -> Case:
+def squared(width: int, scale: float, n: int = 60) -> Case:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(60, 2))
+    x = rng.normal(size=(n, 2))
     y = np.where(np.sin(1.5 * x[:, 0]) + 0.6 * x[:, 1] > 0, 1.0, -1.0)
     # The generator goes on: from a seed of their own the weights would repeat the points.
-    return Case(TwoLayerSquared(width, scale, rng), np.c_[x, np.ones(60)], y)
+    return Case(TwoLayerSquared(width, scale, rng), np.c_[x, np.ones(n)], y)
 
 
 CASES = {
@@ -87,6 +90,8 @@ CASES = {
     "deep 3": partial(deep_linear, 3, 60, 10, 8),
     "deep 4": partial(deep_linear, 4, 60, 10, 8),
     "squared 200": partial(squared, 50, 0.3),
+    "squared 200, n = 20": partial(squared, 50, 0.3, 20),
+    "squared 200, n = 500": partial(squared, 50, 0.3, 500),
     "squared 500": partial(squared, 125, 0.2),
     "squared 2000": partial(squared, 500, 0.15),
 }
@@ -101,11 +106,7 @@ def save(name: str, content: dict, arrays: dict | None = None, folder: Path = RE
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread",
         "device": "cpu",
         "seed": 0,
-        "versions": {
-            name: version(name)
-            for name in ("latephase", "torch", "numpy", "scipy", "torchdiffeq")
-            if find_spec(name)
-        },
+        "versions": {name: version(name) for name, at in PACKAGES.items() if find_spec(at)},
     } | content
     return writing.write(name, folder, content, arrays)
 

@@ -1,16 +1,19 @@
 """The oracles themselves, against answers known by hand."""
 
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from benchmarks.stiff_flow import stiff_direction_flow
+from benchmarks.fused import SquaredPoint
+from benchmarks.stiff_flow import DirectionFlow, solved_by_cvode, solved_by_scipy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import latephase
 from experiments.margin_maximization import planar_variation_bound, variation_margin
 from latephase.measures.max_margin import hard_margin_dual
+from latephase.problem.margins import Problem
 from latephase.zoo import networks
 from tests.references import (
     explicit_relu_flow,
@@ -205,19 +208,86 @@ def test_physical_flow_of_a_single_margin():
     np.testing.assert_allclose(w[:, 0], np.log(np.exp(0.5) + times), rtol=1e-9)  # rtol 1e-10
 
 
-def test_stiff_direction_flow_finds_the_svm_direction():
+class LinearPoint:
+    """Margins Z θ."""
+
+    def __init__(self, z, theta):
+        self.z, self.p = z, z @ theta
+
+    def pull(self, weights):
+        return self.z.T @ weights
+
+    def push(self, v):
+        return self.z @ v
+
+    def rows(self):
+        return self.z
+
+    def curvature(self, weights, v):
+        return np.zeros_like(v)
+
+    def hessian(self, weights):
+        return np.zeros((self.z.shape[1],) * 2)
+
+
+def by_cvode(flow, start, until):
+    pytest.importorskip("sksundae")
+    return solved_by_cvode(flow, start, until)
+
+
+@pytest.mark.parametrize("solve", [solved_by_scipy, by_cvode])
+def test_stiff_solvers_find_the_svm_direction(solve):
     z = np.array([[0.5, 1.5], [1.5, 0.5], [2.0, 2.0]])
-
-    def gradient(w, scale):
-        q = np.exp(-scale * (z @ w - (z @ w).min()))
-        q /= q.sum()
-        return z @ w, q, z.T @ q
-
-    start = np.array([1.0, 0.2])
-    direction, alpha = stiff_direction_flow(gradient, lambda w: (z @ w, z), start, 1, 1e3)
-    assert alpha >= 1e3 * (1 - 1e-6)
+    flow = DirectionFlow(partial(LinearPoint, z), 1.0)
+    end = solve(flow, np.array([1.0, 0.2]), 1e3)
+    assert end.stopped == "arrived"
+    assert end.alpha == pytest.approx(1e3, rel=1e-6)
     # The direction's own distance at α = 1e3 is below 1e-3.
-    np.testing.assert_allclose(direction, np.ones(2) / np.sqrt(2), atol=1e-3)
+    np.testing.assert_allclose(end.direction, np.ones(2) / np.sqrt(2), atol=1e-3)
+
+
+def squared_points(seed=0, n=7, width=4):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, 3)), rng.choice([-1.0, 1.0], size=n)
+    return x, y, rng.normal(size=4 * width), rng
+
+
+def test_a_stiff_solver_says_that_its_time_is_up():
+    x, y, theta, _ = squared_points()
+    flow = DirectionFlow(partial(SquaredPoint, x, y), 3.0)
+    end = solved_by_scipy(flow, theta, 1e3, deadline=lambda: True)
+    assert end.stopped == "out of time"
+
+
+def test_the_derivative_of_the_direction_flow_has_the_curvature_of_the_model():
+    x, y, theta, rng = squared_points()
+    flow, rho = DirectionFlow(partial(SquaredPoint, x, y), 3.0), 0.2
+    theta /= np.linalg.norm(theta)
+    derivative = flow.derivative(rho, theta)
+    expected = finite_differences(lambda u: flow.velocity(rho, u), theta)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(derivative, expected, atol=1e-7 * scale)  # rounding/step
+    q, _ = flow.duals(rho, flow.at(theta).p)
+    mean = 3.0 * (q @ flow.at(theta).p)
+    # The control: what a reference without the curvature would miss.
+    assert np.abs(flow.at(theta).hessian(q / mean)).max() > 1e-2 * scale
+    v = rng.normal(size=theta.size)
+    product = flow.product(rho, theta)(v)
+    np.testing.assert_allclose(product, derivative @ v, rtol=1e-12, atol=1e-12 * scale)
+
+
+def test_the_network_by_hand_is_that_of_torch():
+    x, y, theta, rng = squared_points()
+    module = networks.two_layer(3, 4, "squared_relu", generator=torch.Generator().manual_seed(0))
+    problem, point = Problem(module, x, y), SquaredPoint(x, y, theta)
+    weights, v = rng.normal(size=len(y)), rng.normal(size=theta.size)
+    same = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+    same(point.p, problem.margins(theta))
+    same(point.rows(), problem.jacobian(theta))
+    same(point.pull(weights), weights @ point.rows())
+    same(point.push(v), point.rows() @ v)
+    same(point.hessian(weights), problem.hessian(theta, weights))
+    same(point.curvature(weights, v), point.hessian(weights) @ v)
 
 
 def weights_of(module):
