@@ -8,11 +8,12 @@ with its exact derivative, CVODE with exact products of it. They have the networ
 as `gradient_flow, by hand` has it; `gradient_flow` itself has the torch module.
 
 Of each solver the fastest setting counts that comes to α = 1e6 with an error of the direction
-within 2e-5: peers are tried with tolerances from 1e-4 to 1e-12 and three bounds of a step, up to
-the row's limit in seconds or ten times the best so far. At 2000 weights those that factor the
-matrix are tried with 1e-8 and 1e-10 and two bounds, or the search would take an hour. Times are
-medians of five runs, one solver after the other in each turn. Then each is asked for α = 1e12 and
-1e30, peers with their best bound at its tolerance, 1e-12 and 1e-14; the farthest counts.
+within 2e-5: peers are tried with five tolerances from 1e-4 to 1e-12, each with steps of ln‖W‖ up to
+0.05 and of any length, up to the row's limit in seconds or ten times the best so far. Times are
+medians of five runs, one solver after the other in each turn; what takes more than 20 seconds is
+run once. Then each of the others is asked for α = 1e12 and 1e30, peers also at tolerances 1e-12 and
+1e-14; the farthest counts. At 2000 weights those that factor the matrix are tried with three
+settings and asked for no more, or the row would take an hour.
 
 At 200 weights and 60 examples also RK45 of scipy (Dormand and Prince, torchdiffeq's dopri5) on the
 same equation, and plain, loss-normalized and normalized descent, whose `tol` is the rate. Seconds
@@ -42,11 +43,12 @@ from stiff_flow import DirectionFlow, End, solved_by_cvode, solved_by_scipy
 import latephase
 from latephase.flow.course import Course
 from latephase.flow.runge_kutta import Stepper
+from latephase.flow.trajectory import Trajectory
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
 
 UNTIL, FURTHER, ACCURACY, DEGREE = 1e6, (1e12, 1e30), 2e-5, 3.0
-REPEATS, PATIENCE = 5, 10.0
+REPEATS, PATIENCE, QUICK = 5, 10.0, 20.0
 LIMITS = {
     "squared 200": 5.0,
     "squared 200, n = 20": 5.0,
@@ -55,9 +57,8 @@ LIMITS = {
     "squared 2000": 60.0,
 }
 OURS = [(tol, np.inf) for tol in (1e-2, 1e-3, 3e-4, 1e-4, 1e-5)]
-THEIRS = list(product((1e-12, 1e-10, 1e-8, 1e-6, 1e-4), (np.inf, 0.2, 0.05)))
-# Where each factorization takes a tenth of a second, and a run minutes.
-LARGE = list(product((1e-8, 1e-10), (np.inf, 0.05)))
+THEIRS = list(product((1e-12, 1e-10, 1e-8, 1e-6, 1e-4), (np.inf, 0.05)))
+LARGE = [(1e-8, np.inf), (1e-8, 0.05), (1e-10, np.inf)]
 FINEST = (1e-12, 1e-14)
 DENSE, RULES = ("LSODA", "BDF", "Radau"), ("plain", "loss-normalized", "normalized")
 EXPLICIT = [(1e-4, np.inf), (1e-6, np.inf)]
@@ -67,28 +68,29 @@ RATES = [(rate, np.inf) for rate in (1.0, 0.1, 0.01)]
 Solver = Callable[[float, float, float, Callable[[], bool]], End]
 
 
+def by_hand(problem: Problem, until: float, tol: float) -> Trajectory:
+    """Return `gradient_flow` with the network by hand."""
+    settings = {"loss": "exponential", "until": until, "tol": tol, "records": 64}
+    course = Course(problem.recounted(), DEGREE, settings)
+    network = SquaredNetwork(problem.x.numpy(), problem.y.numpy(), problem.w0.size)
+    course.stepper = Stepper(network, course.problem, DEGREE, tol)
+    return course.run(until)
+
+
 def start_of(name: str) -> Problem:
     """Return a problem at the start of the late phase."""
     case = CASES[name]()
-    early = latephase.gradient_flow(case.module, case.x, case.y, until=2.5, tol=1e-5)
+    early = by_hand(Problem(case.module, case.x, case.y), 2.5, 1e-5)
     return Problem(early.write_to(case.module), case.x, case.y)
 
 
 def solvers(problem: Problem) -> dict[str, Solver]:
-    """Return all of them by name, ours first."""
+    """Return all of them by name, ours first; `gradient_flow` after the one by hand."""
     x, y, w = problem.x.numpy(), problem.y.numpy(), problem.w0
     flow = DirectionFlow(partial(SquaredPoint, x, y), DEGREE)
 
-    def ours(tol, _, until, deadline) -> End:
-        end = latephase.gradient_flow(problem.module, x, y, until=until, tol=tol)
-        return End(end.direction[-1], end.smoothed_margin[-1], "arrived")
-
-    def by_hand(tol, _, until, deadline) -> End:
-        settings = {"loss": "exponential", "until": until, "tol": tol, "records": 64}
-        course = Course(problem.recounted(), DEGREE, settings)
-        network = SquaredNetwork(x, y, w.size)
-        course.stepper = Stepper(network, course.problem, DEGREE, tol)
-        end = course.run(until)
+    def ours(follow, tol, _, until, deadline) -> End:
+        end = follow(until=until, tol=tol)
         return End(end.direction[-1], end.smoothed_margin[-1], "arrived")
 
     def scipys(method, tol, max_step, until, deadline) -> End:
@@ -100,7 +102,10 @@ def solvers(problem: Problem) -> dict[str, Solver]:
     def descent(rule, rate, _, until, deadline) -> End:
         return descended(flow, w, until, rule, rate, deadline)
 
-    found = {"gradient_flow": ours, "gradient_flow, by hand": by_hand}
+    found = {
+        "gradient_flow, by hand": partial(ours, partial(by_hand, problem)),
+        "gradient_flow": partial(ours, partial(latephase.gradient_flow, problem.module, x, y)),
+    }
     found |= {method: partial(scipys, method) for method in DENSE}
     found |= {"CVODE": cvode} if find_spec("sksundae") else {}
     if (w.size, problem.n) == (200, 60):
@@ -109,13 +114,18 @@ def solvers(problem: Problem) -> dict[str, Solver]:
     return found
 
 
-def settings(solver: str, parameters: int) -> list[tuple[float, float]]:
-    """Return the (tol, max_step) to try."""
-    if solver.startswith("gradient_flow"):
-        return OURS
+def slow(solver: str, parameters: int) -> bool:
+    """Return whether a run takes minutes: it factors matrices of 2000 rows and more."""
+    return solver in DENSE and parameters >= 2000
+
+
+def settings(solver: str, parameters: int, best: dict[str, dict]) -> list[tuple[float, float]]:
+    """Return the (tol, max_step) to try; best: the best runs of solvers before it."""
+    if solver == "gradient_flow":
+        return [(best["gradient_flow, by hand"]["tol"], np.inf)]
     if solver in DENSE or solver == "CVODE":
-        return LARGE if parameters >= 2000 and solver in DENSE else THEIRS
-    return RATES if solver.endswith("descent") else EXPLICIT
+        return LARGE if slow(solver, parameters) else THEIRS
+    return {"gradient_flow, by hand": OURS, "RK45": EXPLICIT}.get(solver, RATES)
 
 
 def attempt(solver: Solver, tol: float, max_step: float, until: float, limit: float) -> dict:
@@ -138,10 +148,10 @@ def arrived(run: dict) -> bool:
     return run["stopped"] == "arrived" and run["error"] <= ACCURACY
 
 
-def search(name: str, solver: Solver, size: int, reference: np.ndarray, limit: float) -> list[dict]:
-    """Return the runs of a solver to α = 1e6, one for each setting."""
+def search(solver: Solver, pairs: list, reference: np.ndarray, limit: float) -> list[dict]:
+    """Return the runs of a solver to α = 1e6, one for each (tol, max_step)."""
     tried, patience = [], limit
-    for tol, max_step in settings(name, size):
+    for tol, max_step in pairs:
         tried.append(measured(attempt(solver, tol, max_step, UNTIL, patience), reference))
         if arrived(tried[-1]):
             patience = min(patience, PATIENCE * tried[-1]["seconds"])
@@ -159,25 +169,30 @@ def beyond(name: str, solver: Solver, best: dict, reference: np.ndarray, until: 
 
 def compare(name: str, limit: float) -> dict:
     """Return what each solver does from one separated start: a row of the record."""
-    problem, levels = start_of(name), [UNTIL, *FURTHER]
-    flow = latephase.gradient_flow(problem.module, problem.x, problem.y, tol=1e-7, at=levels)
-    references = dict(zip(levels, flow.direction, strict=True))
-    entries, best = {}, {}
-    by_name = solvers(problem)
+    problem, references = start_of(name), {}
+    flow = by_hand(problem, UNTIL, 1e-7)
+    for level in (UNTIL, *FURTHER):
+        flow = flow.extend(level) if references else flow
+        references[level] = flow.direction[-1]
+    entries, best, by_name = {}, {}, solvers(problem)
     for each, solver in by_name.items():
-        tried = search(each, solver, problem.w0.size, references[UNTIL], limit)
+        pairs = settings(each, problem.w0.size, best)
+        tried = search(solver, pairs, references[UNTIL], limit)
         entries[each] = {"seconds": None, "tried": tried}
         if any(map(arrived, tried)):
             best[each] = min(filter(arrived, tried), key=lambda run: run["seconds"])
-    seconds = {each: [] for each in best}
-    for _ in range(REPEATS):
-        for each, run in best.items():
+    quick = {each: run for each, run in best.items() if run["seconds"] <= QUICK}
+    seconds = {each: [run["seconds"]] for each, run in best.items()}
+    for _ in range(REPEATS - 1):
+        for each, run in quick.items():
             bound = run["max_step"] or np.inf
             again = attempt(by_name[each], run["tol"], bound, UNTIL, np.inf)
             seconds[each].append(again["seconds"])
     for each, run in best.items():
         further = [
-            beyond(each, by_name[each], run, references[until], until, limit) for until in FURTHER
+            beyond(each, by_name[each], run, references[until], until, limit)
+            for until in FURTHER
+            if each in quick and not slow(each, problem.w0.size)
         ]
         kept = {key: run[key] for key in ("tol", "max_step", "error")}
         entries[each] |= {"seconds": statistics.median(seconds[each]), "runs": seconds[each]}
