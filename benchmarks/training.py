@@ -5,9 +5,14 @@
 The network is Lyu and Li's (2019) for 28×28 images: convolution 32 of 5×5, pooling, convolution 64
 of 3×3, pooling, dense 1024, dense 10; a bias in the first layer only, so that its degree is 4.
 Throughputs are ratios within one run, medians of alternating blocks of steps; other seconds are
-of the CPU, in one thread. The headline is run on the first ten images of each class, so that it
-ends in minutes: an epoch is five steps of 20 images. Loss-normalized steps, of two growths, end
-after 2,300 and 600 epochs, Lyu and Li's after 300 accepted ones. Normalized margins are compared
+of the CPU, in one thread. bfloat16 depends on the processor: with instructions for it (AVX512_BF16)
+it is the fastest variant; without AVX-512 (as under ONEDNN_MAX_CPU_ISA=AVX2) it is emulated so
+slowly that it is timed once. The record says which it was.
+
+The headline is run on the first ten images of each class, so that it ends in minutes: an epoch is
+five steps of 20 images. Loss-normalized steps, of two growths, end after 2,300 and 600 epochs, Lyu
+and Li's after 300 accepted ones. The best schedule is set beside the 9,000 epochs that they publish
+for all 60,000 images, and beside a goal of a fiftieth of those. Normalized margins are compared
 between neighbouring checkpoints, the default 40. Saves results/training.json; with `throughput`
 or names of headline runs behind the command, only these are run, into the record that is there.
 """
@@ -42,6 +47,7 @@ HEADLINE = {
     "Lyu and Li": Settings(steps=1500, batch=20, schedule="loss_based", rate=0.1),
 }
 ALTERNATIONS, STEPS = 15, 10
+PUBLISHED_EPOCHS, GOAL_EPOCHS = 9000, 180
 
 
 def lyu_li(seed: int = 0) -> nn.Sequential:
@@ -93,6 +99,12 @@ def our_seconds(x: torch.Tensor, y: torch.Tensor, batch: int, **changes) -> floa
         return float(train(lyu_li(), x, y, settings, folder).seconds[-1]) / STEPS
 
 
+def instructions() -> dict[str, bool]:
+    """Return which vector instructions the processor has, of those that bfloat16 depends on."""
+    found = torch.cpu.get_capabilities()
+    return {name: bool(found.get(name)) for name in ("avx2", "avx512_f", "avx512_bf16")}
+
+
 def throughput(batch: int) -> dict:
     """Return seconds a step of the plain loop and of ours, and medians of their ratios.
 
@@ -103,9 +115,10 @@ def throughput(batch: int) -> dict:
     variants = {"ours": {}, "normalized": {"schedule": "normalized"}, "channels_last": last}
     half = "bfloat16, channels_last"
     per_step: dict[str, list[float]] = {"plain": []}
+    repeats_half = instructions()["avx512_bf16"]
     for turn in range(ALTERNATIONS):
-        # What takes ten times as long where the processor lacks bfloat16 is not repeated.
-        now = {**variants, **({half: {**last, "autocast": "bfloat16"}} if turn == 0 else {})}
+        timed = repeats_half or turn == 0
+        now = {**variants, **({half: {**last, "autocast": "bfloat16"}} if timed else {})}
         per_step["plain"].append(plain_seconds(task.x, task.y, batch))
         for name, changes in now.items():
             per_step.setdefault(name, []).append(our_seconds(task.x, task.y, batch, **changes))
@@ -201,6 +214,25 @@ def headline(name: str, settings: Settings, folder: Path) -> tuple[Run, dict]:
     return run, row
 
 
+def against_published(rows: list[dict]) -> dict:
+    """Return the schedule that reached the loss in the fewest epochs, beside other numbers."""
+    best = min((row for row in rows if row["reached"]), key=lambda row: row["epochs"])
+    found = {
+        "schedule": best["schedule"],
+        "epochs": best["epochs"],
+        "times_fewer_than_published": PUBLISHED_EPOCHS / best["epochs"],
+        "goal_epochs": GOAL_EPOCHS,
+        "goal_met": best["epochs"] <= GOAL_EPOCHS,
+        "largest_drop": best["largest_drop"],
+    }
+    print(
+        f"best: {best['schedule']}, {best['epochs']:.0f} epochs of {best['images']} images, "
+        f"{found['times_fewer_than_published']:.0f} times fewer than {PUBLISHED_EPOCHS}; "
+        f"the goal of {GOAL_EPOCHS} is {'met' if found['goal_met'] else 'missed'}"
+    )
+    return found
+
+
 def diagnosis_cost(run: Run, cpu_share: float, every: int = 1) -> dict:
     """Return what `diagnose` costs at each checkpoint beside the training before it."""
     task = bundled_fashion_mnist(per_class=10)
@@ -239,6 +271,7 @@ def main() -> None:
     asked = asked or ["throughput", *HEADLINE]
     rows = {row["schedule"]: row for row in content.get("headline", [])}
     if "throughput" in asked:
+        content["instructions"] = instructions()
         content["throughput"] = [throughput(batch) for batch in (100, 20)]
     with tempfile.TemporaryDirectory() as folder:
         for name in [name for name in asked if name != "throughput"]:
@@ -247,7 +280,9 @@ def main() -> None:
                 share = rows[name]["total_cpu_seconds"] / float(run.seconds[-1])
                 content["diagnose"] = diagnosis_cost(run, share)
     content["headline"] = [rows[name] for name in HEADLINE]
-    content["published"] = {"epochs": 9000, "images": 60_000, "normalized_margin": 1.2e-3}
+    content["best"] = against_published(content["headline"])
+    published = {"epochs": PUBLISHED_EPOCHS, "images": 60_000, "normalized_margin": 1.2e-3}
+    content["published"] = published
     content["duration"] += time.process_time() - started
     save("training", content)
 
