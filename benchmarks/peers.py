@@ -5,7 +5,8 @@
 Two-layer squared ReLU. LSODA, BDF and Radau of scipy and CVODE of SUNDIALS (BDF and GMRES, where
 scikit-sundae is installed) solve the equation of the late phase in ln‖W‖ from one start at α = 2.5,
 with its exact derivative, CVODE with exact products of it. They have the network by hand in NumPy,
-as `gradient_flow, by hand` has it; `gradient_flow` itself has the torch module.
+and `gradient_flow, in NumPy` what it makes of layers that are `nn.Linear`; `gradient_flow` itself
+has a module that multiplies matrices.
 
 Of each solver the fastest setting counts that comes to α = 1e6 with an error of the direction
 within 2e-5: peers are tried with five tolerances from 1e-4 to 1e-12, each with steps of ln‖W‖ up to
@@ -36,7 +37,7 @@ from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
-from fused import SquaredNetwork, SquaredPoint
+from fused import SquaredPoint
 from problems import CASES, RESULTS, save
 from stiff_flow import DirectionFlow, End, solved_by_cvode, solved_by_scipy
 
@@ -44,6 +45,7 @@ import latephase
 from latephase.flow.course import Course
 from latephase.flow.runge_kutta import Stepper
 from latephase.flow.trajectory import Trajectory
+from latephase.problem.chain import Chain, Link
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
 
@@ -69,10 +71,15 @@ Solver = Callable[[float, float, float, Callable[[], bool]], End]
 
 
 def by_hand(problem: Problem, until: float, tol: float) -> Trajectory:
-    """Return `gradient_flow` with the network by hand."""
+    """Return `gradient_flow` with the network in NumPy, as it has layers that are `nn.Linear`."""
     settings = {"loss": "exponential", "until": until, "tol": tol, "records": 64}
     course = Course(problem.recounted(), DEGREE, settings)
-    network = SquaredNetwork(problem.x.numpy(), problem.y.numpy(), problem.w0.size)
+    width, sizes = problem.sizes[1], np.cumsum([0, *problem.sizes])
+    links = [
+        Link(slice(*sizes[:2]), problem.shapes[0], 1.0, 1.0, "", "", power=2),
+        Link(slice(*sizes[1:]), (1, width), 1.0, 1.0, "", ""),
+    ]
+    network = Chain(problem.x.numpy(), problem.y.numpy()[:, None], links, problem.jacobian_bytes)
     course.stepper = Stepper(network, course.problem, DEGREE, tol)
     return course.run(until)
 
@@ -103,7 +110,7 @@ def solvers(problem: Problem) -> dict[str, Solver]:
         return descended(flow, w, until, rule, rate, deadline)
 
     found = {
-        "gradient_flow, by hand": partial(ours, partial(by_hand, problem)),
+        "gradient_flow, in NumPy": partial(ours, partial(by_hand, problem)),
         "gradient_flow": partial(ours, partial(latephase.gradient_flow, problem.module, x, y)),
     }
     found |= {method: partial(scipys, method) for method in DENSE}
@@ -122,10 +129,10 @@ def slow(solver: str, parameters: int) -> bool:
 def settings(solver: str, parameters: int, best: dict[str, dict]) -> list[tuple[float, float]]:
     """Return the (tol, max_step) to try; best: the best runs of solvers before it."""
     if solver == "gradient_flow":
-        return [(best["gradient_flow, by hand"]["tol"], np.inf)]
+        return [(best["gradient_flow, in NumPy"]["tol"], np.inf)]
     if solver in DENSE or solver == "CVODE":
         return LARGE if slow(solver, parameters) else THEIRS
-    return {"gradient_flow, by hand": OURS, "RK45": EXPLICIT}.get(solver, RATES)
+    return {"gradient_flow, in NumPy": OURS, "RK45": EXPLICIT}.get(solver, RATES)
 
 
 def attempt(solver: Solver, tol: float, max_step: float, until: float, limit: float) -> dict:
