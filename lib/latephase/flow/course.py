@@ -299,11 +299,11 @@ class Course:
         return math.log(until / state.smoothed_margin) + 0.4 * self.landing
 
     def _growth(self) -> float:
-        """Return how fast ln α grows with ln‖W‖."""
-        state = self.state
-        return np.vdot(state.gradient, state.gradient) / (
-            self.degree * state.mean_margin() * state.normalized_smoothed_margin
-        )
+        """Return how fast ln α grows with ln‖W‖, or with arc length in units of ‖W‖."""
+        state, norm = self.state, float(np.linalg.norm(self.state.gradient))
+        growth = norm / state.normalized_smoothed_margin
+        return growth / state.alignment() if state.late() else growth
+
 
 
 def past(step: Step) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -415,15 +416,17 @@ class _Trial:
     def arc(self) -> float:
         """Return the length of the direction's path over the step, by the method's own weights.
 
-        Slopes err by parts of tol, which late is more than the path is long: then it is the chord.
+        Slopes err by parts of tol, which late is more than the path is long: then it is that of the
+        polygon through the stages.
         """
         total, points = 0.0, [self.start, *(stage.theta for stage in self.stages)]
         for weight, theta, slope in zip(self.tableau.weights, points, self.slopes, strict=True):
             square = float(theta @ theta)
             across = slope - (theta @ slope) / square * theta
             total += weight * float(np.linalg.norm(across)) / math.sqrt(square)
-        chord = vectors.angle(self.start, self.last.theta)
-        return self.h * total if chord < self.h * total < 1.1 * chord else chord
+        order = np.argsort(self.tableau.nodes, kind="stable")
+        polygon = sum(vectors.angle(points[a], points[b]) for a, b in pairwise(order))
+        return self.h * total if polygon < self.h * total < 1.1 * polygon else polygon
 
     def _solved(self, begin: np.ndarray, guess: Guess) -> Solved:
         ball = self._ball(begin)
