@@ -305,7 +305,6 @@ class Course:
         return growth / state.alignment() if state.late() else growth
 
 
-
 def past(step: Step) -> float:
     """Return the factor of a step that has too large a jump in it to one that has not.
 

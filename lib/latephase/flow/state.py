@@ -34,10 +34,6 @@ class State:
         """Return the state without what only the next step needs."""
         return State(**{field.name: getattr(self, field.name) for field in fields(State)})
 
-    def mean_margin(self) -> float:
-        """Return Σ q p at the unit direction."""
-        return float(np.vdot(np.exp(self.log_dual), self.p))
-
     def alignment(self) -> float:
         """Return cos(W, ∇α)."""
         return float(self.direction @ self.gradient / np.linalg.norm(self.gradient))
