@@ -295,6 +295,7 @@ CHAINS = {
     "without a kink somewhere": lambda: nn.Sequential(nn.Linear(5, 3, bias=False), dense_tail()),
     "slopes by channel": lambda: dense(prelu(6)),
     "powers": lambda: powers(),
+    "products": lambda: Products(),
     "squares": lambda: zoo.two_layer(
         5, 6, "squared_relu", generator=torch.Generator().manual_seed(0)
     ),
@@ -317,6 +318,23 @@ def powers():
     return nn.Sequential(one, Power(3), two, nn.LeakyReLU(), three, Power(2), four)
 
 
+class Products(nn.Module):
+    """Layers that are products, in all their spellings, some of transposes and one of a vector."""
+
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(4)
+        shapes = [(5, 6), (7, 6), (7, 5), (5, 5), (5, 5), (5,)]
+        self.w = nn.ParameterList(torch.from_numpy(rng.normal(size=shape)) for shape in shapes)
+        self.frozen = nn.Buffer(torch.from_numpy(rng.normal(size=(5, 5))))
+
+    def forward(self, x):
+        a, b, c, d, e, v = self.w
+        x = torch.relu(torch.relu(x @ a).matmul(b.T)) @ c
+        x = torch.relu(torch.mm(x, d.transpose(0, 1)))
+        return torch.relu(torch.relu(x @ self.frozen).mm(e.mT)) @ v
+
+
 def frozen_first():
     network = zoo.mlp([5, 6, 4, 1], generator=torch.Generator().manual_seed(0))
     network[0].requires_grad_(False)
@@ -329,7 +347,7 @@ def dense_tail():
     return nn.Sequential(nn.Identity(), one, nn.ReLU(), two, nn.Flatten(0))
 
 
-ONE_OUTPUT = {"frozen signs", "without a kink somewhere"}
+ONE_OUTPUT = {"frozen signs", "products", "without a kink somewhere"}
 
 
 @pytest.mark.parametrize(

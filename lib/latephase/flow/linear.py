@@ -77,25 +77,33 @@ def gmres(apply: Callable, b: np.ndarray, tol: float) -> np.ndarray:
     if not 0.0 < size < math.inf:
         return np.zeros(0)
     most = TUNING.krylov_dimension
-    basis, hessenberg = np.empty((most + 1, len(b))), np.zeros((most + 1, most))
+    # H y = size e_0 in least squares, by rotations of its rows two by two: R y = right.
+    basis, triangle, right, turns = np.empty((most + 1, len(b))), np.zeros((most, most)), [size], []
     basis[0] = b / size
     for j in range(most):
-        w = basis[j] - apply(basis[j])
+        w, column = basis[j] - apply(basis[j]), np.zeros(j + 1)
         for _ in range(2):
             parts = basis[: j + 1] @ w
             w = w - parts @ basis[: j + 1]
-            hessenberg[: j + 1, j] += parts
-        hessenberg[j + 1, j] = np.linalg.norm(w)
-        if not math.isfinite(hessenberg[j + 1, j]):
+            column += parts
+        below = math.sqrt(w @ w)
+        if not math.isfinite(below):
             raise StepFailed("overflow")
-        right = np.zeros(j + 2)
-        right[0] = size
-        square = hessenberg[: j + 2, : j + 1]
-        y = np.linalg.lstsq(square, right, rcond=None)[0]
-        if np.linalg.norm(right - square @ y) < tol * size or hessenberg[j + 1, j] < 1e-14:
+        for i, (cos, sin) in enumerate(turns):
+            column[i : i + 2] = (
+                cos * column[i] + sin * column[i + 1],
+                cos * column[i + 1] - sin * column[i],
+            )
+        length = math.hypot(column[j], below)
+        turns.append((column[j] / length, below / length))
+        column[j] = length
+        triangle[: j + 1, j] = column
+        right[j:] = turns[j][0] * right[j], -turns[j][1] * right[j]
+        if abs(right[-1]) < tol * size or below < 1e-14:
             break
-        basis[j + 1] = w / hessenberg[j + 1, j]
-    return y
+        basis[j + 1] = w / below
+    y = right[: j + 1]
+    return linalg.solve_triangular(triangle[: j + 1, : j + 1], y, check_finite=False)
 
 
 def vanishing(rows: np.ndarray, free: np.ndarray) -> np.ndarray | None:

@@ -385,7 +385,7 @@ class Slider:
                     self.pairs,
                 )
                 self.counts["jacobian"] += 1
-                if linearized.bent is not None:
+                if self.kinked.curved and linearized.bent is not None:
                     self.counts["curvature"] += len(theta)
             rows = linearized.rows
             r2 = (steep + u * inverse_scale - nu)[rows]
@@ -432,6 +432,8 @@ class Slider:
 
     def _direction(self, linearized: Bordered, r1: np.ndarray, rows: np.ndarray, length: float):
         """Return Newton's (δθ, w, δν/S), the curvature at the matrix's point included."""
+        if not self.kinked.curved:
+            return linearized.solve(r1, rows, length)
         if linearized.bent is not None:
             return linearized.newton(r1, rows, length, linearized.bent)
         first, images = linearized.solve(r1, rows, length), []

@@ -20,8 +20,8 @@ from latephase.problem.bounded import BoundedRows, Room
 class Link:
     """One linear layer without bias, and the kinks of its outputs (low = high = 1: none).
 
-    weight: the part of w that holds W [out, in], or a frozen W itself. power: p of max(z, 0)^p
-    behind it, 1 for none.
+    weight: the part of w that holds W [out, in], or its transpose, or a frozen W itself. power: p
+    of max(z, 0)^p behind it, 1 for none.
     """
 
     weight: slice | np.ndarray
@@ -31,6 +31,12 @@ class Link:
     name: str
     where: str
     power: int = 1
+    transposed: bool = False
+
+    def view(self, v: np.ndarray) -> np.ndarray:
+        """Return the part of v [P] that is this link's, [out, in]."""
+        part = v[self.weight]
+        return part.reshape(self.shape[::-1]).T if self.transposed else part.reshape(self.shape)
 
     @property
     def bent(self) -> bool:
@@ -55,7 +61,7 @@ class SplitGram:
 
 
 class Chain:
-    """Margins and kinks of a chain of links, with the methods of `Kinked`.
+    """Margins and kinks of a chain of links, with the methods and values of `Kinked`.
 
     x: inputs [n, in]. signs [n·pairs, outputs]: row r of the margins p is signs[r] · outputs of
     example r // pairs. bound: bytes that what is made of rows of B may take.
@@ -87,6 +93,8 @@ class Chain:
         self.site = np.searchsorted(bends, self._link_of)
         self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
         self.margin_owner = np.repeat(np.arange(examples), self.pairs)
+        trained = [i for i, link in enumerate(links) if _trained(link)]
+        self.curved = len(trained) > 1 or any(link.power > 1 for link in links[trained[0] + 1 :])
         # A row's δ and h of all layers, twice; what all examples have in common, once and a half.
         self.room = Room(bound, self.P, 16 * sum(sum(link.shape) for link in links))
         self.squared = 12 * examples**2 <= bound
@@ -94,10 +102,7 @@ class Chain:
 
     def weights(self, w: np.ndarray) -> list[np.ndarray]:
         """Return the layers' matrices, views of w [P] or frozen ones."""
-        return [
-            w[link.weight].reshape(link.shape) if _trained(link) else link.weight
-            for link in self.links
-        ]
+        return [link.view(w) if _trained(link) else link.weight for link in self.links]
 
     def gates(self, z: np.ndarray) -> np.ndarray:
         """Return the natural gates, 1.0 where z > 0 and 0.0 elsewhere."""
@@ -257,7 +262,8 @@ class ChainPoint(BoundedRows):
             link = self.chain.links[i]
             if _trained(link):
                 inputs = self.inputs[i][owner[: len(delta)]]
-                block = delta[:, :, None] * inputs[:, None, :]
+                left, right = (inputs, delta) if link.transposed else (delta, inputs)
+                block = left[:, :, None] * right[:, None, :]
                 flat = block.reshape(len(delta), math.prod(link.shape))
                 out[order[: len(delta)], link.weight] = flat
         return out
@@ -274,7 +280,7 @@ class ChainPoint(BoundedRows):
         out = np.empty(self.chain.P)
         for i, link in enumerate(self.chain.links):
             if _trained(link):
-                out[link.weight].reshape(link.shape)[...] = part(i)
+                link.view(out)[...] = part(i)
         return out
 
     def _pulled(self, lam: np.ndarray, mu: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

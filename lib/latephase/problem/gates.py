@@ -19,8 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from latephase.problem.operations import FOLLOWED
 
-# The names of calls that make some kinks differentiable.
+# The names of calls that make some kinks differentiable; of layers; and of what is a linear layer
+# where it is of a weight or, but for the first, of its transpose.
 _SMOOTHING = {"square", "pow", "mul", "multiply"}
+_LAYERS = {"linear", "conv1d", "conv2d"}
+_PRODUCTS = {"matmul", "mm", "mv"}
+_TRANSPOSES = {"t", "T", "mT", "transpose", "swapaxes", "swapdims"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Plan:
 class Layer:
     """A call of linear or of a convolution; trainable weights and biases by their index.
 
-    options: stride, padding, dilation and groups of a convolution.
+    A product of a batch and a matrix, or vector, is a call of linear as well. transposed: whether
+    its weight stands as [in, out]. options: stride, padding, dilation and groups of a convolution.
     """
 
     name: str
@@ -99,8 +104,9 @@ class Layer:
     bias: int | Tensor | None
     input: Tensor
     output: Tensor
-    kernel: tuple[int, ...]
-    options: tuple
+    kernel: tuple[int, ...] = ()
+    options: tuple = ()
+    transposed: bool = False
 
     @property
     def trained(self) -> bool:
@@ -134,6 +140,8 @@ class GatedCalls(TorchFunctionMode):
         self.bent: dict[int, tuple] = {}
         # id of a parameter -> its index; where given, layers and bends are listed in `events`.
         self.parameters: dict[int, int] = {}
+        # id of a parameter's transpose -> (that tensor, its index)
+        self.transposes: dict[int, tuple[Tensor, int]] = {}
         self.events: list[Layer | Bend] = []
         self.calls = self.step = self.decision = 0
 
@@ -148,11 +156,32 @@ class GatedCalls(TorchFunctionMode):
         if self.bent and bare in _SMOOTHING:
             args = self._smooth(bare, args)
         result = func(*args, **kwargs)
-        if self.parameters and name in ("linear", "conv1d", "conv2d"):
-            self.events.append(self._layer(name, result, *args, **kwargs))
-            # Or a call in place would overwrite what is listed.
-            result = result.clone()
-        return result
+        layer = self._listed(func, name, result, args, kwargs) if self.parameters else None
+        if layer is None:
+            return result
+        self.events.append(layer)
+        # Or a call in place would overwrite what is listed.
+        return result.clone()
+
+    def _listed(self, func, name: str, result, args: tuple, kwargs: dict) -> Layer | None:
+        """Return a call as a layer, if it is one."""
+        if name in _LAYERS:
+            return self._layer(name, result, *args, **kwargs)
+        if name == "__get__":
+            name = getattr(func.__self__, "__name__", "")
+        if name in _TRANSPOSES and id(args[0]) in self.parameters and args[0].ndim == 2:
+            self.transposes[id(result)] = result, self.parameters[id(args[0])]
+        if name.strip("_") in _PRODUCTS and len(args) == 2 and args[0].ndim == 2:
+            return self._product(result, *args)
+        return None
+
+    def _product(self, output: Tensor, input: Tensor, weight: Tensor) -> Layer:
+        if id(weight) in self.transposes:
+            return Layer("linear", self.transposes[id(weight)][1], None, input, output)
+        index, flat = self.parameters.get(id(weight)), weight.ndim == 1
+        if index is not None:
+            return Layer("linear", index, None, input, output, transposed=not flat)
+        return Layer("linear", weight[None] if flat else weight.mT, None, input, output)
 
     def _layer(self, name, output, input, weight, bias=None, *options, **named) -> Layer:
         defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}

@@ -44,6 +44,7 @@ class Kinked:
     sites: (operation, path of the part that calls it, shape for an example) of each. owner [K]: the
     example of each kink; site [K]: its site; unit [K]: site and position, the same number for all
     examples. feeds [sites, sites]: whether the second's arguments depend on the first's results.
+    curved: whether p or a z, with the gates as constants, is no linear function of w.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -70,6 +71,8 @@ class Kinked:
         self.feeds = self.plan.feeds
         self.margin_owner = np.repeat(examples, problem.pairs)
         self._check()
+        point = self.at(self.nearby(1), np.ones(self.K), np.arange(self.K))
+        self.curved = point.curved()
         # Bytes of a row of B, twice; of layers, of what they take and give.
         self.row_bytes = 16 * self.P
         self.layered = self._is_layered()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy import optimize
@@ -249,10 +249,15 @@ def _inverse_in_bracket(loss: Loss, log_risk: Tensor) -> Tensor:
     return z + (log_risk - value) / slope
 
 
+class _Logistic(Loss):
+    def steepness(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.nn.functional.logsigmoid(-z), torch.sigmoid(z)
+
+
 EXPONENTIAL = Loss("exponential", torch.neg, torch.neg, torch.zeros_like)
-LOGISTIC = Loss("logistic", _log_logistic, _log_logistic_inverse, _log_logistic_rate)
+LOGISTIC = _Logistic("logistic", _log_logistic, _log_logistic_inverse, _log_logistic_rate)
 # ln(1 + Σ_j e^{-p_ij}) is the logistic loss of the soft margin.
-CROSS_ENTROPY = Loss("cross_entropy", _log_logistic, _log_logistic_inverse, _log_logistic_rate)
+CROSS_ENTROPY = replace(LOGISTIC, name="cross_entropy")
 
 _NAMED = {loss.name: loss for loss in (EXPONENTIAL, LOGISTIC, CROSS_ENTROPY)}
 

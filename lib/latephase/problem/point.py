@@ -103,6 +103,11 @@ class Point(BoundedRows):
             return np.zeros(v.shape)
         return self._products(self.kinked.tensor(v))
 
+    def curved(self) -> bool:
+        """Return whether a gradient of these margins and kinks depends on w."""
+        self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
+        return self._pulled[0].requires_grad
+
     def hessian(self, lam: np.ndarray, mu: np.ndarray) -> np.ndarray | None:
         """Return ∇²(λᵀp + μᵀz_A) [P, P], None of more than a few weights, or than fit."""
         room = self.room

@@ -43,7 +43,7 @@ def as_chain(kinked: Kinked) -> Chain | None:
             continue
         if event.name != "linear" or event.bias is not None or event.input.ndim != 2:
             return None
-        shape = event.output.shape[1], event.input.shape[1]
+        shape = event.output[0].numel(), event.input.shape[1]
         if isinstance(event.weight, int):
             end = ends[event.weight]
             weight = slice(end - problem.sizes[event.weight], end)
@@ -57,8 +57,8 @@ def as_chain(kinked: Kinked) -> Chain | None:
             links[-1] = replace(links[-1], power=_power(output, event.input))
         else:
             inputs = to_numpy(event.input)
-        output = event.output
-        links.append(Link(weight, shape, 1.0, 1.0, "", ""))
+        output = event.output.reshape(len(event.output), -1)
+        links.append(Link(weight, shape, 1.0, 1.0, "", "", transposed=event.transposed))
     if sorted(trained) != [*range(len(problem.sizes))] or links[-1].bent:
         return None
     if any(one.shape[0] != link.shape[1] for one, link in pairwise(links)):

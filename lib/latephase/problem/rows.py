@@ -36,6 +36,8 @@ class LayerRows:
             if layer.input.shape[0] != count:
                 raise NotImplementedError("the first axis is not the examples")
             delta = torch.zeros_like(layer.output) if delta is None else delta
+            # Of a product with a vector.
+            delta = delta[:, None] if delta.ndim == 1 else delta
             for index, bias in ((layer.weight, False), (layer.bias, True)):
                 if isinstance(index, int):
                     parts.setdefault(index, []).append((layer, delta, bias))
@@ -44,7 +46,8 @@ class LayerRows:
         for index, uses in parts.items():
             layer, delta, bias = uses[0]
             if len(uses) == 1 and not bias and layer.name == "linear" and delta.ndim == 2:
-                self.outer.setdefault(index, []).append((delta, layer.input.detach()))
+                pair = delta, layer.input.detach()
+                self.outer.setdefault(index, []).append(pair[::-1] if layer.transposed else pair)
             else:
                 self.whole.setdefault(index, []).append(sum(_gradients(*use) for use in uses))
         self.width += sum(self.sizes[index] for index in self.whole)
@@ -83,7 +86,8 @@ def _gradients(layer: Layer, delta: Tensor, bias: bool) -> Tensor:
         if bias:
             return positions.sum(1)
         inputs = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-        return torch.bmm(positions.transpose(1, 2), inputs).flatten(1)
+        pair = (inputs, positions) if layer.transposed else (positions, inputs)
+        return torch.bmm(pair[0].transpose(1, 2), pair[1]).flatten(1)
     positions = delta.flatten(2)
     return positions.sum(2) if bias else _convolution_gradients(layer, inputs, positions)
 
