@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,18 +14,6 @@ from latephase.flow.linear import conjugate, factored
 from latephase.flow.tuning import TUNING
 from latephase.problem.bounded import Gram
 from latephase.problem.chain import SplitGram
-
-
-@dataclass(frozen=True, eq=False)
-class Bent:
-    """Of the curvature C: images of its columns in w [m, P] and ν/S [P], and I - A C factored.
-
-    A takes a right side a to δθ; δθ = x then solves (I - A C) x = A a + ... .
-    """
-
-    rows: np.ndarray
-    turn: np.ndarray
-    factors: tuple[np.ndarray, np.ndarray]
 
 
 class Bordered:
@@ -112,32 +98,6 @@ class Bordered:
         nu = (length - float(self.rho @ a) - float(self.row @ y)) / self.pivot
         w = y + nu * self.solved_column
         return a + self.point.combine(w), w, nu
-
-    def newton(
-        self, a: np.ndarray, right: np.ndarray, length: float, curved: Bent
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return `solve` with C in the matrix as well."""
-        x, w, nu = self.solve(a, right, length)
-        x = linalg.lu_solve(curved.factors, x, check_finite=False)
-        bend = float(curved.turn @ x)
-        return x, w + curved.rows @ x + bend * self.solved_column, nu + bend
-
-    @cached_property
-    def bent(self) -> Bent | None:
-        """What C = ∇²(λᵀp + μᵀz) adds, None of modules with more than a few weights."""
-        # B, its product with C, and what else solving for it takes of that size.
-        held = self.point.room.holds(len(self.column), 6)
-        if not held or isinstance(self.inverse, OfSome):
-            return None
-        curvature = self.point.hessian(*self.multipliers)
-        if curvature is None:
-            return None
-        rows = self.point.rows()
-        y = self.inverse(-rows @ curvature)
-        turn = -(self.rho @ curvature + self.row @ y) / self.pivot
-        matrix = -curvature - rows.T @ (y + np.outer(self.solved_column, turn))
-        matrix[np.diag_indices(len(matrix))] += 1.0
-        return Bent(y, turn, linalg.lu_factor(matrix, check_finite=False))
 
     def filtered(self, error: np.ndarray) -> np.ndarray:
         """Return an error of θ as the equations let it stand, without its part along the step."""

@@ -26,8 +26,8 @@ flow is held, get gates that solve the linearized stage together, a linear compl
 then Newton's method solves the stage with those that slide, until signs and gates agree.
 
 Residuals are exact and cost one gradient; the Newton matrix need not be, so that one `Bordered`
-serves several iterations and stages. Its curvature ∇²(λᵀp + μᵀz_A) comes in by a Krylov method,
-of a module with few weights as a matrix.
+serves several iterations and stages. Its curvature ∇²(λᵀp + μᵀz_A) comes in by a Krylov method: a
+matrix of it costs more from twenty weights on.
 """
 
 from __future__ import annotations
@@ -385,8 +385,6 @@ class Slider:
                     self.pairs,
                 )
                 self.counts["jacobian"] += 1
-                if self.kinked.curved and linearized.bent is not None:
-                    self.counts["curvature"] += len(theta)
             rows = linearized.rows
             r2 = (steep + u * inverse_scale - nu)[rows]
             if excess is not None:
@@ -432,11 +430,9 @@ class Slider:
 
     def _direction(self, linearized: Bordered, r1: np.ndarray, rows: np.ndarray, length: float):
         """Return Newton's (δθ, w, δν/S), the curvature at the matrix's point included."""
-        if not self.kinked.curved:
-            return linearized.solve(r1, rows, length)
-        if linearized.bent is not None:
-            return linearized.newton(r1, rows, length, linearized.bent)
         first, images = linearized.solve(r1, rows, length), []
+        if not self.kinked.curved:
+            return first
         lam, mu = linearized.multipliers
 
         def curved(v: np.ndarray) -> np.ndarray:
@@ -444,8 +440,7 @@ class Slider:
             images.append(linearized.solve(linearized.point.curvature(lam, mu, v)))
             return images[-1][0]
 
-        tol = TUNING.krylov_few if linearized.point.few else TUNING.krylov
-        parts = gmres(curved, first[0], tol)
+        parts = gmres(curved, first[0], TUNING.krylov)
         whole = [
             one + sum(part * image[i] for part, image in zip(parts, images, strict=True))
             for i, one in enumerate(first)

@@ -72,7 +72,7 @@ class Tuning:
     rounding: float = 1e-15
     iterations: int = 25
     # A matrix that leaves more than this of the residual in an iteration is renewed.
-    slow: float = 0.1
+    slow: float = 0.01
     # A pair whose multiplier is e^-live of the largest is followed through its margin instead of
     # being solved for: it moves θ by less than rounding.
     live: float = 40.0
@@ -89,9 +89,6 @@ class Tuning:
     # iteration of Newton's.
     krylov: float = 0.1
     krylov_dimension: int = 40
-    # That of the few weights whose curvature would be a matrix if `jacobian_bytes` held it: with
-    # 0.1 a direction came out 4e-5 off, by other steps; with this, 1e-10.
-    krylov_few: float = 1e-8
     # Residual of the duals where not all rows can be factored: below `exact`, or the direction at
     # the end would depend on `jacobian_bytes`; and the most products for it, several times what
     # was seen to be needed.

@@ -132,12 +132,7 @@ class Chain:
 
 
 class ChainPoint(BoundedRows):
-    """The derivatives of margins p and active kinks z_A at one w, as `Kinked.at` returns them.
-
-    few: False, for products with the curvature cost little here.
-    """
-
-    few = False
+    """The derivatives of margins p and active kinks z_A at one w, as `Kinked.at` returns them."""
 
     def __init__(self, chain: Chain, w, gates, active) -> None:
         self.chain, self.active, self.room = chain, active, chain.room
@@ -251,9 +246,6 @@ class ChainPoint(BoundedRows):
         if not np.array_equal(order, np.arange(len(order))):
             gram = gram.take(back, 0).take(back, 1)
         return gram
-
-    def hessian(self, lam: np.ndarray, mu: np.ndarray) -> None:
-        """Return None."""
 
     def _rows_of(self, margins: np.ndarray, kinks: np.ndarray) -> np.ndarray:
         order, owner, rows = self._layers(margins, kinks)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # Rows of B that go through the module at once.
 _BATCH = 1024
-# Weights up to which the curvature is formed: that many products at once cost as a few do singly.
-_FEW = 300
 
 
 class Point(BoundedRows):
@@ -96,52 +94,31 @@ class Point(BoundedRows):
         return to_numpy(pushed[0])[self.margins], to_numpy(pushed[1])
 
     def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Return ∇²(λᵀp + μᵀz_A) v for v [P] or for each row of v [·, P]."""
+        """Return ∇²(λᵀp + μᵀz_A) v [P]."""
         if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
             self._pull_with_graph(lam, mu)
         if not self._pulled[0].requires_grad:
             return np.zeros(v.shape)
-        return self._products(self.kinked.tensor(v))
+        (product,) = torch.autograd.grad(
+            self._pulled[0],
+            self._leaf,
+            self.kinked.tensor(v),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return to_numpy(product)
 
     def curved(self) -> bool:
         """Return whether a gradient of these margins and kinks depends on w."""
         self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
         return self._pulled[0].requires_grad
 
-    def hessian(self, lam: np.ndarray, mu: np.ndarray) -> np.ndarray | None:
-        """Return ∇²(λᵀp + μᵀz_A) [P, P], None of more than a few weights, or than fit."""
-        room = self.room
-        if not self.few or not room.square():
-            return None
-        # Each product pulls back through all examples on its own.
-        count = max(1, room.bound // (room.row * self.kinked.problem.n))
-        parts = np.split(np.eye(self.kinked.P), range(count, self.kinked.P, count))
-        return np.concatenate([self.curvature(lam, mu, part) for part in parts])
-
-    def _products(self, v: Tensor) -> np.ndarray:
-        """Return the curvature's products with v [P], or with each row of v [·, P]."""
-        (product,) = torch.autograd.grad(
-            self._pulled[0],
-            self._leaf,
-            v,
-            retain_graph=True,
-            is_grads_batched=v.ndim == 2,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        # Of a gradient that does not depend on w, zeros come without the rows of v.
-        return np.broadcast_to(to_numpy(product), v.shape)
-
     @property
     def room(self) -> Room:
         """The bound on bytes, and what these rows take of it."""
         kinked = self.kinked
         return Room(kinked.problem.jacobian_bytes, kinked.P, kinked.row_bytes)
-
-    @property
-    def few(self) -> bool:
-        """Whether the curvature is worth a matrix."""
-        return self.kinked.P <= _FEW
 
     def _gram(self) -> np.ndarray:
         if self.kinked.layered and not self.room.holds(len(self.margins) + len(self.active), 4):
