@@ -10,7 +10,7 @@ import torch
 from scipy import linalg
 
 from latephase.flow.errors import StepFailed
-from latephase.flow.linear import conjugate, factored
+from latephase.flow.linear import conjugate, factored, solved
 from latephase.flow.tuning import TUNING
 from latephase.problem.bounded import Gram
 from latephase.problem.chain import SplitGram
@@ -197,7 +197,7 @@ class OfWeights:
         held, over = self.held, self.compliance.over
         y = over(right)
         pulled = self.point.combine(y) if held is None else held.T @ y
-        inner = linalg.cho_solve(self.factors, pulled, check_finite=False)
+        inner = solved(self.factors, pulled)
         if held is None:
             return y - over(np.concatenate(self.point.push(inner)))
         return y - over(held @ inner)
@@ -241,10 +241,10 @@ class OfRows:
         scaling = self.scaling.reshape((-1,) + (1,) * (right.ndim - 1))
         right = scaling * right
         if self.blocks is None:
-            return scaling * linalg.cho_solve(self.factors, right, check_finite=False)
+            return scaling * solved(self.factors, right)
         half = self.blocks.halved(right[self.apart])
         kept = self._kept(right) - self.cross.T @ half
-        kept = linalg.cho_solve(self.factors, kept, check_finite=False)
+        kept = solved(self.factors, kept)
         apart = self.blocks.finished(half - self.cross @ kept)
         start = self.apart.start
         return scaling * np.concatenate([kept[:start], apart, kept[start:]])
@@ -318,7 +318,7 @@ def kink_stiffness(
     margins = scale[:, None] * gram[:n, :n] * scale
     margins[np.diag_indices(n)] += own * scale**2 + TUNING.dependent
     cross = scale[:, None] * gram[:n, n:]
-    cross = linalg.solve_triangular(factored(margins)[0], cross, lower=True, check_finite=False)
+    cross = linalg.solve_triangular(factored(margins), cross, lower=True, check_finite=False)
     return gram[n:, n:] - cross.T @ cross, np.sqrt(gram.diagonal()[n:])
 
 

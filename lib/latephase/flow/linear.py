@@ -13,12 +13,18 @@ from latephase.flow.errors import StepFailed
 from latephase.flow.tuning import TUNING
 
 
-def factored(matrix: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the Cholesky factor for `scipy.linalg.cho_solve`, in place; raises StepFailed."""
-    try:
-        return linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-    except linalg.LinAlgError as error:
-        raise StepFailed("singular") from error
+def factored(matrix: np.ndarray) -> np.ndarray:
+    """Return L of a symmetric A = L Lᵀ, in its place and below what is left; raises StepFailed."""
+    # Columns are rows to LAPACK, which so needs no copy. `linalg.cho_factor` takes as long again.
+    lower, info = linalg.lapack.dpotrf(matrix.T, lower=True, overwrite_a=True, clean=False)
+    if info:
+        raise StepFailed("singular")
+    return lower
+
+
+def solved(lower: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return A⁻¹ b for b [m] or [m, ·], with `factored`'s L."""
+    return linalg.lapack.dpotrs(lower, right, lower=True)[0] if right.size else right
 
 
 def boxed(matrix: np.ndarray, right: np.ndarray, upper: np.ndarray) -> np.ndarray | None:
@@ -35,7 +41,7 @@ def boxed(matrix: np.ndarray, right: np.ndarray, upper: np.ndarray) -> np.ndarra
         part = matrix[free]
         inner = part[:, free]
         inner[np.diag_indices(len(free))] += TUNING.dependent
-        y[free] = linalg.cho_solve(factored(inner), right[free] - part @ y, check_finite=False)
+        y[free] = solved(factored(inner), right[free] - part @ y)
         slope = matrix @ y - right
         now = (y < 0.0) | low & (slope > 0.0), (y > upper) | high & (slope < 0.0)
         if np.array_equal(low, now[0]) and np.array_equal(high, now[1]):
