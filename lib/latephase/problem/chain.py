@@ -227,7 +227,8 @@ class ChainPoint(BoundedRows):
 
     def _inner(self, i: int, examples: np.ndarray) -> np.ndarray:
         """Return H Hᵀ of layer i's inputs of these examples, repeated at will."""
-        if not self.chain.squared:
+        # All products of examples pay where rows outnumber them.
+        if not self.chain.squared or len(examples) <= len(self.chain.x):
             inputs = self.inputs[i][examples]
             return inputs @ inputs.T
         inner = self.chain._input_gram if i == 0 else self.inputs[i] @ self.inputs[i].T
