@@ -22,6 +22,8 @@ def mark(*step):
     return str(BOOK.mark(*step).relative_to(BOOK.root))
 
 
+# The longest first; what was never timed before all others.
+SECONDS = BOOK.seconds()
 EXECUTED = [mark("chapter", chapter) for chapter in BOOK.chapters()]
 SHOWN = [mark("library")] if BOOK.shows_library else []
 PYTHON = sys.executable
@@ -57,6 +59,7 @@ rule ledger:
 
 rule chapter:
     output: touch(mark("chapter", "{chapter}"))
+    priority: lambda wildcards: round(SECONDS.get(wildcards.chapter, 1e6))
     threads: THREADS
     shell: STEP + " --chapter {wildcards.chapter}"
 

@@ -4,6 +4,7 @@ The faults marked slow have their guard tested alone in test_gate and test_ledge
 """
 
 import json
+import re
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from jsonschema import Draft202012Validator
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from sphinx.util.inventory import InventoryFile
 
+from latebook.layout import Book
 from tests.conftest import FixtureBook, chapter
 
 
@@ -265,3 +267,24 @@ def test_an_unknown_profile_is_one_clear_line(one):
     red = one.build("--profile", "fast")
     assert red.returncode == 1
     assert red.stderr == "book: unknown PROFILE 'fast': expected one of quick, full, paper\n"
+
+
+def ran(done) -> list[str]:
+    """The chapters that a build has made, in the order in which it ended them."""
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^(\w+): done", done.stdout, re.MULTILINE)
+
+
+def test_the_longest_chapter_comes_first(book):
+    """By the reference's times, by its own of the last run, and what has none before all others."""
+    book.write_chapters("first", "second", "third")
+    (book.root / "results").mkdir()
+    rows = [{"chapter": "first", "seconds": 1.0}, {"chapter": "second", "seconds": 9.0}]
+    (book.root / "results/ledger.quick.json").write_text(json.dumps(rows))
+    assert ran(book.build("--cores", "1")) == ["third", "second", "first"]
+    here = Book(book.root, "quick").seconds()
+    assert here.keys() == {"first", "second", "third"}
+    assert max(here.values()) < 9.0
+    Book(book.root, "quick").executed("first").write_text("{")
+    assert Book(book.root, "quick").seconds()["first"] == 1.0
+

@@ -1,5 +1,6 @@
 """Where things are: the book's files, and what the build makes of them for one profile."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,15 @@ class Book:
                 raise BookError(f"_toc.yml names {entry}, but there is no such page")
         return [Path(entry).name for entry in notebooks]
 
+    def seconds(self) -> dict[str, float]:
+        """How long chapters took: here when they were last executed, else for the reference."""
+        known = {row["chapter"]: row["seconds"] for row in _json(self.reference) or []}
+        for chapter in self.chapters():
+            if executed := _json(self.executed(chapter)):
+                made_by = executed["metadata"].get("latephase", {})
+                known |= {chapter: made_by["seconds"]} if "seconds" in made_by else {}
+        return known
+
     def parameters(self, chapter: str) -> dict:
         """The profile's papermill parameters of a chapter; BookError if it has no entry for it."""
         chapters = read_yaml(path := self.root / "profiles" / f"{self.profile}.yml")
@@ -96,6 +106,14 @@ class Book:
             none = f"no parameters for the chapter {chapter!r} (a mapping, may be {{}})"
             raise BookError(f"{path}: {none}")
         return found
+
+
+def _json(path: Path):
+    """What is in a file, None where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _entries(toc) -> Iterator[str]:
