@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from latebook import BookError, compare, gate, inputs, ledger, registration, surroundings
+from latebook import BookError, compare, gate, inputs, ledger, preloaded, registration, surroundings
 from latebook.claims import PROFILES, load, of_chapter
 from latebook.files import broken_seal, held, read_yaml, require_room, write_sealed, write_whole
 from latebook.layout import Book
@@ -53,6 +53,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--ledger", help="for the step `compare`: another's, not this build's")
     parser.add_argument("--why", default="", help="for the step `reference`: what changed it")
     parser.add_argument("names", nargs="*", metavar="NAME", help="the same: runs to make anew")
+    words = sys.argv[1:] if words is None else words
     options = parser.parse_args(words)
     if options.names and options.step != "record":
         parser.error(f"only the step record takes names, got {' '.join(options.names)}")
@@ -66,6 +67,8 @@ def main(words: list[str] | None = None) -> int:
         step = _STEPS[options.step]
         if step is not _reference:  # a commit has its author's name, and perhaps a signature
             surroundings.settle(book.build, options.threads)
+        if step is _chapter and (code := preloaded.asked(book, words)) is not None:
+            return code
         makes = [options.step, *filter(None, [options.chapter])]
         with _alone(book, *makes) if step in _MAKERS else contextlib.nullcontext():
             if step not in _NOTING:
@@ -116,7 +119,8 @@ def _make(book: Book, options) -> None:
     for name, why in stale.items():
         print(f"{name}: {why}", flush=True)
     while stale:
-        code, said = _snakemake(book, options)
+        with _preloaded(book, options, stale):
+            code, said = _snakemake(book, options)
         left = _mark(book)
         # Snakemake stops where a clock goes back, and files change under a build: what is done is
         # done, the rest is taken up again.
@@ -128,6 +132,13 @@ def _make(book: Book, options) -> None:
                 "\n".join([*wrong, "the build is red; earlier results are as they were"])
             )
         stale = left
+
+
+def _preloaded(book: Book, options, stale: dict) -> AbstractContextManager:
+    """The process that forks chapters, where some are to be made on this machine."""
+    if options.cluster or stale.keys().isdisjoint(book.chapters()):
+        return contextlib.nullcontext()
+    return preloaded.at_hand(book, options.threads)
 
 
 def _mark(book: Book) -> dict[str, str]:

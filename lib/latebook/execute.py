@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from latebook import BookError, gate, inputs, provenance, surroundings
+from latebook import BookError, gate, inputs, preloaded, provenance, surroundings
 from latebook.claims import load, of_chapter
 from latebook.files import write_sealed, write_whole
 from latebook.layout import Book
@@ -62,6 +62,11 @@ def _lay_kernel(root: Path, folder: Path) -> Path:
     log = folder / "log.jsonl"
     words = [sys.executable, "-m", "latebook.kernel", str(root), str(log)]
     spec = {"argv": [*words, "-f", "{connection_file}"], "display_name": "Python 3"}
+    if preloaded.HERE:
+        from latebook import forked
+
+        forked.register()
+        spec["metadata"] = {"kernel_provisioner": {"provisioner_name": forked.NAME}}
     write_whole(folder / "kernels" / "python3" / "kernel.json", json.dumps(spec))
     return log
 

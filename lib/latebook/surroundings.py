@@ -56,8 +56,7 @@ def of_a_kernel(build: Path, folder: Path, profile: str, threads: int) -> None:
             del os.environ[name]
     (folder / "home").mkdir(parents=True)
     Path(os.environ["MPLCONFIGDIR"]).mkdir(parents=True, exist_ok=True)
-    count = str(threads)
-    os.environ |= {
+    os.environ |= of_threads(threads) | {
         "LATEPHASE_PROFILE": profile,
         "LATEPHASE_CHAPTER": folder.name,
         "HOME": str(folder / "home"),
@@ -65,10 +64,13 @@ def of_a_kernel(build: Path, folder: Path, profile: str, threads: int) -> None:
         "JUPYTER_DATA_DIR": str(folder),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "IPYTHONDIR": str(folder / "ipython"),
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
     }
+
+
+def of_threads(threads: int) -> dict[str, str]:
+    """What tells numerical libraries, when they are loaded, how many threads to take."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
 
 
 def device() -> str:
