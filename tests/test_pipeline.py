@@ -287,4 +287,3 @@ def test_the_longest_chapter_comes_first(book):
     assert max(here.values()) < 9.0
     Book(book.root, "quick").executed("first").write_text("{")
     assert Book(book.root, "quick").seconds()["first"] == 1.0
-

@@ -119,8 +119,7 @@ def _make(book: Book, options) -> None:
     for name, why in stale.items():
         print(f"{name}: {why}", flush=True)
     while stale:
-        with _preloaded(book, options, stale):
-            code, said = _snakemake(book, options)
+        code, said = _snakemake(book, options)
         left = _mark(book)
         # Snakemake stops where a clock goes back, and files change under a build: what is done is
         # done, the rest is taken up again.
@@ -132,13 +131,6 @@ def _make(book: Book, options) -> None:
                 "\n".join([*wrong, "the build is red; earlier results are as they were"])
             )
         stale = left
-
-
-def _preloaded(book: Book, options, stale: dict) -> AbstractContextManager:
-    """The process that forks chapters, where some are to be made on this machine."""
-    if options.cluster or stale.keys().isdisjoint(book.chapters()):
-        return contextlib.nullcontext()
-    return preloaded.at_hand(book, options.threads)
 
 
 def _mark(book: Book) -> dict[str, str]:
@@ -196,7 +188,10 @@ def _snakemake(book: Book, options, names: list[str] = ()) -> tuple[int, bool]:
     command += ["--keep-going", "--rerun-incomplete", "--nocolor"]
     # Its own lock a kill would leave behind; each step holds one that it cannot.
     command += ["--nolock", "--config", *(f"{k}={json.dumps(v)}" for k, v in config.items())]
-    return _run(command, book, names, bool(options.cluster))
+    made = all(book.mark("chapter", chapter).exists() for chapter in book.chapters())
+    by_themselves = names or made or options.cluster
+    with contextlib.nullcontext() if by_themselves else preloaded.at_hand(book, options.threads):
+        return _run(command, book, names, bool(options.cluster))
 
 
 def _place(book: Book, options) -> list[str]:
