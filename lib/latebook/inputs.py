@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -201,18 +201,21 @@ def _closure(names: Iterable[str]) -> list[Path]:
         path = folder / f"{left.pop()}.py"
         if path.is_file() and path not in found:
             found.add(path)
-            left += _imported(path)
+            left += _imported(path.read_bytes())
     return sorted(found)
 
 
-def _imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_bytes())):
+@cache
+def _imported(source: bytes) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "latebook":
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("latebook."):
-            yield node.module.split(".")[1]
+            found.append(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("latebook."))
+            found += [a.name.split(".")[1] for a in node.names if a.name.startswith("latebook.")]
+    return found
 
 
 @cache
