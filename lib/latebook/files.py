@@ -107,7 +107,7 @@ def require_room(folder: Path) -> None:
         raise BookError(f"cannot write in {folder}: {error.strerror}") from error
 
 
-# libyaml's parser, where PyYAML came with it, takes an eighth of the time.
+# The parser in C, where PyYAML came with it, takes an eighth of the time.
 class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """YAML lets the last of two equal keys win in silence; here the second one is an error."""
 

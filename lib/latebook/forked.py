@@ -23,7 +23,7 @@ def register() -> None:
 
 
 class Process:
-    """A fork that runs a kernel, with the methods of a Popen that Jupyter asks for."""
+    """A fork that runs a kernel, with the methods of a process that Jupyter asks for."""
 
     stdin = stdout = stderr = None
 

@@ -93,7 +93,7 @@ def _place(book: Book) -> str:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted closes stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted closes the input
     profile, threads = sys.argv[1:]
     book = Book(Path.cwd(), profile)
     surroundings.settle(book.build, int(threads))
@@ -105,7 +105,7 @@ def main() -> None:
         os.environ |= surroundings.of_threads(int(threads))
         os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel's is
         Path(os.environ["MPLCONFIGDIR"]).mkdir(parents=True, exist_ok=True)
-        os.chdir(book.build)  # a matplotlibrc in the book would count
+        os.chdir(book.build)  # a style of matplotlib in the book would count
         for package in PACKAGES:
             with contextlib.suppress(ImportError):  # a chapter says which one it lacks
                 importlib.import_module(package)
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def _serve(listener: socket.socket, root: str, known: dict) -> None:
-    """Fork for whoever asks, until stdin is closed. A fork is killed when its job has gone."""
+    """Fork for whoever asks, until its input is closed. A fork is killed when its job has gone."""
     running = {}
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
