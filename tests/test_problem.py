@@ -76,7 +76,7 @@ def test_euler_identity(module, classes, degree):
     np.testing.assert_allclose(product, expected, rtol=1e-12, atol=1e-13)  # rounding
 
 
-def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples(monkeypatch):
+def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples():
     x, y = data(n=11, classes=3)
     problem = Problem(two_layer(outputs=3), x, y, "cross_entropy")
     weights = np.random.default_rng(1).normal(size=(11, 2))
@@ -86,7 +86,7 @@ def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples(monkeypat
     alpha, margins, log_dual, of_alpha = problem.smoothed_margin(problem.w0)
     np.testing.assert_allclose(of_alpha, jacobian.T @ np.exp(log_dual).reshape(-1), atol=1e-12)
     np.testing.assert_array_equal(margins, p)
-    monkeypatch.setattr("latephase.problem.margins._BATCH", 4)
+    problem._batch = 4
     again = problem.smoothed_margin(problem.w0)
     assert again[0] == pytest.approx(alpha, rel=1e-14)
     np.testing.assert_allclose(again[3], of_alpha, atol=1e-13)
@@ -102,6 +102,33 @@ def test_gradients_agree_with_the_jacobian_and_with_blocks_of_examples(monkeypat
     problem.recounted().smoothed_margin(problem.w0)
     assert problem.evaluations["gradient"] == 6
     np.testing.assert_array_equal(problem.true_margins(p), p.min(1))
+
+
+def test_many_examples_pass_together_as_far_as_their_graphs_fit():
+    passes = []
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = two_layer(width=100)
+
+        def forward(self, x):
+            passes.append(len(x))
+            return self.net(x)
+
+    x, y = data(n=3000)
+    of_bytes = {}
+    for bound in (2**30, 10**6):
+        problem = Problem(Counted(), x, y, jacobian_bytes=bound)
+        passes.clear()
+        of_bytes[bound] = problem.smoothed_margin(problem.w0)
+        if bound == 2**30:
+            assert passes == [3000]
+    # An example's graph has its input, the pre-activations or their ReLU, and a few numbers more.
+    assert sum(passes) == 6000
+    assert all(800 * count <= 10**6 for count in passes)
+    assert max(passes) > 300
+    np.testing.assert_allclose(of_bytes[10**6][3], of_bytes[2**30][3], rtol=1e-12)
 
 
 def test_jacobian_in_blocks_under_the_bound():

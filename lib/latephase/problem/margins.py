@@ -31,9 +31,6 @@ from latephase.problem.kinks import KinkCensus, SmoothedKinks
 from latephase.problem.losses import Loss, default_loss, other_classes, pairwise_margins
 from latephase.problem.vectors import root_mean_square, to_numpy
 
-# Examples per forward pass: bounds the activations held at once.
-_BATCH = 1024
-
 
 class Problem:
     """Margins, their Jacobian and the smoothed margin's gradient as functions of w [P].
@@ -71,7 +68,10 @@ class Problem:
         raise_on_contradiction(self.x, self.y)
         self._others = None if self.classes == 1 else other_classes(self.y, self.classes)
         self.evaluations = {"gradient": 0, "jacobian": 0, "curvature": 0}
+        # Examples a pass; what has a graph of it counts in `jacobian_bytes`.
+        self._batch = self.n
         self._vectorized = self._check_examples_are_independent()
+        self._batch = max(1, jacobian_bytes // max(1, self._graph_bytes()))
 
     @property
     def n(self) -> int:
@@ -108,7 +108,7 @@ class Problem:
         """Return α(w), p(w) [n, ·], ln q(w) [n, ·] and ∇α(w) [P], duals from the margins."""
         self.evaluations["gradient"] += 1
         leaf = self._tensor(w).requires_grad_(True)
-        whole = self.n <= _BATCH
+        whole = self.n <= self._batch
         p = self._batch_margins(leaf, slice(None)) if whole else self._tensor(self.margins(w))
         alpha, log_dual = self.loss.smoothed_margin_and_log_duals(p.detach())
         q = torch.exp(log_dual)
@@ -149,8 +149,9 @@ class Problem:
         rows = np.arange(self.n) if rows is None else np.asarray(rows)
         per_block = max(1, self.jacobian_bytes // (4 * 8 * self.w0.size * self.pairs))
         tensor = self._tensor(w)
-        for start in range(0, len(rows), min(per_block, _BATCH)):
-            examples = rows[start : start + min(per_block, _BATCH)]
+        per_block = min(per_block, self._batch)
+        for start in range(0, len(rows), per_block):
+            examples = rows[start : start + per_block]
             yield examples, self._example_jacobians(tensor, torch.from_numpy(examples))
 
     def curvature(self, w: np.ndarray, weights: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -233,7 +234,21 @@ class Problem:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).to(self.device)
 
     def _rows(self) -> Iterator[slice]:
-        return (slice(start, start + _BATCH) for start in range(0, self.n, _BATCH))
+        return (slice(i, i + self._batch) for i in range(0, self.n, self._batch))
+
+    def _graph_bytes(self) -> int:
+        """Return how many bytes the graph of an example holds, the weights apart."""
+        leaf, few, held = self._tensor(self.w0).requires_grad_(True), min(3, self.n), [0]
+        weights = leaf.untyped_storage().data_ptr()
+
+        def count(saved: Tensor) -> Tensor:
+            if saved.untyped_storage().data_ptr() != weights:
+                held[0] += saved.nbytes
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
+            self._batch_margins(leaf, slice(0, few))
+        return held[0] // few
 
     def _outputs(self, w: Tensor, x: Tensor) -> Tensor:
         parts = w.split(self.sizes)
