@@ -131,20 +131,34 @@ class Compliance:
         out = self.own * v
         if self.coupling is not None:
             n = len(self.examples)
-            out[:n] += self.coupling * self._summed(v[:n], self.starts)
+            out[:n] += self.coupling * self._summed(v[:n])
         return out
 
-    def over(self, v: np.ndarray, part: slice = slice(None)) -> np.ndarray:
-        """Return E⁻¹ v for v [m] or [m, ·], or of a part that cuts no example."""
-        shape, own = (-1,) + (1,) * (v.ndim - 1), self.own[part]
-        out = v / own.reshape(shape)
+    def over(self, v: np.ndarray) -> np.ndarray:
+        """Return E⁻¹ v for v [m]."""
+        out = v / self.own
         if self.coupling is not None:
-            examples = self.examples[part]
-            n, starts = len(examples), np.flatnonzero(np.diff(examples, prepend=-1))
-            coupling = self.coupling[part] / own[:n]
-            coupling /= 1.0 + self._summed(coupling, starts)
-            out[:n] -= coupling.reshape(shape) * self._summed(out[:n], starts)
+            n = len(self.examples)
+            coupling = self.coupling / self.own[:n]
+            out[:n] -= coupling / (1.0 + self._summed(coupling)) * self._summed(out[:n])
         return out
+
+    def pulled(self, rows: np.ndarray, part: slice, lower: np.ndarray) -> np.ndarray:
+        """Return the lower half of A + Bᵀ E⁻¹ B, of rows B of a part that cuts no example.
+
+        lower: that of A, which is overwritten where it stands by columns. Symmetric, it takes half
+        of a product's time.
+        """
+        weighed = rows / np.sqrt(self.own[part])[:, None]
+        lower = linalg.blas.dsyrk(1.0, weighed.T, 1.0, lower, lower=True, overwrite_c=True)
+        if self.coupling is not None and len(examples := self.examples[part]):
+            starts = np.flatnonzero(np.diff(examples, prepend=-1))
+            inverse = 1.0 / self.own[part][: len(examples)]
+            together = np.add.reduceat(inverse[:, None] * rows[: len(examples)], starts)
+            coupling = self.coupling[part][starts]
+            coupling = coupling / (1.0 + coupling * np.add.reduceat(inverse, starts))
+            lower -= together.T @ (coupling[:, None] * together)
+        return lower
 
     def add(self, matrix: np.ndarray, scaling: np.ndarray) -> None:
         """Add the coupling, scaled on both sides, to a matrix [n, n] of the margins."""
@@ -160,11 +174,10 @@ class Compliance:
             apart += 1
             first = np.flatnonzero(self.examples[apart:] == self.examples[:-apart])
 
-    def _summed(self, v: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    def _summed(self, v: np.ndarray) -> np.ndarray:
         """Return for each margin the sum over its example's."""
-        if not len(v):
-            return v
-        return np.repeat(np.add.reduceat(v, starts), np.diff(starts, append=len(v)), 0)
+        counts = np.diff(self.starts, append=len(v))
+        return np.repeat(np.add.reduceat(v, self.starts), counts) if len(v) else v
 
 
 class OfWeights:
@@ -186,11 +199,11 @@ class OfWeights:
     def factor(self) -> OfWeights:
         """Return this, once it is factored."""
         weights = self.point.room.weights
-        matrix = np.eye(weights)
+        lower = np.eye(weights, order="F")
         for part in self.point.parts(self.compliance.starts):
             rows = self.point.block(part) if self.held is None else self.held[part]
-            matrix += rows.T @ self.compliance.over(rows, part)
-        self.factors = factored(matrix)
+            lower = self.compliance.pulled(rows, part, lower)
+        self.factors = factored(lower.T)
         return self
 
     def __call__(self, right: np.ndarray) -> np.ndarray:
