@@ -40,7 +40,7 @@ def test_kinks_of_the_first_layer_may_be_eliminated_first(monkeypatch, widths, p
     dense, split = found
     assert dense.inverse.blocks is None
     # Units with different numbers of kinks, and none left among the margins.
-    assert len(split.inverse.factors[0]) == of.n + np.count_nonzero(active >= N * widths[1])
+    assert len(split.inverse.factors) == of.n + np.count_nonzero(active >= N * widths[1])
     for a, b in zip(dense.solve(*right), split.solve(*right), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(dense.squares, split.squares)

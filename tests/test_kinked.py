@@ -402,6 +402,37 @@ def test_a_point_keeps_what_it_was_made_of(form):
     close(point.curvature(lam, 2 * mu, nearby(of, 5)), 2 * before[1])
 
 
+@pytest.mark.parametrize("name", ["relu", "leaky", "powers"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_point_with_few_rows_has_their_examples_alone(name, classes):
+    network = CHAINS[name]()
+    if classes > 1:
+        width = network[-1].weight.shape[1]
+        network[-1].weight = nn.Parameter(torch.randn(classes, width, dtype=torch.float64))
+    rng = np.random.default_rng(3)
+    of = problem(network, rng.normal(size=(20, 5)), classes)
+    chain, w, pairs = kinked(of), nearby(of), max(1, classes - 1)
+    examples = np.array([2, 3, 11, 17])
+    rows = pairs * examples[1:]
+    active = np.flatnonzero(np.isin(chain.owner, examples[:2]))[::3]
+    point = chain.at(w, rng.random(chain.K), active)
+    near, own = point.near(rows)
+    assert len(near.inputs[0]) == len(examples)
+    np.testing.assert_array_equal(own // pairs, np.repeat(examples, pairs))
+    lam, mu = np.zeros(chain.n), rng.normal(size=len(active))
+    lam[own] = rng.random(len(own))
+    v, weights = rng.normal(size=chain.P), rng.normal(size=len(rows) + len(active))
+    point.select(rows)
+    close(near.rows(), point.rows())
+    close(near.gram(), point.gram())
+    close(near.combine(weights), point.combine(weights))
+    close(near.curvature(lam[own], mu, v), point.curvature(lam, mu, v))
+    for came, expected in zip(near.push(v), point.push(v), strict=True):
+        close(came, expected)
+    # Of more than half the examples there is no point of their own.
+    assert point.near(pairs * np.arange(11))[0] is point
+
+
 def test_rows_of_single_examples_are_those_of_layers():
     of = problem(GENERAL["convolutions"][0](), IMAGES)
     came = kinked(of)

@@ -50,8 +50,10 @@ class Bordered:
         excess: np.ndarray | None,
         pairs: int,
     ) -> None:
-        self.point, self.rows, self.rho, self.multipliers = point, rows, rho, multipliers
-        point.select(rows)
+        self.point, self.rows, self.rho = point, rows, rho
+        # Only examples that have rows, where that is less.
+        self.near, own = point.near(rows)
+        self.multipliers = multipliers[0][own], multipliers[1]
         n, inverse_scale = len(rows), math.exp(-log_scale)
         self.lam = np.maximum(multipliers[0][rows], 1e-300)
         self.holds = np.zeros(len(multipliers[0]), dtype=bool)
@@ -64,10 +66,10 @@ class Bordered:
             block = np.repeat(multipliers[0].reshape(-1, pairs).sum(1), pairs)
             coupling = (excess / np.maximum(block, 1e-300))[rows] * inverse_scale
         compliance = Compliance(np.concatenate([share, give]), coupling, rows // pairs)
-        self.inverse = inverse_of(point, compliance)
+        self.inverse = inverse_of(self.near, compliance)
         self.squares = self.inverse.squares
         self.solved_column = self.inverse(self.column)
-        self.row = np.concatenate(point.push(rho))
+        self.row = np.concatenate(self.near.push(rho))
         self.row[:n] += rest
         self.pivot = float(self.row @ self.solved_column)
         if self.pivot == 0.0:
@@ -93,11 +95,15 @@ class Bordered:
         self, a: np.ndarray, right: np.ndarray | None = None, length: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Return (δθ, w, δν/S) for the right sides of the equations; None are zeros."""
-        pushed = np.concatenate(self.point.push(a))
+        pushed = np.concatenate(self.near.push(a))
         y = self.inverse(-pushed if right is None else right - pushed)
         nu = (length - float(self.rho @ a) - float(self.row @ y)) / self.pivot
         w = y + nu * self.solved_column
-        return a + self.point.combine(w), w, nu
+        return a + self.near.combine(w), w, nu
+
+    def curved(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return `solve` of the curvature ∇²(λᵀp + μᵀz) v."""
+        return self.solve(self.near.curvature(*self.multipliers, v))
 
     def filtered(self, error: np.ndarray) -> np.ndarray:
         """Return an error of θ as the equations let it stand, without its part along the step."""

@@ -433,11 +433,10 @@ class Slider:
         first, images = linearized.solve(r1, rows, length), []
         if not self.kinked.curved:
             return first
-        lam, mu = linearized.multipliers
 
         def curved(v: np.ndarray) -> np.ndarray:
             self.counts["curvature"] += 1
-            images.append(linearized.solve(linearized.point.curvature(lam, mu, v)))
+            images.append(linearized.curved(v))
             return images[-1][0]
 
         parts = gmres(curved, first[0], TUNING.krylov)

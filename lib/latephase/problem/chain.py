@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -70,6 +71,8 @@ class Chain:
     def __init__(self, x: np.ndarray, signs: np.ndarray, links: list[Link], bound: int) -> None:
         self.x, self.signs, self.links = x, signs, links
         self.n, self.pairs = len(signs), len(signs) // len(x)
+        # What `among` returned last.
+        self._some: tuple | None = None
         self._by_example = signs.reshape(len(x), self.pairs, -1)
         self.P = sum(link.shape[0] * link.shape[1] for link in links if _trained(link))
         self.sites = [(link.name, link.where, link.shape[:1]) for link in links if link.bent]
@@ -98,7 +101,10 @@ class Chain:
         # A row's δ and h of all layers, twice; what all examples have in common, once and a half.
         self.room = Room(bound, self.P, 16 * sum(sum(link.shape) for link in links))
         self.squared = 12 * examples**2 <= bound
-        self._input_gram = x @ x.T if self.squared else None
+
+    @cached_property
+    def _input_gram(self) -> np.ndarray:
+        return self.x @ self.x.T
 
     def weights(self, w: np.ndarray) -> list[np.ndarray]:
         """Return the layers' matrices, views of w [P] or frozen ones."""
@@ -122,6 +128,15 @@ class Chain:
         """Return the derivatives at w with these gates, those of the kinks `active` closed."""
         return ChainPoint(self, w, gates, np.array(active, dtype=int))
 
+    def among(self, examples: np.ndarray) -> tuple[Chain, np.ndarray]:
+        """Return the chain of these examples alone, ascending, and which of the kinks it has."""
+        if self._some is None or not np.array_equal(self._some[0], examples):
+            signs = self._by_example[examples].reshape(-1, self.signs.shape[1])
+            kinks = np.flatnonzero(np.isin(self.owner, examples))
+            some = Chain(self.x[examples], signs, self.links, self.room.bound)
+            self._some = examples, some, kinks
+        return self._some[1:]
+
     def margins(self, outputs: np.ndarray) -> np.ndarray:
         """Return p [n·pairs] of outputs [n, ·]."""
         return np.einsum("npk,nk->np", self._by_example, outputs).reshape(-1)
@@ -136,7 +151,8 @@ class ChainPoint(BoundedRows):
 
     def __init__(self, chain: Chain, w, gates, active) -> None:
         self.chain, self.active, self.room = chain, active, chain.room
-        self.weights = chain.weights(np.array(w, dtype=float))
+        self._w = np.array(w, dtype=float)
+        self.weights = chain.weights(self._w)
         natural = gates is None
         self.gates = np.zeros(chain.K) if natural else np.array(gates, dtype=float)
         self.gates[active] = 0.0
@@ -165,6 +181,24 @@ class ChainPoint(BoundedRows):
     def select(self, margins: np.ndarray) -> None:
         """Keep only these margins, ascending, as rows of B."""
         self.margins = margins
+
+    def near(self, margins: np.ndarray) -> tuple[ChainPoint, np.ndarray | slice]:
+        """Return the point with these margins alone as rows, and which margins it has.
+
+        Where they and the active kinks are of half the examples or fewer, it has no others.
+        """
+        chain, pairs = self.chain, self.chain.pairs
+        held = np.zeros(len(chain.x), dtype=bool)
+        held[chain.margin_owner[margins]] = held[chain.owner[self.active]] = True
+        examples = np.flatnonzero(held)
+        if 2 * len(examples) > len(held):
+            self.select(margins)
+            return self, slice(None)
+        some, kinks = chain.among(examples)
+        point = some.at(self._w, self.gates[kinks], np.searchsorted(kinks, self.active))
+        own = (pairs * examples[:, None] + np.arange(pairs)).reshape(-1)
+        point.select(np.searchsorted(own, margins))
+        return point, own
 
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""

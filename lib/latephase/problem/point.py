@@ -51,6 +51,11 @@ class Point(BoundedRows):
         """Keep only these margins, ascending, as rows of B."""
         self.margins, self._held = margins, None
 
+    def near(self, margins: np.ndarray) -> tuple[Point, np.ndarray | slice]:
+        """Return the point with these margins alone as rows, and which margins it has: all."""
+        self.select(margins)
+        return self, slice(None)
+
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
         given = self._cotangents(lam, mu)
