@@ -1,7 +1,8 @@
 """The exact flow of the networks of relu_networks.yml: cost, ends, and error against the reference.
 
 For each network: CPU seconds and steps to α = 1e12, and the distance of W/‖W‖ at α = 10 and 100
-from that of small explicit steps (results/relu_reference.npz). One thread.
+from that of small explicit steps (results/relu_reference.npz). One thread. With --held-out it is
+the networks that the list holds out, which no number of the solver was chosen by.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from statistics import median
 
 import numpy as np
 from benchmarks.problems import RESULTS, save
-from benchmarks.relu_networks import entries, network
+from benchmarks.relu_networks import entries, held_out, network
 
 import latephase as lp
 
-REFERENCE = RESULTS / "relu_reference.npz"
 LEVELS = [10.0, 100.0]
 
 
-def row(name: str, tol: float, until: float) -> dict[str, object]:
+def row(name: str, reference: str, tol: float, until: float) -> dict[str, object]:
     """Return what following one network to α = until took, how it ended, and its errors."""
     module, x, y = network(name)
     started = time.process_time()
@@ -31,9 +31,10 @@ def row(name: str, tol: float, until: float) -> dict[str, object]:
     seconds = time.process_time() - started
     steps, errors = 0, [float("nan")] * len(LEVELS)
     if end == "arrived":
-        with np.load(REFERENCE, allow_pickle=False) as reference:
-            apart = flow.direction[: len(LEVELS)] - reference[f"{name}_direction"]
-        steps, errors = flow.steps, np.linalg.norm(apart, axis=1).tolist()
+        with np.load(RESULTS / f"{reference}.npz", allow_pickle=False) as small_steps:
+            expected = small_steps[f"{name}_direction"]
+        apart = flow.direction[: len(expected)] - expected
+        steps, errors[: len(apart)] = flow.steps, np.linalg.norm(apart, axis=1).tolist()
     weights = sum(w.numel() for w in module.parameters())
     return {
         "network": name,
@@ -51,11 +52,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tol", type=float, default=1e-3)
     parser.add_argument("--until", type=float, default=1e12)
-    parser.add_argument("--names", nargs="*", default=list(entries()))
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--names", nargs="*")
     arguments = parser.parse_args()
+    known, reference, result = entries(), "relu_reference", "relu_flow"
+    if arguments.held_out:
+        known, reference, result = held_out(), "relu_held_out", "relu_flow_held_out"
     rows, began = [], time.perf_counter()
-    for name in arguments.names:
-        r = row(name, arguments.tol, arguments.until)
+    for name in arguments.names or known:
+        r = row(name, reference, arguments.tol, arguments.until)
         rows.append(r)
         print(
             f"{name:16} P {r['parameters']:5} {r['seconds']:6.2f} s {r['steps']:4} steps errors "
@@ -72,10 +77,10 @@ def main() -> None:
             print(f"; P ≤ {most}: {said}", end="")
     accurate = sum(max(r["errors"]) <= 10 * arguments.tol for r in arrived)
     print(f"; {accurate} within 10 tol of the reference at α = 10 and 100")
-    if arguments.names == list(entries()):
+    if not arguments.names:
         settings = {"tol": arguments.tol, "until": arguments.until}
         content = {"seed": "each network's own", "settings": settings, "rows": rows}
-        save("relu_flow", content | {"duration": time.perf_counter() - began})
+        save(result, content | {"duration": time.perf_counter() - began})
 
 
 if __name__ == "__main__":
