@@ -432,7 +432,7 @@ class _Trial:
         ball = self._ball(begin)
         solve, late = self.of.slider.solve, self.state.smoothed_margin > 0.0
         last = len(self.slopes) == len(self.tableau.rows)
-        tight = TUNING.tight if late and last else max(TUNING.tight, TUNING.early * self.of.tol)
+        tight = TUNING.tight if late else max(TUNING.tight, TUNING.early * self.of.tol)
         stage = solve(ball, guess, self.scale, tight, late and last)
         if last and not late and self.of._stage_node(stage, self.log_units[-1])[0] > 0.0:
             # From here on α/‖W‖^L may not fall.

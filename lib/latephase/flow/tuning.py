@@ -61,8 +61,9 @@ class Tuning:
     dead: float = 1e-4
 
     # Newton's method. Residual, relative to the step, at which gates are looked at, and at which
-    # they must still be consistent; the latter is a part of tol, the third, but at the end of a
-    # step where α > 0. There it goes on, as long as it gets on, to the fourth: α/‖W‖^L may not
+    # they must still be consistent; before α > 0, where little hangs on it, the latter is a part of
+    # tol, the third. (Where α > 0 that would cost the path's length: late it is shorter than that.)
+    # At the end of a later step it goes on, as long as it gets on, to the fourth: α/‖W‖^L may not
     # fall, and limits are to be met within 1e-12. What rounding leaves of it, over the step's
     # length.
     loose: float = 1e-2
