@@ -132,7 +132,8 @@ class FixtureBook:
         return self.call("build", *options)
 
     def call(self, step: str, *options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "latebook", step, "--cores", "2", *options]
+        cores = () if "--cores" in options else ("--cores", "2")
+        command = [sys.executable, "-m", "latebook", step, *options, *cores]
         return subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=300)
 
 
