@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latephase.flow import bordered
+from latephase.flow import bordered, linear
 from latephase.flow.bordered import Bordered, OfRows, OfSome, OfWeights, kink_stiffness
 from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.margins import Problem
@@ -118,3 +118,29 @@ def test_the_stiffness_of_kinks_is_the_inverse_of_their_part_of_the_inverse():
     gram[np.diag_indices(len(gram))] += 1e-9
     inner = np.linalg.inv(gram)[of.n :, of.n :]
     np.testing.assert_allclose(stiffness, np.linalg.inv(inner), atol=1e-6)
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-4, 1e-11])
+def test_the_curvature_is_solved_for_by_combining_its_products(tol):
+    rng = np.random.default_rng(5)
+    matrix, b = 0.2 * rng.normal(size=(12, 12)), rng.normal(size=12)
+    given, images = [], []
+
+    def apply(v):
+        given.append(v.copy())
+        images.append(matrix @ v)
+        return images[-1]
+
+    y = linear.gmres(apply, b, tol)
+    x = y @ given
+    residual = np.linalg.norm(x - matrix @ x - b) / np.linalg.norm(b)
+    assert residual < 1.001 * tol
+    # No combination of the same vectors has a smaller residual.
+    basis = np.array(given).T
+    best = np.linalg.lstsq(basis - matrix @ basis, b, rcond=None)[0]
+    np.testing.assert_allclose(y, best, rtol=1e-8, atol=1e-10)
+    # One iteration more without another product.
+    step = b + y @ images
+    assert np.linalg.norm(step - matrix @ step - b) < np.linalg.norm(matrix, 2) * 1.001 * tol * (
+        np.linalg.norm(b)
+    )

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import latephase as lp
 import latephase.zoo.networks as zoo
 from latephase.problem.chain import Chain
 from latephase.problem.kinked import Kinked, kinked
@@ -383,6 +384,23 @@ def test_a_chain_is_its_general_form(name, classes):
         (one.rows(), two.rows()),
     ):
         close(came, expected)
+
+
+@pytest.mark.parametrize("form", [Kinked, kinked])
+def test_only_products_of_weights_and_powers_are_curved(form):
+    layer = nn.Linear(5, 1, bias=False)
+    powers_of_one_layer = nn.Sequential(nn.Linear(5, 3, bias=False), Power(2), nn.Linear(3, 1))
+    powers_of_one_layer[2].requires_grad_(False)
+    for network, curved in (
+        (layer, False),
+        (CHAINS["frozen signs"](), False),
+        (powers_of_one_layer, True),
+        (CHAINS["relu"](), True),
+        (CHAINS["linear"](), True),
+    ):
+        assert form(problem(network)).curved is curved
+    flow = lp.gradient_flow(layer, X, np.where(X[:, 0] > 0, 1, -1), until=10.0)
+    assert flow.evaluations["curvature"] == 0
 
 
 @pytest.mark.parametrize("form", [Kinked, kinked])

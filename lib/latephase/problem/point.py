@@ -102,8 +102,6 @@ class Point(BoundedRows):
         """Return ∇²(λᵀp + μᵀz_A) v [P]."""
         if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
             self._pull_with_graph(lam, mu)
-        if not self._pulled[0].requires_grad:
-            return np.zeros(v.shape)
         (product,) = torch.autograd.grad(
             self._pulled[0],
             self._leaf,
@@ -117,7 +115,12 @@ class Point(BoundedRows):
     def curved(self) -> bool:
         """Return whether a gradient of these margins and kinks depends on w."""
         self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
-        return self._pulled[0].requires_grad
+        gradient = self._pulled[0]
+        ones = torch.ones_like(gradient)
+        found = torch.autograd.grad(
+            gradient, self._leaf, ones, retain_graph=True, allow_unused=True
+        )
+        return found[0] is not None
 
     @property
     def room(self) -> Room:
