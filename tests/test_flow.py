@@ -831,3 +831,15 @@ def test_inputs_in_large_units_are_followed_through_their_first_steps():
     assert flow.smoothed_margin[-1] >= 1e6
     assert angle(flow.direction[-1], direction) < 0.1
     assert_monotone(flow)
+
+
+@pytest.mark.parametrize(("units", "seed"), [(1e5, 16), (1e5, 30), (1e4, 33), (1e4, 53)])
+def test_an_example_that_comes_to_hold_the_margin_within_a_step(units, seed):
+    # Its multiplier was e^-56 of the largest when the step began, and the flow ended there.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 4))
+    y = np.sign(x[:, 0] + 0.3 * x[:, 1])
+    torch.manual_seed(seed)
+    module = nn.Linear(4, 1, bias=False).double()
+    flow = latephase.gradient_flow(module, units * x, y, until=1e6)
+    assert angle(flow.direction[-1], latephase.hard_margin(x, y)[0]) < 1e-5

@@ -460,7 +460,8 @@ class Slider:
         if linearized is not None:
             idle[linearized.rows] = False
         u = np.where(idle, np.clip(computed, -1e300, largest - TUNING.live + 1.0), u)
-        return u, np.flatnonzero(u >= largest - TUNING.live)
+        # What has its row may still wax to the largest.
+        return u, np.flatnonzero(np.maximum(u, computed) >= largest - TUNING.live)
 
     def _steepness(self, p: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Return s/S, the margins at which e^{-z} has the loss's slope, and 1/s' - 1, both [n].
