@@ -26,8 +26,8 @@ flow is held, get gates that solve the linearized stage together, a linear compl
 then Newton's method solves the stage with those that slide, until signs and gates agree.
 
 Residuals are exact and cost one gradient; the Newton matrix need not be, so that one `Bordered`
-serves several iterations and stages. Its curvature ∇²(λᵀp + μᵀz_A) comes in by a Krylov method: a
-matrix of it costs more from twenty weights on.
+serves several iterations and stages. Its curvature ∇²(λᵀp + μᵀz_A) comes in by a Krylov method: of
+squared ReLU networks a matrix of it costs more from some fifty weights on.
 """
 
 from __future__ import annotations
