@@ -1,12 +1,14 @@
 """The linear system of an implicit step: its parts eliminated first change nothing but its cost."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from latephase.flow import bordered, linear
 from latephase.flow.bordered import Bordered, OfRows, OfSome, OfWeights, kink_stiffness
+from latephase.flow.sliding import Slider
 from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.margins import Problem
 from tests.test_nonsmooth_flow import relu_network
@@ -97,13 +99,51 @@ def test_what_the_bound_does_not_hold_is_solved_without_it(
     few = found[1].inverse
     assert isinstance(found[0].inverse, OfRows)
     assert type(few) is kind
-    assert few.held is None if kind is OfWeights else 2 < len(few.some) < len(rows)
+    assert few.held is None if kind is OfWeights else 2 < len(few.blocks[0]) < len(rows)
     np.testing.assert_allclose(few.squares, found[0].squares, rtol=1e-12)
     for a, b in zip(*(one.solve(*right) for one in found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
-    kinks = np.arange(40)
-    with pytest.raises(ValueError, match=r"40 active kinks need \d+ bytes, the bound is 6144"):
-        solver(form(problem).at(w, gates, kinks), lam, rho, np.zeros(40), None, pairs, rows)
+
+
+@pytest.mark.parametrize("stiffest", [0.5, 1e6])
+def test_what_is_left_of_curvature_is_not_lengthened_by_it(stiffest):
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    curvature = -turn @ np.diag(np.geomspace(1e-3, stiffest, 20)) @ turn.T
+    b, none = rng.normal(size=20), np.zeros(0)
+    plain = SimpleNamespace(
+        solve=lambda *_: (b, none, 0.0), curved=lambda v: (curvature @ v, none, 0.0)
+    )
+    slider = SimpleNamespace(kinked=SimpleNamespace(curved=True), counts={"curvature": 0})
+    x = Slider._direction(slider, plain, b, none, 0.0)[0]
+    assert np.linalg.norm(x - curvature @ x - b) <= 0.1 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("form", [Kinked, kinked], ids=["any module", "chain"])
+@pytest.mark.parametrize("widths", [(5, 4, 1), (5, 3, 3, 1)], ids=["two layers", "three"])
+def test_more_active_kinks_than_the_bound_holds_are_solved_for_in_blocks(monkeypatch, form, widths):
+    monkeypatch.setattr(bordered, "TUNING", replace(bordered.TUNING, resolved_thin=np.inf))
+    rng = np.random.default_rng(2)
+    y = np.where(rng.random(4 * N) < 0.5, -1, 1)
+    problem = Problem(relu_network(*widths, seed=0), rng.normal(size=(4 * N, 5)), y)
+    of = form(problem)
+    active, rows = np.arange(0, of.K, 2), np.arange(of.n)
+    w, lam, gates = rng.normal(size=of.P), rng.random(of.n), rng.integers(2, size=of.K) + 0.0
+    give, right = np.full(len(active), 0.3), (rng.normal(size=of.P), None, 0.3)
+    found = []
+    for problem.jacobian_bytes in (2**30, 120_000):
+        of = form(problem)
+        found.append(solver(of.at(w, gates, active), lam, w, give, None, 1, rows))
+    assert isinstance(found[0].inverse, OfRows)
+    blocks = found[1].inverse.blocks
+    assert len(blocks) > 1
+    assert sum(map(len, blocks)) > len(active)
+    assert max(map(len, blocks)) < len(active)
+    for a, b in zip(*(one.solve(*right) for one in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+    problem.jacobian_bytes = 64 * of.K
+    with pytest.raises(ValueError, match=rf"{len(active)} active kinks need \d+ bytes, the bound"):
+        solver(form(problem).at(w, gates, active), lam, w, give, None, 1, rows)
 
 
 def test_the_stiffness_of_kinks_is_the_inverse_of_their_part_of_the_inverse():
@@ -131,8 +171,8 @@ def test_the_curvature_is_solved_for_by_combining_its_products(tol):
         images.append(matrix @ v)
         return images[-1]
 
-    y = linear.gmres(apply, b, tol)
-    x = y @ given
+    x, y = linear.gmres(apply, b, tol)
+    np.testing.assert_allclose(x, y @ given, rtol=1e-12, atol=1e-14)
     residual = np.linalg.norm(x - matrix @ x - b) / np.linalg.norm(b)
     assert residual < 1.001 * tol
     # No combination of the same vectors has a smaller residual.

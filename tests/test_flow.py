@@ -793,6 +793,38 @@ def test_a_coarse_step_leaves_no_height_that_the_next_one_would_lose(kind):
     assert flow.alignment[-1] > 1 - 1e-9
 
 
+class ScaleInvariant(nn.Module):
+    """A first layer whose outputs, but for signs, do not depend on the scale of its weights."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.first = nn.Linear(4, 6, bias=False).double()
+        self.last = nn.Linear(6, 1, bias=False).double()
+
+    def forward(self, x):
+        weight = self.first.weight
+        if self.kind == "layer norm":
+            hidden = self.first(x)
+            centered = hidden - hidden.mean(-1, keepdim=True)
+            return self.last(centered / centered.norm(dim=-1, keepdim=True))
+        return self.last(x @ (weight / weight.norm()).T)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "layer norm"])
+def test_scale_invariant_layers_are_followed_to_their_limits(kind):
+    # Their weights stay as they are, so that they shrink beside the others and curve ever more.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 4))
+    y = np.sign(x[:, 0] + 0.3 * x[:, 1])
+    flow = latephase.gradient_flow(ScaleInvariant(kind), x, y, until=1e6)
+    # Unit vectors are separated the best where all of a label are one and the labels opposite.
+    margin = 1.0 if kind == "layer norm" else latephase.hard_margin(x, y)[1]
+    assert flow.normalized_margin[-1] == pytest.approx(margin, rel=1e-6)
+    assert flow.steps < 200
+
+
 def test_an_iterate_that_overflows_ends_its_stage_and_not_the_flow():
     generator = torch.Generator().manual_seed(1002)
     module = networks.two_layer(2, 6, "squared_relu", fixed_signs=True, generator=generator)

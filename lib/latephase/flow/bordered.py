@@ -31,8 +31,8 @@ class Bordered:
     those of two units are orthogonal there: they are eliminated first, unit by unit.
 
     Within `jacobian_bytes`, I + Bᵀ E⁻¹ B is summed up from blocks of B; and of more rows than can
-    be factored conjugate gradients solve for w, preconditioned by all kinks and the margins that
-    are the nearest to the support.
+    be factored conjugate gradients solve for w, preconditioned by the kinks and the margins that
+    are the nearest to the support, in as many blocks as it takes.
 
     multipliers: λ [n] and μ [A]. rest: ε² Σλ / r, on margins. excess: c'/(1 - c') of the loss's c
     at each margin [n], None for the exponential loss.
@@ -270,28 +270,34 @@ class OfRows:
 
 
 class OfSome:
-    """The inverse of B Bᵀ + E by conjugate gradients, preconditioned by that of some rows.
+    """The inverse of B Bᵀ + E by conjugate gradients, preconditioned by that of blocks of its rows.
 
-    Those are all kinks, and the margins whose E is the smallest beside their gradients. Raises
-    ValueError where `jacobian_bytes` does not hold the former, or too few of the latter.
+    In the first are the margins whose E is the smallest beside their gradients, as many as go with
+    all kinks; these stand unit by unit, for those of two units of a first layer are orthogonal.
+    There is more than one block where kinks are too many for one. Raises ValueError where
+    `jacobian_bytes` does not hold that.
     """
 
     def __init__(self, point: Any, compliance: Compliance) -> None:
-        self.point, n, kinks = point, len(compliance.examples), len(point.active)
-        room, rows = point.room, point.margins
-        count = room.rows() - kinks
-        if count < 1:
-            raise ValueError(
-                f"jacobian_bytes: {kinks} active kinks need {room.needed(kinks + 1)} bytes, the "
-                f"bound is {room.bound}"
-            )
-        self.squares = point.squares()
+        self.point, n = point, len(compliance.examples)
+        room, kinks, parts = point.room, len(point.active), 1
+        while (count := parts * room.rows(parts) - kinks) < 1:
+            parts += 1
+            if parts > TUNING.blocks:
+                raise ValueError(
+                    f"jacobian_bytes: {kinks} active kinks need {room.needed(kinks + 1, parts - 1)}"
+                    f" bytes, the bound is {room.bound}"
+                )
+        self.squares, count = point.squares(), min(count, n)
         nearness = compliance.own[:n] / np.maximum(self.squares[:n], 1e-300)
-        chosen = np.sort(np.argpartition(nearness, count)[:count])
-        self.some = np.concatenate([chosen, np.arange(n, n + kinks)])
-        point.select(rows[chosen])
-        self.inner = OfRows(point, compliance.among(self.some))
-        point.select(rows)
+        chosen = np.argpartition(nearness, count - 1)[:count]
+        by_unit = np.argsort(point.units(), kind="stable")
+        split = np.array_split(np.concatenate([chosen, n + by_unit]), parts)
+        self.blocks = [np.sort(block) for block in split]
+        self.inner = [
+            OfRows(point.part(block[block < n], block[block >= n] - n), compliance.among(block))
+            for block in self.blocks
+        ]
         self.compliance = compliance.stiffened(TUNING.dependent * self.squares)
         self.diagonal = self.compliance.own + self.squares
 
@@ -300,14 +306,16 @@ class OfSome:
 
         def precondition(v: np.ndarray) -> np.ndarray:
             out = v / self.diagonal
-            out[self.some] = self.inner(v[self.some])
+            for block, inner in zip(self.blocks, self.inner, strict=True):
+                out[block] = inner(v[block])
             return out
 
         found = conjugate(lambda v: gram @ v + self.compliance.times(v), precondition, right)
         if found is None:
             raise ValueError(
-                f"jacobian_bytes: {len(right)} rows are not solved for with {len(self.some)} of "
-                f"them, which the bound {room.bound} holds; all need {room.needed(len(right))}"
+                f"jacobian_bytes: {len(right)} rows are not solved for with blocks of "
+                f"{len(self.blocks[0])}, which the bound {room.bound} holds; all need "
+                f"{room.needed(len(right))}"
             )
         return found
 

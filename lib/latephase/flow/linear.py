@@ -74,14 +74,15 @@ def conjugate(apply: Callable, precondition: Callable, b: np.ndarray) -> np.ndar
     return None
 
 
-def gmres(apply: Callable, b: np.ndarray, tol: float) -> np.ndarray:
-    """Return the parts y of x = Σ y_j v_j, the vectors that `apply` gets, in the order it does.
+def gmres(apply: Callable, b: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return x = Σ y_j v_j, and y: x - apply(x) = b to a relative residual of tol.
 
-    x - apply(x) = b to a relative residual of tol; b + Σ y_j apply(v_j) is nearer by an iteration.
+    v_j are the vectors that `apply` gets, in the order it does. Where it shortens, x is nearer by
+    an iteration as b + Σ y_j apply(v_j).
     """
     size = float(np.linalg.norm(b))
     if not 0.0 < size < math.inf:
-        return np.zeros(0)
+        return np.zeros_like(b), np.zeros(0)
     most = TUNING.krylov_dimension
     # H y = size e_0 in least squares, by rotations of its rows two by two: R y = right.
     basis, triangle, right, turns = np.empty((most + 1, len(b))), np.zeros((most, most)), [size], []
@@ -108,8 +109,8 @@ def gmres(apply: Callable, b: np.ndarray, tol: float) -> np.ndarray:
         if abs(right[-1]) < tol * size or below < 1e-14:
             break
         basis[j + 1] = w / below
-    y = right[: j + 1]
-    return linalg.solve_triangular(triangle[: j + 1, : j + 1], y, check_finite=False)
+    y = linalg.solve_triangular(triangle[: j + 1, : j + 1], right[: j + 1], check_finite=False)
+    return y @ basis[: j + 1], y
 
 
 def vanishing(rows: np.ndarray, free: np.ndarray) -> np.ndarray | None:

@@ -81,6 +81,10 @@ class Ball:
     rest: float = 0.0
     radial: bool = False
 
+    def size(self, theta: np.ndarray, moved: np.ndarray) -> float:
+        """Return what the third row has to be r, of a θ - b at θ."""
+        return float(theta @ moved) if self.radial else float(np.linalg.norm(moved))
+
     def third(self, theta: np.ndarray, total: float) -> tuple[float, np.ndarray]:
         """Return the third row at θ and Σλ, and its derivative in θ [P]."""
         moved, r = theta - self.center, self.radius
@@ -192,7 +196,7 @@ class Slider:
                 active = np.array(sorted(share), dtype=int)
                 mu = np.array([share[k] for k in active.tolist()]) * c[active]
                 pulled = self.kinked.at(theta, gates, active).pull(np.exp(u), mu)[0]
-                grown = float(np.linalg.norm(pulled)) / ball.radius
+                grown = ball.size(theta, pulled) / ball.radius
                 if grown > 2.0:
                     theta = ball.center + pulled / grown
                     u, c = u - math.log(grown), c / grown
@@ -401,7 +405,8 @@ class Slider:
             floor = -ball.log_scale - np.log(linearized.squares[:n] + 1e-300) - u[rows]
             damped = np.maximum(np.log1p(rise), np.minimum(rise, floor))
             change = np.where(change > 0.0, damped, change)
-            part = min(1.0, cap * r / max(float(np.linalg.norm(x)), 1e-300))
+            reach = cap * max(r, float(np.linalg.norm(pulled)))
+            part = min(1.0, reach / max(float(np.linalg.norm(x)), 1e-300))
             theta, u = theta + part * x, u.copy()
             u[rows] = np.clip(u[rows] + part * change, -1e300, 600.0)
             nu, mu = nu + part * nu_change, mu + part * w[n:]
@@ -439,11 +444,14 @@ class Slider:
             images.append(linearized.curved(v))
             return images[-1][0]
 
-        parts = gmres(curved, first[0], TUNING.krylov)
+        x, parts = gmres(curved, first[0], TUNING.krylov)
         whole = [
             one + sum(part * image[i] for part, image in zip(parts, images, strict=True))
             for i, one in enumerate(first)
         ]
+        # Curvature larger than one would lengthen what x leaves.
+        if max((float(np.linalg.norm(image[0])) for image in images), default=0.0) > 1.0:
+            whole[0] = x
         return whole
 
     def _followed(

@@ -95,6 +95,8 @@ class Tuning:
     # was seen to be needed.
     conjugate: float = 1e-12
     conjugate_iterations: int = 2000
+    # The most blocks of kinks in what preconditions that: of eight times as many as one would hold.
+    blocks: int = 64
 
     # Kinks. Looks at the gates before the step is shortened.
     rounds: int = 60

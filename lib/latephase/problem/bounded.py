@@ -24,13 +24,15 @@ class Room:
     weights: int
     row: int
 
-    def rows(self) -> int:
-        """Return of how many rows B Bᵀ can be formed and factored."""
-        return int((math.sqrt(self.row**2 + 4 * _GRAM * self.bound) - self.row) / (2 * _GRAM))
+    def rows(self, parts: int = 1) -> int:
+        """Return of how many rows B Bᵀ can be formed and factored, so many times."""
+        bound = self.bound / parts
+        return int((math.sqrt(self.row**2 + 4 * _GRAM * bound) - self.row) / (2 * _GRAM))
 
-    def needed(self, count: int) -> int:
-        """Return the bound for that of so many rows."""
-        return count * (_GRAM * count + self.row)
+    def needed(self, count: int, parts: int = 1) -> int:
+        """Return the bound for that of so many rows, in so many parts."""
+        each = -(-count // parts)
+        return parts * each * (_GRAM * each + self.row)
 
     def holds(self, count: int, copies: int = 1) -> bool:
         """Return whether B [count, P] can be held, in so many copies."""

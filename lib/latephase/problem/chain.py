@@ -182,6 +182,16 @@ class ChainPoint(BoundedRows):
         """Keep only these margins, ascending, as rows of B."""
         self.margins = margins
 
+    def part(self, kept: np.ndarray, kinks: np.ndarray) -> ChainPoint:
+        """Return the point with these of its rows alone: of the margins kept, and of `active`."""
+        of = self.chain.at(self._w, self.gates, self.active[kinks])
+        of.select(self.margins[kept])
+        return of
+
+    def units(self) -> np.ndarray:
+        """Return the units of the active kinks."""
+        return self.chain.unit[self.active]
+
     def near(self, margins: np.ndarray) -> tuple[ChainPoint, np.ndarray | slice]:
         """Return the point with these margins alone as rows, and which margins it has.
 

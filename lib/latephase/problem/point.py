@@ -51,6 +51,16 @@ class Point(BoundedRows):
         """Keep only these margins, ascending, as rows of B."""
         self.margins, self._held = margins, None
 
+    def part(self, kept: np.ndarray, kinks: np.ndarray) -> Point:
+        """Return the point with these of its rows alone: of the margins kept, and of `active`."""
+        of = self.kinked.at(to_numpy(self._leaf), self.gates, self.active[kinks])
+        of.select(self.margins[kept])
+        return of
+
+    def units(self) -> np.ndarray:
+        """Return the units of the active kinks."""
+        return self.kinked.unit[self.active]
+
     def near(self, margins: np.ndarray) -> tuple[Point, np.ndarray | slice]:
         """Return the point with these margins alone as rows, and which margins it has: all."""
         self.select(margins)
