@@ -351,6 +351,37 @@ def dense_tail():
 ONE_OUTPUT = {"frozen signs", "products", "without a kink somewhere"}
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_what_passes_in_parts_is_what_passes_at_once(monkeypatch, classes):
+    of = problem(dense(nn.ReLU(), outputs=classes), classes=classes)
+    whole = Kinked(of)
+    monkeypatch.setattr(
+        "latephase.problem.kinked._GRAPHS", of.jacobian_bytes // of.graph_bytes // 4
+    )
+    parts = Kinked(of)
+    assert [len(one.batches) for one in (whole, parts)] == [1, 3]
+    assert parts.curved is whole.curved is True
+    rng, w = np.random.default_rng(2), nearby(of)
+    for a, b in zip(parts.evaluate_natural(w), whole.evaluate_natural(w), strict=True):
+        close(a, b)
+    gates, lam, v = rng.random(whole.K), rng.random(whole.n), rng.normal(size=whole.P)
+    active = np.sort(rng.choice(whole.K, 11, replace=False))
+    mu, kept = rng.random(11), np.arange(1, whole.n, 2)
+    one, other = (form.at(w, gates, active) for form in (parts, whole))
+    for point in (one, other):
+        point.select(kept)
+    pairs = [
+        *zip(one.pull(lam, mu), other.pull(lam, mu), strict=True),
+        *zip(one.push(v), other.push(v), strict=True),
+        (one.combine(np.append(lam[kept], mu)), other.combine(np.append(lam[kept], mu))),
+        (one.curvature(lam, mu, v), other.curvature(lam, mu, v)),
+        (one.curvature(mu[:1] * lam, mu, v), other.curvature(mu[:1] * lam, mu, v)),
+        (one.push(w)[0], other.push(w)[0]),
+    ]
+    for a, b in pairs:
+        close(a, b)
+
+
 @pytest.mark.parametrize(
     ("name", "classes"),
     [(name, k) for name in CHAINS for k in (1, 2, 3) if k == 1 or name not in ONE_OUTPUT],

@@ -25,6 +25,9 @@ from latephase.problem.point import Point
 from latephase.problem.recognition import as_chain
 from latephase.problem.vectors import to_numpy
 
+# Graphs of a pass: of margins, and of a gradient that is differentiated once more.
+_GRAPHS = 4
+
 
 def kinked(problem: Problem) -> Kinked | Chain:
     """Return a problem's margins and kinks: a `Chain` where its module is one, else `Kinked`.
@@ -68,6 +71,13 @@ class Kinked:
         self.owner = np.concatenate([none, *(np.repeat(examples, size) for size in sizes)])
         self.unit = np.concatenate([none, *(np.tile(own, problem.n) for own in units)])
         self.site = np.repeat(np.arange(len(sizes)), problem.n * sizes)
+        # What passes at once, with a graph of its derivatives: examples, margins and kinks.
+        size = max(1, problem.jacobian_bytes // (_GRAPHS * problem.graph_bytes))
+        self.batches = []
+        for rows in (examples[i : i + size] for i in range(0, problem.n, size)):
+            margins = slice(problem.pairs * rows[0], problem.pairs * (rows[-1] + 1))
+            kinks = np.flatnonzero((self.owner >= rows[0]) & (self.owner <= rows[-1]))
+            self.batches.append((rows, margins, kinks))
         self.feeds = self.plan.feeds
         self.margin_owner = np.repeat(examples, problem.pairs)
         self._check()
@@ -83,9 +93,13 @@ class Kinked:
 
     def evaluate(self, w: np.ndarray, gates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return p [n] and z [K] with these gates as constants."""
+        p, z, w = np.empty(self.n), np.empty(self.K), self.tensor(w)
         with torch.no_grad():
-            p, calls = self.run(self.tensor(w), np.arange(self.problem.n), gates)
-            return to_numpy(p).reshape(-1), to_numpy(self.flat(calls, self.problem.n).reshape(-1))
+            for rows, margins, kinks in self.batches:
+                of, calls = self.run(w, rows, gates)
+                p[margins] = to_numpy(of).reshape(-1)
+                z[kinks] = to_numpy(self.flat(calls, len(rows)))
+        return p, z
 
     def evaluate_natural(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return p [n], z [K] and the gates that z itself opens [K]."""

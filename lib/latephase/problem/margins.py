@@ -71,7 +71,8 @@ class Problem:
         # Examples a pass; what has a graph of it counts in `jacobian_bytes`.
         self._batch = self.n
         self._vectorized = self._check_examples_are_independent()
-        self._batch = max(1, jacobian_bytes // max(1, self._graph_bytes()))
+        self.graph_bytes = max(1, self._graph_bytes())
+        self._batch = max(1, jacobian_bytes // self.graph_bytes)
 
     @property
     def n(self) -> int:

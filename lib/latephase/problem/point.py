@@ -25,7 +25,8 @@ class Point(BoundedRows):
     """The derivatives of margins p [n] and of the arguments z_A of A active kinks, at one w.
 
     J [n, P] and Z_A [A, P] are their derivatives in w with the gates as constants, those of the
-    active kinks closed (0), and B = [J; Z_A]. The module runs forward once.
+    active kinks closed (0), and B = [J; Z_A]. The module runs forward once, where `jacobian_bytes`
+    holds the graph of all examples; else on parts of them, anew for each product.
     """
 
     def __init__(
@@ -35,17 +36,22 @@ class Point(BoundedRows):
         self.gates = np.array(gates, dtype=float)
         self.gates[self.active] = 0.0
         self._leaf = kinked.tensor(w).requires_grad_(True)
-        count = kinked.problem.n
-        p, self._calls = kinked.run(self._leaf, np.arange(count), self.gates)
-        self._p, self._z = p.reshape(-1), kinked.flat(self._calls, count)
-        self.p, self.z = to_numpy(self._p), to_numpy(self._z)
+        self._kept: Pass | None = None
+        if len(parts := kinked.batches) == 1:
+            self._kept = Pass(self, *parts[0])
+            self.p, self.z = to_numpy(self._kept.p), to_numpy(self._kept.z)
+        else:
+            self.p, self.z = kinked.evaluate(w, self.gates)
         self.margins = np.arange(len(self.p))
-        self._index = torch.from_numpy(self.active)
-        self._outputs = [
-            (site, out, span) for site, outs in enumerate(self._calls.outputs) for out, span in outs
-        ]
         # B, once `gram` has needed it.
-        self._last = self._pulled = self._held = None
+        self._held = None
+
+    def _passes(self) -> Iterator[Pass]:
+        if self._kept is not None:
+            yield self._kept
+            return
+        for batch in self.kinked.batches:
+            yield Pass(self, *batch)
 
     def select(self, margins: np.ndarray) -> None:
         """Keep only these margins, ascending, as rows of B."""
@@ -68,18 +74,11 @@ class Point(BoundedRows):
 
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
-        given = self._cotangents(lam, mu)
-        outs = [out for _, out, _ in self._outputs]
-        gradient, *slopes = self._gradients([self._leaf, *outs], given)
-        count = self.kinked.problem.n
-        c = [torch.zeros_like(z) for z in self._calls.z]
-        for (site, _, span), slope in zip(self._outputs, slopes, strict=True):
-            c[site] = c[site] + span * slope
-        flat = [
-            site.flat(one, count).reshape(-1)
-            for site, one in zip(self.kinked.plan.sites, c, strict=True)
-        ]
-        return to_numpy(gradient), to_numpy(torch.cat(flat)) if flat else np.zeros(0)
+        total, c = 0.0, np.zeros(self.kinked.K)
+        for one in self._passes():
+            gradient, c[one.kinks] = one.pull(lam, mu)
+            total = total + gradient
+        return total, c
 
     def combine(self, w: np.ndarray) -> np.ndarray:
         """Return Bᵀ w [P]."""
@@ -88,49 +87,25 @@ class Point(BoundedRows):
         kept = len(self.margins)
         lam = np.zeros(len(self.p))
         lam[self.margins] = w[:kept]
-        return to_numpy(self._gradients([self._leaf], self._cotangents(lam, w[kept:]))[0])
+        return sum(one.combine(lam, w[kept:]) for one in self._passes())
 
     def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return J v of the margins kept and Z_A v [A]: the transpose of (λ, μ) ↦ Jᵀλ + Zᵀμ."""
         if self._held is not None:
             pushed, kept = self._held @ v, len(self.margins)
             return pushed[:kept], pushed[kept:]
-        if self._pulled is None:
-            self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
-        gradient, cotangents = self._pulled
-        pushed = torch.autograd.grad(
-            gradient,
-            cotangents,
-            self.kinked.tensor(v),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return to_numpy(pushed[0])[self.margins], to_numpy(pushed[1])
+        margins, kinks = np.empty(len(self.p)), np.empty(len(self.active))
+        for one in self._passes():
+            margins[one.margins], kinks[one.active] = one.push(v)
+        return margins[self.margins], kinks
 
     def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Return ∇²(λᵀp + μᵀz_A) v [P]."""
-        if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
-            self._pull_with_graph(lam, mu)
-        (product,) = torch.autograd.grad(
-            self._pulled[0],
-            self._leaf,
-            self.kinked.tensor(v),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return to_numpy(product)
+        return sum(one.curvature(lam, mu, v) for one in self._passes())
 
     def curved(self) -> bool:
         """Return whether a gradient of these margins and kinks depends on w."""
-        self._pull_with_graph(np.ones(len(self.p)), np.ones(len(self.active)))
-        gradient = self._pulled[0]
-        ones = torch.ones_like(gradient)
-        found = torch.autograd.grad(
-            gradient, self._leaf, ones, retain_graph=True, allow_unused=True
-        )
-        return found[0] is not None
+        return any(one.curved() for one in self._passes())
 
     @property
     def room(self) -> Room:
@@ -210,13 +185,91 @@ class Point(BoundedRows):
                 gradient(leaf, problem.x[own], problem.y[own], gates, kinked.tensor(picks))
             )
 
+
+class Pass:
+    """A point's examples `rows`, ascending, with their graph.
+
+    margins: slice of p; kinks: which of all; active: which of the active ones.
+    """
+
+    def __init__(self, point: Point, rows: np.ndarray, margins: slice, kinks: np.ndarray) -> None:
+        self.kinked, self._leaf = point.kinked, point._leaf
+        self.margins, self.kinks, self._count = margins, kinks, len(rows)
+        p, self._calls = self.kinked.run(self._leaf, rows, point.gates)
+        self.p, self.z = p.reshape(-1), self.kinked.flat(self._calls, self._count)
+        owner = self.kinked.owner[point.active]
+        self.active = np.flatnonzero((owner >= rows[0]) & (owner <= rows[-1]))
+        self._index = torch.from_numpy(np.searchsorted(kinks, point.active[self.active]))
+        self._outputs = [
+            (site, out, span) for site, outs in enumerate(self._calls.outputs) for out, span in outs
+        ]
+        self._last = self._pulled = None
+
+    def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the point's `pull` of these examples, c of their kinks alone."""
+        outs = [out for _, out, _ in self._outputs]
+        gradient, *slopes = self._gradients([self._leaf, *outs], self._cotangents(lam, mu))
+        c = [torch.zeros_like(z) for z in self._calls.z]
+        for (site, _, span), slope in zip(self._outputs, slopes, strict=True):
+            c[site] = c[site] + span * slope
+        flat = [
+            site.flat(one, self._count).reshape(-1)
+            for site, one in zip(self.kinked.plan.sites, c, strict=True)
+        ]
+        return to_numpy(gradient), to_numpy(torch.cat(flat)) if flat else np.zeros(0)
+
+    def combine(self, lam: np.ndarray, mu: np.ndarray) -> np.ndarray:
+        """Return Jᵀλ + Zᵀμ of these examples."""
+        return to_numpy(self._gradients([self._leaf], self._cotangents(lam, mu))[0])
+
+    def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return J v of all their margins, and Z_A v."""
+        if self._pulled is None:
+            ones = torch.ones_like(self.p), torch.ones(len(self.active)).to(self.p)
+            self._pull_with_graph(ones)
+        gradient, cotangents = self._pulled
+        pushed = torch.autograd.grad(
+            gradient,
+            cotangents,
+            self.kinked.tensor(v),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return to_numpy(pushed[0]), to_numpy(pushed[1])
+
+    def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return ∇²(λᵀp + μᵀz_A) v of these examples."""
+        if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
+            self._pull_with_graph(self._cotangents(lam, mu))
+            self._last = lam.copy(), mu.copy()
+        (product,) = torch.autograd.grad(
+            self._pulled[0],
+            self._leaf,
+            self.kinked.tensor(v),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return to_numpy(product)
+
+    def curved(self) -> bool:
+        """Return whether a gradient of these examples' margins and kinks depends on w."""
+        ones = torch.ones_like(self.p), torch.ones(len(self.active)).to(self.p)
+        self._pull_with_graph(ones)
+        gradient = self._pulled[0]
+        found = torch.autograd.grad(
+            gradient, self._leaf, torch.ones_like(gradient), retain_graph=True, allow_unused=True
+        )
+        return found[0] is not None
+
     def _cotangents(self, lam: np.ndarray, mu: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self.kinked.tensor(lam), self.kinked.tensor(mu)
+        return self.kinked.tensor(lam[self.margins]), self.kinked.tensor(mu[self.active])
 
     def _gradients(self, inputs: list[Tensor], given, create_graph: bool = False):
-        functions, cotangents = [self._p], [given[0]]
+        functions, cotangents = [self.p], [given[0]]
         if len(self.active):
-            functions, cotangents = [self._p, self._z[self._index]], given
+            functions, cotangents = [self.p, self.z[self._index]], given
         return torch.autograd.grad(
             functions,
             inputs,
@@ -227,7 +280,7 @@ class Point(BoundedRows):
             materialize_grads=True,
         )
 
-    def _pull_with_graph(self, lam: np.ndarray, mu: np.ndarray) -> None:
-        given = [one.requires_grad_(True) for one in self._cotangents(lam, mu)]
+    def _pull_with_graph(self, given: tuple[Tensor, Tensor]) -> None:
+        given = [one.detach().requires_grad_(True) for one in given]
         (gradient,) = self._gradients([self._leaf], given, create_graph=True)
-        self._last, self._pulled = (lam.copy(), mu.copy()), (gradient, given)
+        self._last, self._pulled = None, (gradient, given)
