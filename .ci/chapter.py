@@ -26,8 +26,9 @@ CLAIM = """\
 
 - id: {dashed}/replace-me
   chapter: {name}
+  kind: prediction
   statement: A linear model is nearly parallel to its negative gradient (replace this row)
-  source: the alignment theorem
+  source: this book's prediction; the alignment theorem names no time
   metric: 1 − cos(W, −∇R) when α reaches 10^4; each seed
   relation: "<="
   bound: 1.0e-4

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLAIM = {
     "id": "first/small",
     "chapter": "first",
+    "kind": "prediction",
     "statement": "The number is small.",
     "source": "this fixture",
     "metric": "the number",
@@ -73,7 +74,7 @@ def recorded(notebook: nbformat.NotebookNode, text=None, **change) -> nbformat.N
         cell.execution_count = position
     payload = {"id": "first/small", "values": ["0.5"], "seeds": [0], "dropped": {}}
     payload |= {"controls": {"large": {"values": ["2.0"], "seeds": [0]}}} | change
-    data = {MIME: payload, "text/plain": text or "first/small: 0.5 <= 1 — holds"}
+    data = {MIME: payload, "text/plain": text or "first/small: 0.5 <= 1 — prediction: confirmed"}
     code[-1].outputs = [new_output("display_data", data)]
     return notebook
 
@@ -90,7 +91,10 @@ class FixtureBook:
         for name in ("_static", "_inventories"):
             shutil.copytree(ROOT / "book" / name, root / "book" / name)
         (root / "book" / "references.bib").write_text("")
-        index = "# A small book\n\n```{include} _generated/verdicts.md\n```\n"
+        generated = (
+            "```{include} _generated/counts.md\n```\n```{include} _generated/claims.md\n```\n"
+        )
+        index = f"# A small book\n\n{generated}"
         (root / "book" / "index.md").write_text(index)
         self.write_chapters("first", "second")
 

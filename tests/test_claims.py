@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from latebook import BookError, claims
-from tests.conftest import CLAIM
+from tests.conftest import CLAIM, ROOT
 
 
 def write(folder, rows):
@@ -12,6 +12,11 @@ def write(folder, rows):
     path = folder / "book" / "claims.yml"
     path.write_text(rows if isinstance(rows, str) else yaml.safe_dump(rows))
     return path
+
+
+FAILS = {"expect": "fails", "expect_reason": "so", "range": [1.0, 2.0]}
+BEYOND = FAILS | {"expect": "not covered by theory"}
+SOMETIMES = {"quick": "holds", "full": "fails", "paper": "fails"}
 
 
 def test_one_bound_serves_every_profile(tmp_path):
@@ -40,7 +45,16 @@ def test_one_bound_serves_every_profile(tmp_path):
             {"expect": {"quick": "not covered by theory", "full": "holds", "paper": "holds"}},
             "does not depend on the profile",
         ),
+        ({"kind": None}, "missing kind"),
         ({"kind": "guess"}, "kind is one of"),
+        (FAILS | {"kind": "theorem"}, "a theorem is expected to hold"),
+        (FAILS | {"kind": "theorem", "expect": SOMETIMES}, "a theorem is expected to hold"),
+        (BEYOND | {"kind": "theorem"}, "a theorem is expected to hold"),
+        (FAILS | {"missed": "later"}, "missed: slower is for a prediction"),
+        (FAILS | {"missed": "slower", "kind": "paper"}, "missed: slower is for a prediction"),
+        ({"missed": "slower"}, "missed: slower is for a prediction"),
+        ({"registered": "yesterday"}, "registered is before or after"),
+        ({"registered": {"quick": "after"}}, "registered is before or after"),
         ({"over_seeds": "mean"}, "over_seeds is one of"),
         ({"tolerance": -0.1}, "tolerance is not negative"),
         ({"tolerance": 1e9}, "tolerance is no more than the value itself"),
@@ -117,7 +131,75 @@ def test_record_names_the_starts_that_it_dropped(published):
 
 def test_record_shows_the_verdict_of_the_worst_seed(published):
     claims.record("first/small", [0.5, 1.5], control={"large": {0: 2.0}}, seeds=[0, 1])
-    assert published[0]["text/plain"] == "first/small: 1.5 <= 1 — fails"
+    assert published[0]["text/plain"] == "first/small: 1.5 <= 1 — prediction: broken"
+
+
+@pytest.mark.parametrize(
+    ("value", "change", "said"),
+    [
+        (0.5, {"kind": "theorem"}, "theorem: confirmed"),
+        (1.5, FAILS | {"missed": "slower"}, "prediction: slower than predicted"),
+        (
+            1.5,
+            FAILS | {"registered": "after"},
+            "prediction, set after looking: our prediction was wrong",
+        ),
+        (2.5, FAILS, "prediction: broken"),
+        (0.5, FAILS | {"missed": "slower"}, "prediction: broken"),
+        (1.5, BEYOND | {"kind": "observation"}, "observation: outside the theorems"),
+    ],
+)
+def test_record_says_what_the_table_says(published, value, change, said):
+    write(claims.registry_path().parents[1], [CLAIM | change])
+    claims.record("first/small", [value], control=LARGE, seeds=[0])
+    assert published[0]["text/plain"].endswith(f" — {said}")
+    assert said.endswith(f": {claims.said('first/small', [value])}")
+
+
+WORDS = {
+    # (kind, verdict, missed): what a row that is as registered says
+    ("theorem", "holds", ""): "confirmed",
+    ("theorem", "fails", ""): "broken",
+    ("theorem", "not covered by theory", ""): "outside the theorems",
+    ("paper", "holds", ""): "confirmed",
+    ("paper", "fails", ""): "not seen here",
+    ("paper", "not covered by theory", ""): "outside the theorems",
+    ("prediction", "holds", ""): "confirmed",
+    ("prediction", "holds", "slower"): "confirmed",
+    ("prediction", "fails", ""): "our prediction was wrong",
+    ("prediction", "fails", "slower"): "slower than predicted",
+    ("prediction", "not covered by theory", ""): "outside the theorems",
+    ("observation", "holds", ""): "reproduced",
+    ("observation", "fails", ""): "reproduced",
+    ("observation", "not covered by theory", ""): "outside the theorems",
+    ("instrument", "holds", ""): "confirmed",
+    ("instrument", "fails", ""): "known shortcoming",
+    ("instrument", "not covered by theory", ""): "outside the theorems",
+}
+
+
+@pytest.mark.parametrize("kind", claims.KINDS)
+@pytest.mark.parametrize("verdict", ["holds", "fails", "not covered by theory"])
+@pytest.mark.parametrize("missed", ["", "slower"])
+def test_every_kind_and_verdict_has_its_word(kind, verdict, missed):
+    word = WORDS.get((kind, verdict, missed), WORDS[kind, verdict, ""])
+    assert claims.status(kind, verdict, True, missed) == word
+    red = "not reproduced" if kind == "observation" else "broken"
+    assert claims.status(kind, verdict, False, missed) == red
+
+
+def test_every_word_is_said_of_something():
+    red = {"broken", "not reproduced"}
+    assert red | set(WORDS.values()) == set(claims.STATUSES)
+
+
+def test_in_the_book_each_claim_is_of_a_kind_and_no_theorem_may_fail():
+    registry = claims.load(ROOT / "book" / "claims.yml")
+    found = {kind: [c for c in registry.values() if c.kind == kind] for kind in claims.KINDS}
+    assert all(found.values())
+    assert sum(map(len, found.values())) == len(registry)
+    for claim in found["theorem"]:
+        assert set(claim.expect.values()) == {"holds"}, claim.id
 
 
 @pytest.mark.parametrize(

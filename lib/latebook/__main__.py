@@ -18,7 +18,17 @@ from pathlib import Path
 
 import psutil
 
-from latebook import BookError, compare, gate, inputs, ledger, preloaded, registration, surroundings
+from latebook import (
+    BookError,
+    compare,
+    evidence,
+    gate,
+    inputs,
+    ledger,
+    preloaded,
+    registration,
+    surroundings,
+)
 from latebook.claims import PROFILES, load, of_chapter
 from latebook.files import broken_seal, held, read_yaml, require_room, write_sealed, write_whole
 from latebook.layout import Book
@@ -108,7 +118,7 @@ def _build(book: Book, options) -> int:
         _discard_damaged(book)
         _make(book, options)
     entries = ledger.read(book.ledger)
-    print(f"\nVerdicts, profile {book.profile}:\n{ledger.plain_table(entries)}\n")
+    print(f"\nClaims, profile {book.profile}:\n{evidence.lines(entries)}\n")
     print(f"{time.monotonic() - began:.0f} s. The site: {book.html / 'book' / 'index.html'}")
     return 0
 
@@ -356,7 +366,7 @@ def _verdict(book: Book, options) -> None:
     """Red if any entry of the ledger is."""
     entries = ledger.read(book.ledger)
     if wrong := ledger.problems(entries):
-        raise BookError("\n".join(["red claims:", ledger.plain_table(entries), *wrong]))
+        raise BookError("\n".join(["red claims:", evidence.lines(entries), *wrong]))
     write_whole(book.product_of("verdict"), "")
 
 

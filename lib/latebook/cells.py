@@ -265,7 +265,7 @@ def _is_record(node: ast.AST) -> bool:
 def _recording(tree: ast.Module) -> Iterator[str]:
     """Uses of `claims` other than its two calls, and records that a fault could pass by."""
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    plain = {id(func.value) for func in calls if _is_call(func, "record", "holds")}
+    plain = {id(func.value) for func in calls if _is_call(func, "record", "holds", "said")}
     reading = {id(n.value) for n in ast.walk(tree) if getattr(n, "attr", None) == "recorded"}
     bound = [*_bound(tree)]
     own = [n for n in tree.body if getattr(n, "module", "") in _OF_LATEBOOK]
@@ -274,7 +274,7 @@ def _recording(tree: ast.Module) -> Iterator[str]:
             yield f"uses {name} for something else than latebook's"
     for node in ast.walk(tree):
         if _is_record(node) and id(node) not in plain:
-            yield "uses claims other than to call claims.record or claims.holds"
+            yield "uses claims other than to call claims.record, claims.holds or claims.said"
         if getattr(node, "id", None) == "records" and id(node) not in reading:
             yield "uses records other than for records.recorded"
     free = {id(call) for call in _unconditional(tree)}

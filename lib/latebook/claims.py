@@ -18,18 +18,32 @@ from latebook.files import read_yaml
 
 MIME = "application/vnd.latephase.claim+json"
 PROFILES = ("quick", "full", "paper")
+# How a value stands to its bound, and whether any theory asks that of it.
 HOLDS, FAILS, NOT_COVERED = "holds", "fails", "not covered by theory"
+# Whose claim it is. A theorem's cannot fail unless something is broken.
+KINDS = ("theorem", "paper", "prediction", "observation", "instrument")
+THEOREM, PAPER, PREDICTION, OBSERVATION, INSTRUMENT = KINDS
+# What that means to a reader: see `status`.
+CONFIRMED, REPRODUCED = "confirmed", "reproduced"
+SLOWER, WRONG, NOT_SEEN = "slower than predicted", "our prediction was wrong", "not seen here"
+SHORTCOMING, OUTSIDE = "known shortcoming", "outside the theorems"
+NOT_REPRODUCED, BROKEN = "not reproduced", "broken"
+STATUSES = (
+    *(CONFIRMED, REPRODUCED, SLOWER, WRONG, NOT_SEEN, SHORTCOMING),
+    *(OUTSIDE, NOT_REPRODUCED, BROKEN),
+)
 
 _REQUIRED = (
-    *("id", "chapter", "statement", "source", "metric"),
+    *("id", "chapter", "kind", "statement", "source", "metric"),
     *("relation", "bound", "tolerance", "reason"),
 )
 _OPTIONAL = (
-    *("controls", "expect", "expect_reason", "kind"),
+    *("controls", "expect", "expect_reason", "missed", "registered"),
     *("range", "over_seeds", "cases", "few"),
 )
 _EXPECTED = {HOLDS, FAILS, NOT_COVERED}
-KINDS = ("theorem", "paper", "prediction", "observation", "instrument")
+BEFORE, AFTER = "before", "after"
+MISSED = "slower"
 OVER_SEEDS = ("worst", "median", "best")
 SEEDS = 5  # fewer need a reason
 # A value farther than so many bounds beyond its bound, on the side that speaks for the claim, is a
@@ -47,10 +61,14 @@ class Claim:
     expected to fail or is not covered. `cases` is the number of starts that the metric is
     registered for, None for those of the chapter's parameter `seeds`; `few` is the reason why they
     are fewer than five. `over_seeds` says which of the numbers of the seeds is judged.
+    `missed` is "slower" for a prediction of a time or a rate that turned out too fast, where it is
+    expected to fail. `registered` says whether bound and expectation were set before or after a
+    look at the numbers.
     """
 
     id: str
     chapter: str
+    kind: str
     statement: str
     source: str
     metric: str
@@ -61,7 +79,8 @@ class Claim:
     controls: Mapping[str, str]
     expect: Mapping[str, str]
     expect_reason: str = ""
-    kind: str | None = None
+    missed: str = ""
+    registered: Mapping[str, str] = field(default_factory=lambda: _for_each_profile(BEFORE))
     range: Mapping[str, list[float] | None] = field(default_factory=lambda: _for_each_profile(None))
     over_seeds: str = "worst"
     cases: Mapping[str, int | None] = field(default_factory=lambda: _for_each_profile(None))
@@ -77,6 +96,16 @@ class Claim:
         if self.expect[profile] == NOT_COVERED:
             return NOT_COVERED
         return HOLDS if self.satisfied(value, profile) else FAILS
+
+    def is_as_registered(self, value: float, profile: str) -> bool:
+        """Whether a value has the expected verdict, and is in the range of it."""
+        expected = self.verdict(value, profile) == self.expect[profile]
+        return expected and not self.outside(value, profile)
+
+    def status(self, value: float, profile: str) -> str:
+        """What the value says to a reader: see the function of this name."""
+        as_registered = self.is_as_registered(value, profile)
+        return status(self.kind, self.verdict(value, profile), as_registered, self.missed)
 
     def of_seeds(self, values: list[float]) -> float:
         """The value that is judged, of one number for each seed; NaN if any is NaN.
@@ -110,6 +139,26 @@ class Claim:
         return not low <= value <= high
 
 
+def status(kind: str, verdict: str, as_registered: bool, missed: str = "") -> str:
+    """What a row says to a reader: the one place where kind and verdict become words.
+
+    `as_registered`: whether all of the row is, controls and range as well; where it is not the
+    build is red. An observation has no bound to meet, it is reproduced or not. What an instrument
+    is known not to do is neither confirmed nor broken.
+    """
+    if not as_registered:
+        return NOT_REPRODUCED if kind == OBSERVATION else BROKEN
+    if verdict == NOT_COVERED:
+        return OUTSIDE
+    if kind == OBSERVATION:
+        return REPRODUCED
+    if verdict == HOLDS:
+        return CONFIRMED
+    of_prediction = SLOWER if missed == MISSED else WRONG
+    failing = {PREDICTION: of_prediction, PAPER: NOT_SEEN, INSTRUMENT: SHORTCOMING}
+    return failing.get(kind, BROKEN)
+
+
 def _extreme(of: Callable, values: list[float]) -> float:
     return math.nan if any(map(math.isnan, values)) else of(values)
 
@@ -119,7 +168,7 @@ def load(path: Path) -> dict[str, Claim]:
 
     Raises BookError for an unknown or missing key, a claim registered twice, a bound that is not
     a number for each profile, a missing negative control, an expectation without a reason or
-    without a range, or fewer than five cases without a reason.
+    without a range, a theorem that is expected to fail, or fewer than five cases without a reason.
     """
     rows = read_yaml(path)
     if not isinstance(rows, list) or not rows:
@@ -144,6 +193,7 @@ def _claim(row: Mapping, path: Path) -> Claim:
         raise BookError(f"{path}: claim {name!r}: {fault}")
     read = {"bound": {p: float(n) for p, n in _for_each_profile(row["bound"]).items()}}
     read["expect"] = _for_each_profile(row.get("expect", HOLDS))
+    read["registered"] = _for_each_profile(row.get("registered", BEFORE))
     read |= {key: _for_each_profile(row.get(key)) for key in ("range", "cases")}
     if _is_number(row["tolerance"]):
         read["tolerance"] = {"relative": row["tolerance"], "floor": 0.0}
@@ -175,14 +225,28 @@ def _faults(row: Mapping) -> Iterator[str]:
         yield "needs at least one negative control (controls: name: what it is)"
     elif bare := [name for name, what in row["controls"].items() if _is_blank(what)]:
         yield f"the control {bare[0]!r} does not say what it is"
+    yield from _faults_of_kind(row, expected)
     yield from _faults_of_measuring(row, expect)
+
+
+def _faults_of_kind(row: Mapping, expected: set) -> Iterator[str]:
+    """What is wrong with the keys that say whose claim it is, and how it came to be one."""
+    if row["kind"] not in KINDS:
+        yield f"kind is one of {KINDS}, got {row['kind']!r}"
+    if row["kind"] == THEOREM and expected != {HOLDS}:
+        yield f"a {THEOREM} is expected to hold, got {sorted(expected)}"
+    fails = row["kind"] == PREDICTION and FAILS in expected
+    if (missed := row.get("missed")) is not None and not (fails and missed == MISSED):
+        yield f"missed: {MISSED} is for a {PREDICTION} that is expected to fail, got {missed!r}"
+    registered = _for_each_profile(row.get("registered", BEFORE))
+    if set(registered) != set(PROFILES) or not set(registered.values()) <= {BEFORE, AFTER}:
+        yield f"registered is {BEFORE} or {AFTER}, or one for each of {PROFILES}, got {registered}"
 
 
 def _faults_of_measuring(row: Mapping, expect: Mapping) -> Iterator[str]:
     """What is wrong with the keys that say how a claim is measured."""
-    for key, allowed in (("kind", (None, *KINDS)), ("over_seeds", (None, *OVER_SEEDS))):
-        if row.get(key) not in allowed:
-            yield f"{key} is one of {allowed[1:]}, got {row[key]!r}"
+    if row.get("over_seeds", OVER_SEEDS[0]) not in OVER_SEEDS:
+        yield f"over_seeds is one of {OVER_SEEDS}, got {row['over_seeds']!r}"
     tolerance = row["tolerance"]
     parts = tolerance if isinstance(tolerance, Mapping) else {"relative": tolerance, "floor": 0}
     if set(parts) != {"relative", "floor"} or not all(map(_is_number, parts.values())):
@@ -307,13 +371,23 @@ def holds(id: str, value) -> bool:
 
     For sentences that say what the figures show: a notebook never repeats a bound.
     """
+    claim, numbers = _own(id, value)
+    return claim.satisfied(claim.of_seeds(numbers), _profile())
+
+
+def said(id: str, value) -> str:
+    """Return the status of a registered claim, for sentences that say what the table says."""
+    claim, numbers = _own(id, value)
+    return claim.status(claim.of_seeds(numbers), _profile())
+
+
+def _own(id: str, value) -> tuple[Claim, list[float]]:
     claim = _registered(id)
     if os.environ.get("LATEPHASE_CHAPTER", claim.chapter) != claim.chapter:
         raise BookError(
-            f"claims.holds: {id!r} is of {claim.chapter}; a change of its bound would not run this"
+            f"claims: {id!r} is of {claim.chapter}; a change of its bound would not run this"
         )
-    numbers = list(map(float, _numbers(value, f"the value of {id}")))
-    return claim.satisfied(claim.of_seeds(numbers), _profile())
+    return claim, list(map(float, _numbers(value, f"the value of {id}")))
 
 
 def _registered(id: str) -> Claim:
@@ -357,8 +431,14 @@ def _show(claim: Claim, payload: dict) -> None:
 def line(claim: Claim, values: list[float], profile: str) -> str:
     """What a reader sees below the cell that recorded the values of a claim."""
     value, bound = claim.of_seeds(values), claim.bound[profile]
-    verdict = claim.verdict(value, profile)
-    return f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {verdict}"
+    kind = marked(claim.kind, claim.registered[profile] == AFTER)
+    said = claim.status(value, profile)
+    return f"{claim.id}: {value:.3g} {claim.relation} {bound:.3g} — {kind}: {said}"
+
+
+def marked(kind: str, after: bool) -> str:
+    """A kind, and the mark of a row whose bound or expectation was set after a look."""
+    return f"{kind}, set after looking" if after else kind
 
 
 def registry_path() -> Path:

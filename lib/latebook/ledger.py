@@ -1,4 +1,4 @@
-"""From what the chapters recorded to verdicts: `_build/ledger.json` and its tables.
+"""From what the chapters recorded to verdicts: `_build/ledger.json`.
 
 The ledger is a list of rows, one a claim, that `ledger.schema.json` describes. A row stands alone:
 what is claimed, what was measured where and from what, and every number of which its verdict is
@@ -7,7 +7,6 @@ made.
 
 import json
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from latebook import BookError
-from latebook.claims import FAILS, HOLDS, Claim
+from latebook.claims import AFTER, FAILS, HOLDS, Claim, status
 from latebook.files import broken_seal, write_sealed
 from latebook.records import sha256_of
 
@@ -57,8 +56,13 @@ def entries(
         made_by = records.get(claim.chapter, {}).get("made_by")
         row = _entry(claim, found.get(claim.id, []), profile, made_by)
         row["registered"] = (registered or {}).get(claim.id)
+        row["status"] = _status(row)
         rows.append(sealed(row))
     return rows
+
+
+def _status(row: Mapping) -> str:
+    return status(row["kind"], row["verdict"], row["problem"] is None, row["missed"])
 
 
 def sealed(row: dict) -> dict:
@@ -73,6 +77,8 @@ def _entry(claim: Claim, found: list[dict], profile: str, made_by: dict | None) 
         "chapter": claim.chapter,
         "profile": profile,
         "kind": claim.kind,
+        "missed": claim.missed,
+        "after_looking": claim.registered[profile] == AFTER,
         "statement": claim.statement,
         "source": claim.source,
         "metric": claim.metric,
@@ -247,7 +253,7 @@ def check(rows: list[dict], what: str) -> None:
     if len(profiles := {row["profile"] for row in rows}) != 1:
         raise BookError(f"{what}: rows of the profiles {', '.join(sorted(profiles))}, expected one")
     for row in rows:
-        if (wrong := _inconsistent(row)) or sealed(row) != row:
+        if (wrong := _inconsistent(row) or _missaid(row)) or sealed(row) != row:
             raise BookError(f"{what}: {row['id']}: {wrong or 'changed since it was written'}")
 
 
@@ -275,6 +281,14 @@ def _inconsistent(row: dict) -> str | None:
     return None if green or row["problem"] else "it names no problem, and yet it is red"
 
 
+def _missaid(row: dict) -> str | None:
+    """What is wrong with a row's status, which ledgers of before there were any do not have."""
+    said = _status({"missed": ""} | row)
+    if row.get("status", said) == said:
+        return None
+    return f"the status is {row['status']!r}, but it is {said!r} that follows"
+
+
 def _judged(how: str, upper: bool, values: list[float]) -> float:
     best_first = sorted(values, reverse=not upper)
     if how == "median":
@@ -285,58 +299,3 @@ def _judged(how: str, upper: bool, values: list[float]) -> float:
 def problems(ledger: list[dict]) -> list[str]:
     """What turns the build red, one line each."""
     return [f"{entry['id']}: {entry['problem']}" for entry in ledger if entry["problem"]]
-
-
-def number(value: float | None, bound: float = math.nan) -> str:
-    """A value for a table: three digits, or as many as tell it from the bound; ∞ for infinity."""
-    if value is None or math.isnan(value):
-        return "—"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    digits = 3
-    while f"{value:.{digits}g}" == f"{bound:.{digits}g}" and value != bound and digits < 17:
-        digits += 1
-    text = f"{value:.{digits}g}"
-    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "−")
-
-
-def _cells(entry: dict) -> tuple[str, str, str, dict[str, str]]:
-    """What the tables say in an entry's row: measured, relation, bound, and each control."""
-    relation = "≤" if entry["relation"] == "<=" else "≥"
-    controls = {name: number(control["value"]) for name, control in entry["controls"].items()}
-    measured = number(entry["value"], entry["bound"])
-    if dropped := len(entry["dropped"]):
-        measured += f" ({dropped} of {dropped + len(entry['seeds'])} starts dropped)"
-    return measured, relation, number(entry["bound"]), controls
-
-
-def plain_table(ledger: list[dict]) -> str:
-    """The verdicts as lines for the terminal."""
-    width = max(len(entry["id"]) for entry in ledger)
-    lines = []
-    for entry in ledger:
-        measured, relation, bound, controls = _cells(entry)
-        mark = "RED  " + entry["problem"] if entry["problem"] else ""
-        lines.append(
-            f"  {entry['id']:<{width}}  {measured:>9} {relation} {bound:<8} "
-            f"{entry['verdict']:<8} controls: {', '.join(controls.values())}  {mark}".rstrip()
-        )
-    return "\n".join(lines)
-
-
-def markdown_table(ledger: list[dict]) -> str:
-    """The verdicts as a MyST table, each row linked to its chapter."""
-    lines = [
-        ":::{div} verdicts",
-        "",
-        "| Claim | Measured | Bound | Verdict | Negative controls (must violate) |",
-        "|---|---|---|---|---|",
-    ]
-    for entry in ledger:
-        measured, relation, bound, controls = _cells(entry)
-        reason = f" ({entry['expect_reason']})" if entry["expect_reason"] else ""
-        lines.append(
-            f"| [{entry['statement']}]({entry['chapter']}.ipynb) | {measured} | {relation} {bound} "
-            f"| **{entry['verdict']}**{reason} | {'; '.join(map(': '.join, controls.items()))} |"
-        )
-    return "\n".join([*lines, "", ":::"]) + "\n"

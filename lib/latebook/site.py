@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from latebook import BookError, codecheck, dressing, gate, ledger, mathjax, pages, report
+from latebook import BookError, codecheck, dressing, evidence, gate, ledger, mathjax, pages, report
 from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
 from latebook.notebooks import Notebook, joined, read_executed
@@ -61,7 +61,9 @@ def _stage(book: Book, stage: Path) -> None:
         dressing.dress(notebook, chapter, takeaway, generated)
         write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
     entries = ledger.read(book.ledger)
-    write_whole(generated / "verdicts.md", ledger.markdown_table(entries))
+    titles = {chapter: _title(notebook) for chapter, notebook in notebooks.items()}
+    write_whole(generated / "counts.md", evidence.counts(entries))
+    write_whole(generated / "claims.md", evidence.page(entries, titles))
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
             write_whole(generated / f"{name}.svg", picture)
@@ -95,6 +97,11 @@ def _address() -> str:
     if address and not re.fullmatch(r"https://[\w.-]+/[\w.-]+/[\w.-]+", address):
         raise BookError(f"LATEPHASE_REPOSITORY: expected https://HOST/OWNER/NAME, got {address!r}")
     return address
+
+
+def _title(notebook: Notebook) -> str:
+    """A chapter's, from its first line."""
+    return notebook.cells[0].source.partition("\n")[0].lstrip("# ")
 
 
 def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:
