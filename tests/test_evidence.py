@@ -71,7 +71,8 @@ def test_a_card_begins_with_its_status_and_says_all_of_the_row():
     )
     for said in (
         "**The number is small.**",
-        "Measured 1.5, bound ≤ 1. Registered to lie from 1.2 to 2. Source: this fixture.",
+        "Measured 1.5, bound ≤ 1, negative controls 2. Registered to lie from 1.2 to 2.\n",
+        "Source: this fixture.\n",
         "*Why this bound:* one is small",
         "it is \\*large\\*",
         "- large, 2: a large number",

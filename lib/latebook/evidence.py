@@ -12,7 +12,7 @@ _MEANS = {
     "theorem": "follows from what is proven, on these networks and data; "
     "were one to fail, something here would be broken",
     "paper": "what the paper or its authors' response shows or says of experiments",
-    "prediction": "ours, most about when and how fast, of which no theorem speaks; "
+    "prediction": "ours, mostly about when and how fast, of which no theorem speaks; "
     "it may turn out wrong",
     "observation": "a number that was seen; judged is only whether it is seen again",
     "instrument": "about the solver and the measures themselves",
@@ -32,12 +32,13 @@ def number(value: float | None, bound: float = math.nan) -> str:
     return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "−")
 
 
-def _compared(row: Mapping) -> tuple[str, str]:
-    """A row's value, with how many starts it leaves out, and the bound that it has to meet."""
+def _compared(row: Mapping) -> tuple[str, str, str]:
+    """A row's value, with how many starts it leaves out, its bound, and what controls came to."""
     value = number(row["value"], row["bound"])
     if dropped := len(row["dropped"]):
         value += f" ({dropped} of {dropped + len(row['seeds'])} starts dropped)"
-    return value, f"{'≤' if row['relation'] == '<=' else '≥'} {number(row['bound'])}"
+    bound = f"{'≤' if row['relation'] == '<=' else '≥'} {number(row['bound'])}"
+    return value, bound, ", ".join(number(of["value"]) for of in row["controls"].values())
 
 
 def lines(rows: list[dict]) -> str:
@@ -45,8 +46,7 @@ def lines(rows: list[dict]) -> str:
     wide = max(len(row["id"]) for row in rows)
     said = []
     for row in rows:
-        value, bound = _compared(row)
-        controls = ", ".join(number(control["value"]) for control in row["controls"].values())
+        value, bound, controls = _compared(row)
         mark = f"RED  {row['problem']}" if row["problem"] else ""
         status = f"{marked(row['kind'], row['after_looking'])}: {row['status']}"
         said.append(
@@ -82,7 +82,7 @@ def page(rows: list[dict], titles: Mapping[str, str]) -> str:
 
 def _card(row: Mapping) -> Iterator[str]:
     """A row with what is to be known first in front: how it came out, then what was claimed."""
-    value, bound = _compared(row)
+    value, bound, controls = _compared(row)
     where = ""
     if row["range"]:
         where = " Registered to lie from {} to {}.".format(*map(number, row["range"]))
@@ -91,7 +91,8 @@ def _card(row: Mapping) -> Iterator[str]:
     kind = marked(row["kind"], row["after_looking"])
     yield f"{_chip(row['status'], row['status'])} {kind}\n"
     yield f"**{_plain(row['statement'])}**\n"
-    yield f"Measured {value}, bound {bound}.{where} Source: {_plain(row['source'])}.\n"
+    yield f"Measured {value}, bound {bound}, negative controls {controls}.{where}\n"
+    yield f"Source: {_plain(row['source'])}.\n"
     yield ":::{dropdown} Measure, reason and controls"
     yield f"*Measured:* {_plain(row['metric'])}.\n"
     yield f"*Why this bound:* {_plain(row['reason'])}\n"
