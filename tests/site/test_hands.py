@@ -120,7 +120,9 @@ def test_the_mode_can_be_switched(reader, way):
 
 
 @each_way
-@pytest.mark.parametrize("page", ["book/index.html", "book/where_it_fails.html", "search.html"])
+@pytest.mark.parametrize(
+    "page", ["book/index.html", "book/all_claims.html", "book/where_it_fails.html", "search.html"]
+)
 def test_the_keyboard_reaches_everything(reader, page, way):
     with reader.opened(page, way) as window:
         stops = window.evaluate(STOPS)
