@@ -86,6 +86,21 @@ def test_a_card_begins_with_its_status_and_says_all_of_the_row():
 
 
 @pytest.mark.parametrize(
+    ("text", "powers"),
+    [
+        ("by α = 10^8, or", "by α = 10{sup}`8`, or"),
+        ("e^-2z", "e{sup}`−2z`"),
+        ("t^(-1/L)), falls", "t{sup}`−1/L`), falls"),
+        ("e^(10^(1/2))", "e^(10{sup}`1/2`)"),
+        ("a_1 ^ b", "a\\_1 ^ b"),
+    ],
+)
+def test_powers_in_the_registry_are_set_as_powers(text, powers):
+    [card] = evidence.page([entry() | {"statement": text}], {"first": "-"}).split("## ")[1:]
+    assert f"**{powers}**" in card
+
+
+@pytest.mark.parametrize(
     ("value", "bound", "text"),
     [
         (0.12345, 1.0, "0.123"),

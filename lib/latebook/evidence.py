@@ -109,5 +109,10 @@ def _chip(status: str, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes for nothing else."""
-    return re.sub(r"([\\`*_\[\]<>{}$|#~])", r"\\\1", text)
+    """Text that Markdown takes for nothing else; 10^-3 and α^(1/L) are set as powers."""
+    escaped = re.sub(r"([\\`*_\[\]<>{}$|#~])", r"\\\1", text)
+    return re.sub(
+        r"\^(?:\(([^()]+)\)|(-?\w+))",
+        lambda power: "{{sup}}`{}`".format((power[1] or power[2]).replace("-", "−")),
+        escaped,
+    )
