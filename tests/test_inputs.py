@@ -138,7 +138,7 @@ def nothing_noted(book, monkeypatch):
 
 def page_of_the_site(book, monkeypatch):
     path = book.root / "_build/html/book/first.html"
-    edited(book, "_build/html/book/first.html", path.read_text().replace("holds", "fails"))
+    edited(book, "_build/html/book/first.html", path.read_text().replace("confirmed", "broken"))
 
 
 def lost(name):
