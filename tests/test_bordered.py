@@ -105,12 +105,12 @@ def test_what_the_bound_does_not_hold_is_solved_without_it(
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("stiffest", [0.5, 1e6])
+@pytest.mark.parametrize("stiffest", [0.5, 1e2])
 def test_what_is_left_of_curvature_is_not_lengthened_by_it(stiffest):
     rng = np.random.default_rng(0)
-    turn = np.linalg.qr(rng.normal(size=(20, 20)))[0]
-    curvature = -turn @ np.diag(np.geomspace(1e-3, stiffest, 20)) @ turn.T
-    b, none = rng.normal(size=20), np.zeros(0)
+    turn = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    curvature = -turn @ np.diag(np.geomspace(0.01 * stiffest, stiffest, 60)) @ turn.T
+    b, none = rng.normal(size=60), np.zeros(0)
     plain = SimpleNamespace(
         solve=lambda *_: (b, none, 0.0), curved=lambda v: (curvature @ v, none, 0.0)
     )
