@@ -58,3 +58,5 @@ def test_the_library_is_near_what_is_kept(benchmark):
         for row in benchmark.errors(case, kept[name], 1e-4):
             assert max(row["direction"], row["log_norm"], row["margins"]) < 1e-4, name
             assert max(row["log_time"], row["normalized_smoothed_margin"]) < 1e-4, name
+            # Of a linear model in the plane, too, whose direction turns back within a step.
+            assert row["path_length"] < 10 * 1e-4, name

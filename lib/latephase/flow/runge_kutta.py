@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -27,6 +28,9 @@ from latephase.flow.state import State, exp_times
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
 from latephase.problem.margins import Problem
+
+# Pieces of a step in which its direction turns back, by which its path is measured.
+_FINE = 256
 
 
 @dataclass(frozen=True)
@@ -416,17 +420,25 @@ class _Trial:
     def arc(self) -> float:
         """Return the length of the direction's path over the step, by the method's own weights.
 
-        Slopes err by parts of tol, which late is more than the path is long: then it is that of the
-        polygon through the stages.
+        Where the direction turns back within the step, its speed has a corner that no weights see:
+        there it is the length of the polynomial path through the stages. Slopes err by parts of
+        tol, which late is more than the path is long: then it is that of the polygon.
         """
-        total, points = 0.0, [self.start, *(stage.theta for stage in self.stages)]
-        for weight, theta, slope in zip(self.tableau.weights, points, self.slopes, strict=True):
+        nodes, points = self.tableau.nodes, [self.start, *(one.theta for one in self.stages)]
+        across = []
+        for theta, slope in zip(points, self.slopes, strict=True):
             square = float(theta @ theta)
-            across = slope - (theta @ slope) / square * theta
-            total += weight * float(np.linalg.norm(across)) / math.sqrt(square)
-        order = np.argsort(self.tableau.nodes, kind="stable")
+            across.append((slope - (theta @ slope) / square * theta) / math.sqrt(square))
+        products = np.array(across) @ np.array(across).T
+        if products.min() < 0.0:
+            basis = np.array([_lagrange(nodes, (i + 0.5) / _FINE) for i in range(_FINE)])
+            squares = np.einsum("ti,ij,tj->t", basis, products, basis)
+            length = self.h * float(np.sqrt(np.maximum(squares, 0.0)).mean())
+        else:
+            length = self.h * float(self.tableau.weights @ np.sqrt(products.diagonal()))
+        order = np.argsort(nodes, kind="stable")
         polygon = sum(vectors.angle(points[a], points[b]) for a, b in pairwise(order))
-        return self.h * total if polygon < self.h * total < 1.1 * polygon else polygon
+        return length if polygon < length < 1.1 * polygon else polygon
 
     def _solved(self, begin: np.ndarray, guess: Guess) -> Solved:
         ball = self._ball(begin)
@@ -474,11 +486,19 @@ class _RadialTrial(_Trial):
         return moved / np.linalg.norm(moved)
 
 
+def _lagrange(nodes: Sequence[float], at: float) -> list[float]:
+    """Return the weights of values at the nodes in their polynomial's value at c = `at`."""
+    weights = []
+    for j, node in enumerate(nodes):
+        others = [*nodes[:j], *nodes[j + 1 :]]
+        weights.append(math.prod((at - other) / (node - other) for other in others))
+    return weights
+
+
 def _extrapolation(nodes: tuple[float, ...], at: float) -> list[float]:
     """Return the weights by which the last three stages' values are continued to c = `at`."""
     known = sorted(range(len(nodes)), key=lambda j: abs(nodes[j] - at))[:3]
     weights = [0.0] * len(nodes)
-    for j in known:
-        others = [nodes[k] for k in known if k != j]
-        weights[j] = math.prod((at - other) / (nodes[j] - other) for other in others)
+    for j, weight in zip(known, _lagrange([nodes[j] for j in known], at), strict=True):
+        weights[j] = weight
     return weights
