@@ -532,6 +532,33 @@ def test_records_tell_what_their_w_says():
     assert flow.path_length[-1] - flow.path_length[0] == pytest.approx(sum(turns), rel=0.01)
 
 
+def test_the_gradients_of_margin_gap_and_margin_split_in_opposite_proportions():
+    # What the primer says: with f = a - α/‖W‖^L the part of ∇f along W is -L H(q)/‖W‖^{L+1}, and
+    # late in the flow the part across is thousands of times as large, while for ∇α it is small.
+    x, y = separable(25)
+    module = deep_linear(3).double()
+    flow = latephase.gradient_flow(module, x, y, at=[100.0, 5e5])
+    across_over_along = []
+    for level in (100.0, 5e5):
+        record = flow.at(level).index
+        parameters = list(flow.write_to(module, record, normalized=True).parameters())
+        q, degree = flow.dual[record], flow.degree
+        margins = torch.tensor(y) * module(torch.tensor(x))[:, 0]
+        gradient = torch.autograd.grad(torch.tensor(q) @ margins, parameters)
+        w, g = (
+            torch.cat([t.detach().reshape(-1) for t in vectors]).numpy()
+            for vectors in (parameters, gradient)
+        )
+        across = np.linalg.norm(g - (g @ w) * w)
+        along = degree * flow.normalized_smoothed_margin[record] - g @ w
+        entropy = -np.sum(q * np.log(np.maximum(q, 1e-300)))
+        expected = -degree * entropy * np.exp(-degree * flow.log_norm[record])
+        assert along == pytest.approx(expected, rel=1e-4)
+        across_over_along.append((across / -along, across / (g @ w)))
+    assert across_over_along[0] == pytest.approx((11.6, 0.139), rel=0.02)
+    assert across_over_along[1] == pytest.approx((3110, 0.0079), rel=0.02)
+
+
 def test_the_raw_margin_is_that_of_the_module_as_it_is():
     x, y = planar(10)
     rng = np.random.default_rng(0)

@@ -105,6 +105,33 @@ def test_the_ridge_is_unstable_on_both_sides(side):
     assert np.sign(around - radial) == np.sign(side)
 
 
+def slope_over_height(hat, x, offset):
+    """|∇f|/f on the sphere, whose metric is dX²/(4X²(X - 1)) + r² dφ²."""
+    radial, around = hat.velocity(x, offset)
+    squared = radial**2 / (4 * x**2 * (x - 1)) + (1 - 1 / x) * around**2
+    return np.sqrt(squared) * np.exp(-x - hat.log_gap(x, offset))
+
+
+def test_the_smallest_slope_is_monotone_and_its_inverse_cannot_be_integrated():
+    # What the primer says: φ(z) = inf of |∇f| where f = z falls with z, φ(z)/z tends to 1 from
+    # above, and the points of smallest slope lie along the ridge.
+    hat, logs = Hat(), -np.linspace(5, 60, 56)
+    offsets = np.linspace(-np.pi, np.pi, 2000, endpoint=False)
+    low, high = np.ones((len(logs), 1)) + 1e-9, np.full((len(logs), 1), 70.0)
+    low, high = (edge + np.zeros(len(offsets)) for edge in (low, high))
+    for _ in range(60):  # bisection: f falls along ψ
+        middle = (low + high) / 2
+        above = hat.log_gap(middle, offsets) > logs[:, None]
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    slopes = slope_over_height(hat, low, offsets)
+    smallest = slopes.min(axis=1)
+    assert smallest[-1] == pytest.approx(1.008, abs=5e-4)
+    assert np.all(np.diff(smallest) < 0)
+    assert np.all(smallest > 1)
+    assert np.all(np.diff(np.log(smallest) + logs) < 0)
+    assert np.all(np.abs(offsets[slopes.argmin(axis=1)] - RIDGE) < 5e-3)
+
+
 def test_the_rates_on_the_ridge_and_in_the_valley():
     hat = Hat()
     # The next terms are -1/X and 6/X.
