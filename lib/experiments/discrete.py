@@ -1,7 +1,9 @@
-"""Gradient descent beside its flow, its limits, and losses without an exponential tail.
+"""Gradient descent beside its flow, early and late, and losses without an exponential tail.
 
-For families of small networks as `latephase.training.together` steps them, before the risk is
-small. What comes after is the flow's.
+For families of small networks as `latephase.training.together` steps them. Where the exponential
+tail c e^{-z} of a loss governs, dα/dt = |ℓ'(α)| ‖∇α‖² with ‖∇α‖ ~ L a^{1/L} α^{1 - 1/L}, a being
+the limit of the normalized margin, so that α = ln t + (2 - 2/L) ln α + 2 ln L + (2/L) ln a + ln c
+up to what tends to zero; for a linear model of margin γ that is α = ln t + 2 ln γ + ln c.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
+from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures.max_margin import hard_margin
-from latephase.problem.vectors import arc
+from latephase.problem.vectors import angle, arc
 from latephase.training.together import Family, descend, shares
 
 
@@ -109,6 +113,71 @@ def apart(ends: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _units(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def late_descent(
+    family: Family, w: np.ndarray, rate: float, level: float, degree: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where descent from w [r, P] is at α = level [r, P], and its largest drops of γ̃ [r].
+
+    W ← W - s ∇ln R with s = rate/max(1, ‖∇ln R‖²): each step lowers ln R by `rate` at most, to
+    first order. A drop is one of γ̃ = α/‖W‖^degree, relative, between two steps, as
+    `latephase.flow.trajectory.largest_drop` says; nothing rejects a step. A run that breaks off
+    ends at its last iterate.
+    """
+    steps = int(20 * level / rate) + 1
+    run = descend(family, w, rate, level, rule="normalized", steps=steps, keep=range(steps))
+    ends, drops = run.end.copy(), []
+    for k, end in enumerate(ends):
+        path = run.path(k)
+        alpha = family.rows(np.full(len(path), k)).smoothed_margins(path)
+        drops.append(largest_drop(alpha / np.linalg.norm(path, axis=1) ** degree))
+        if not np.isfinite(end).all():
+            ends[k] = path[-1]
+    return ends, np.array(drops)
+
+
+def by_signs(family: Family, w: np.ndarray, rate: float, level: float) -> np.ndarray:
+    """Return where descent along the signs of the gradient from w [r, P] first has α ≥ level.
+
+    Steepest descent where the length of a step is its largest entry: W ← W - s sign(∇ln R) with
+    s = rate/‖∇ln R‖_1, which lowers ln R by `rate` to first order.
+    """
+    w, ends = w.copy(), w.copy()
+    arrived = np.zeros(len(w), dtype=bool)
+    for _ in range(int(20 * level / rate) + 1):
+        push = _ascent(family, w)
+        w = w + rate * np.sign(push) / np.abs(push).sum(axis=1, keepdims=True)
+        ends[~arrived] = w[~arrived]
+        arrived |= family.smoothed_margins(w) >= level
+        if arrived.all():
+            break
+    return ends
+
+
+def strayed(ends: np.ndarray, others: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Return angle(end, other)/angle(start, other) [r] of weights [r, P]: 1 for standing still."""
+    triples = zip(ends, others, start, strict=True)
+    return np.array([angle(end, other) / angle(at, other) for end, other, at in triples])
+
+
+def clock(flow: Trajectory, record: int, margin: float, constant: float = 1.0) -> float:
+    """Return α - ln t - (2 - 2/L) ln α - 2 ln L - (2/L) ln a - ln c at a record of a flow.
+
+    margin: a, the limit of the normalized margin; constant: c of the loss, e^z ℓ(z) → c. Tends to
+    zero.
+    """
+    alpha, degree = flow.smoothed_margin[record], flow.degree
+    known = 2 * np.log(degree) + 2 / degree * np.log(margin) + np.log(constant)
+    return float(alpha - flow.log_time[record] - (2 - 2 / degree) * np.log(alpha) - known)
+
+
+def predictor(module: torch.nn.Module, w: np.ndarray) -> np.ndarray:
+    """Return the vector [d] of a (deep) linear model with the trainable weights w [P]."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    torch.nn.utils.vector_to_parameters(torch.as_tensor(w), trained)
+    inputs = next(module.parameters()).shape[1]
+    return module(torch.eye(inputs, dtype=torch.float64)).detach().numpy()[:, 0]
 
 
 # Losses without an exponential tail on linear models. The solver of `latephase.flow` is built on
