@@ -152,7 +152,8 @@ def test_a_linear_model_has_the_exponents_of_theory(linear):
     assert found.exponents == pytest.approx((-1, -2, -1), abs=0.15)
     assert found.predicted == -1.0
     assert found.surprise < 0.1
-    assert found.ratio_defect == pytest.approx(1, abs=0.1)
+    assert found.order_defect < 0.2
+    assert found.resolved
 
 
 def test_without_a_known_limit_the_last_records_are_left_out(linear):
@@ -167,7 +168,18 @@ def test_a_flow_that_is_far_from_its_limit_has_no_exponent(linear):
     mean = (task.y[:, None] * task.x).mean(0).numpy()
     found = generalization.decay(problem, flow, mean)
     assert found.exponents == (INF, INF, INF)
-    assert found.surprise == found.ratio_defect == INF
+    assert found.surprise == found.order_defect == INF
+    assert not found.resolved
+
+
+def test_the_order_of_the_gap_is_twice_that_of_the_angle_until_one():
+    log_time = np.geomspace(10.0, 1e9, 40)
+    kept = np.ones(40, dtype=bool)
+    for r in (0.3, 0.5, 0.8):
+        series = [log_time**-power for power in (r, 2 * r, min(2 * r, 1.0))]
+        assert generalization.Decay(log_time, *series, kept, -r, -r).order_defect < 1e-9
+        slower = generalization.Decay(log_time, *series[:2], log_time**-r, kept, -r, -r)
+        assert slower.order_defect > 0.2
 
 
 def test_curvature_of_a_diagonal_network():

@@ -14,6 +14,11 @@ curvature H = Σ q_i ∇²p_i makes d' = (h/(La) - 1) d for an eigenvalue h of H
 that falls like ‖W‖^{-κ}, κ = 1 - h/(La), hence like (ln t)^{-κ/L}. The largest h decides, unless
 the start has no part along it. This is a heuristic of ours, no theorem: it supposes that the
 support is fixed and that what it neglects is small.
+
+If the angle is of order (ln t)^{-r}, then 1 - cos(W, -∇R) is of order (ln t)^{-2r}: the direction's
+speed is proportional to its distance. The margin a is stationary at the limit, which makes the
+smallest margin's distance to it of second order as well; but γ̃ is below the smallest margin by the
+entropy of q over ‖W‖^L, which is of order 1/ln t, so that a - γ̃ is of order (ln t)^{-min(2r, 1)}.
 """
 
 from __future__ import annotations
@@ -180,7 +185,7 @@ class Decay:
 
     log_time, angle (to the limit), misalignment (1 - cos(W, -∇R)), gap (a - γ̃)  [k]
     kept [k]: the records of `last_approach`, between which exponents are measured
-    predicted: `curvature_exponent` at the last record
+    predicted, early: `curvature_exponent` at the last and at the first record
     """
 
     log_time: np.ndarray
@@ -189,6 +194,13 @@ class Decay:
     gap: np.ndarray
     kept: np.ndarray
     predicted: float
+    early: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the angle falls by three powers of ten between the records kept."""
+        angles = self.angle[self.kept]
+        return len(angles) > 2 and bool(angles.max() >= 1e3 * angles.min())
 
     @property
     def exponents(self) -> tuple[float, float, float]:
@@ -202,15 +214,16 @@ class Decay:
         return abs(self.exponents[0] - self.predicted)
 
     @property
-    def ratio_defect(self) -> float:
-        """How far the other two exponents are from twice the angle's, relative to it.
+    def order_defect(self) -> float:
+        """How far the exponents of 1 - cos and of a - γ̃ are from -2r and -min(2r, 1), over r.
 
-        The larger of the two differences of the ratio from 2; +inf for a flow without exponents.
+        r is minus the exponent of the angle. The larger of the two; +inf without exponents.
         """
-        first, *others = self.exponents
-        if not np.isfinite([first, *others]).all():
+        first, cosine, gap = self.exponents
+        if not np.isfinite([first, cosine, gap]).all():
             return float("inf")
-        return max(abs(other / first - 2.0) for other in others)
+        r = -first
+        return max(abs(cosine / first - 2.0), abs(gap + min(2.0 * r, 1.0)) / abs(r))
 
 
 def decay(
@@ -230,14 +243,20 @@ def decay(
     top = flow.normalized_smoothed_margin[-1] if margin is None else margin
     angles = np.array([angle(direction, end) for direction in flow.direction])
     latest = np.inf if limit is not None else flow.log_time[-1] ** kept_until
-    curvature = curvature_exponent(problem, flow.direction[-1], flow.dual[-1], flow.degree)
+    last, first = (
+        float("nan")
+        if flow.active_kinks.any()
+        else curvature_exponent(problem, flow.direction[k], flow.dual[k], flow.degree)
+        for k in (-1, 0)
+    )
     return Decay(
         log_time=flow.log_time,
         angle=angles,
         misalignment=flow.misalignment,
         gap=top - flow.normalized_smoothed_margin,
         kept=last_approach(angles) & (flow.log_time <= latest),
-        predicted=float("nan") if flow.active_kinks.any() else curvature,
+        predicted=last,
+        early=first,
     )
 
 
