@@ -10,6 +10,7 @@ import latephase
 from experiments.initialization import (
     Approach,
     Polynomial,
+    coin_tosses,
     onset,
     random_polynomial,
     relu_movement,
@@ -35,6 +36,22 @@ def test_one_example_on_a_line_is_solved_by_hand():
     assert way.at_zero("movement") == pytest.approx(1.0, abs=1e-12)
     assert way.smoothed_margin[-1] == pytest.approx(0.1, rel=1.1e-3)
     assert (way.smoothed_margin[way.before] <= 0).all()
+
+
+def test_all_examples_are_right_before_the_late_phase_begins():
+    x, y = np.array([[1.0], [2.0]]), [1.0, 1.0]
+    way = onset(linear([-1.0]), x, y, until=0.1, tol=1e-5)
+    # At w = 0 both margins vanish and R = 2.
+    assert -np.log(2) < way.at_separation < 0
+    assert (way.smallest_margin[way.smoothed_margin > 0] > 0).all()
+
+
+def test_coin_tosses_are_the_same_for_a_seed_and_not_separated_by_a_plane():
+    x, y = coin_tosses(60, 10, 3)
+    assert torch.equal(x, coin_tosses(60, 10, 3)[0])
+    assert sorted(set(y.tolist())) == [-1, 1]
+    with pytest.raises(latephase.NotSeparated):
+        onset(networks.linear(10, generator=torch.Generator().manual_seed(0)), x, y)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5])

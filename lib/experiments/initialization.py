@@ -1,7 +1,8 @@
 """What a start decides: the way to α = 0, how a direction comes to its limit, and secants there.
 
 With the exponential loss α > 0 means R < ℓ(0) = 1: the risk, a sum, is smaller than what one
-example at the boundary would contribute, so that every example is on its side.
+example at the boundary would contribute, so that every example is on its side. The converse is
+false: of n examples with margin z > 0 each, R = n e^{-z} is above one until z = ln n.
 
 Let a be the limit of γ̃ = α/‖W‖^L and s = (a - γ̃)/a. A desingularizing function Ψ, with Ψ(0) = 0,
 is one for which the direction travels at most Ψ(s₁) - Ψ(s₂) while the gap falls from s₁ to s₂; what
@@ -43,6 +44,7 @@ class Onset:
     smoothed_margin              α, which increases
     normalized_smoothed_margin   γ̃ = α/‖W‖^L
     movement                     ‖W - W₀‖/‖W₀‖
+    smallest_margin              min p_i
     log_time                     ln t of dW/dt = -∇R since the start, -inf there
     last [P]                     W after the last step
     """
@@ -50,6 +52,7 @@ class Onset:
     smoothed_margin: np.ndarray
     normalized_smoothed_margin: np.ndarray
     movement: np.ndarray
+    smallest_margin: np.ndarray
     log_time: np.ndarray
     last: np.ndarray
 
@@ -57,6 +60,11 @@ class Onset:
     def before(self) -> slice:
         """The steps with α ≤ 0."""
         return slice(0, int(np.sum(self.smoothed_margin <= 0)))
+
+    @property
+    def at_separation(self) -> float:
+        """α at the first step with every p_i > 0; at most 0 unless that step passes α = 0."""
+        return float(self.smoothed_margin[np.argmax(self.smallest_margin > 0)])
 
     def at_zero(self, name: str) -> float:
         """Return a quantity at α = 0, interpolated between the two steps about it.
@@ -86,20 +94,29 @@ def onset(
     weights, rows = [], []
     for state in Course(problem, degree, settings).states(until):
         weights.append(state.w())
-        rows.append((state.smoothed_margin, state.log_time))
+        smallest = problem.margins(weights[-1]).min()
+        rows.append((state.smoothed_margin, smallest, state.log_time))
         if len(rows) > steps and state.smoothed_margin < until:
             why = f"{steps} steps are spent at α = {state.smoothed_margin:.3g}"
             raise BudgetSpent(why, state.smoothed_margin, None)
-    alpha, log_time = np.array(rows).T
+    alpha, smallest, log_time = np.array(rows).T
     w = np.array(weights)
     norm = np.linalg.norm(w, axis=1)
     return Onset(
         smoothed_margin=alpha,
         normalized_smoothed_margin=alpha / norm**degree,
         movement=np.linalg.norm(w - w[0], axis=1) / norm[0],
+        smallest_margin=smallest,
         log_time=log_time,
         last=w[-1],
     )
+
+
+def coin_tosses(n: int, dimension: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return n standard Gaussian points [n, dimension] and labels [n], ±1 of even chance each."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((n, dimension)), rng.choice([-1, 1], n)
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def relu_movement(task: Task, width: int, power: float, generator: torch.Generator) -> float:
