@@ -8,7 +8,7 @@ first singular values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.integrate import solve_ivp
+from scipy.optimize import least_squares
 
 from experiments.frames import seedwise
 from latephase.flow.errors import NotSeparated, StepCollapse
@@ -91,20 +92,17 @@ def least_norm(run) -> float:
     return misalignment(last.direction, found.gradient)
 
 
-def of_kinks(runs: pd.DataFrame, never: dict) -> dict[str, tuple[dict, dict]]:
-    """Return for each claim on ReLU networks {seed: value} and its controls, `never` among them.
+def of_kinks(runs: pd.DataFrame) -> dict[str, tuple[dict, dict]]:
+    """Return for each claim on ReLU networks {seed: value} and its controls.
 
     runs: with 1 - cos(W, g) at the end for each gradient g of `along_kinks` and, as least, for
     the one of least norm.
     """
-    two = runs[runs.model == "two-layer ReLU"]
-    followed = seedwise(two.seed, two["that the flow follows"], max)
     least, returned = (
         seedwise(runs.seed, runs[name], max) for name in ("least", "that PyTorch returns")
     )
     return {
-        "plain-relu": (followed, never),
-        "least-norm": (least, {"automatic differentiation": returned, **never}),
+        "least-norm": (least, {"automatic differentiation": returned}),
         "automatic-differentiation": (returned, {"least norm": least}),
     }
 
@@ -114,32 +112,122 @@ def listed(why: dict[int, str]) -> str:
     return "; ".join(f"{start} ({reason})" for start, reason in why.items()) or "none"
 
 
-def pool(measure: Callable, starts: Iterable[int], at_most: int) -> tuple[list, dict[int, str]]:
-    """Return the measure of each start, and {start: why} of those lost to a step that kills.
-
-    Raises ValueError if more than `at_most` are.
-    """
-    found, why = [], {}
-    for start in starts:
-        try:
-            found.append(measure(start))
-        # A step can throw every neuron to where no example reaches it.
-        except FloatingPointError as error:
-            why[start] = str(error)
-    if len(why) > at_most:
-        raise ValueError(f"expected at most {at_most} starts without a measure, got {why}")
-    return found, why
-
-
 def seen(run) -> Gradients:
     """Return the gradients along the run's flow."""
     return along(run.problem, run.flow)
 
 
-def settle(gradients: Gradients) -> float:
-    """Return the path of the gradient over α = 1e24 to 1e30, relative to that over 1e6 to 1e12."""
-    length, alpha = gradients.gradient_length, gradients.smoothed_margin
-    return settling.last_to_first(settling.stretches(length, alpha, 1e6, 1e6))
+def paces(run) -> pd.DataFrame:
+    """Return tan φ and d ln tan φ/d ln α at each record, φ the angle of W and -∇R.
+
+    With g = Σ q_i ∇p_i at the unit vector θ, v = g/⟨θ, g⟩ - θ is the velocity dθ/d ln‖W‖, of length
+    tan φ. Where the margins of all examples with q_i > 0 grow alike,
+
+        d ln tan φ/d ln‖W‖ = κ - 1 - L tan² φ,  κ = v̂ᵀ(Σ q_i ∇²p_i)v̂/⟨θ, g⟩,
+        d ln α/d ln‖W‖ = L (1 + tan² φ)
+
+    up to terms of order 1/α (derived in the chapter). A network that is linear in its weights
+    along v̂ has κ = 0 and, once tan φ is small, the pace -1/L.
+    """
+    tangent, pace, degree = [], [], run.flow.degree
+    for w, q in zip(run.flow.direction, run.flow.dual, strict=True):
+        gradient = run.problem.weighted_gradient(w, q)[1]
+        radial = w @ gradient
+        velocity = gradient / radial - w
+        tangent.append(np.linalg.norm(velocity))
+        along = velocity[:, None] / tangent[-1]
+        bent = (along.T @ run.problem.curvature(w, q, along)).item() / radial
+        square = tangent[-1] ** 2
+        pace.append((bent - 1.0 - degree * square) / (degree * (1.0 + square)))
+    columns = {"model": run.model, "seed": run.seed, ALPHA: run.flow.smoothed_margin}
+    return pd.DataFrame(columns | {"tan φ": tangent, "pace": pace})
+
+
+def mean_paces(rows: pd.DataFrame) -> tuple[float, float]:
+    """Return the measured and the foretold mean of d ln tan φ/d ln α over a run's `paces`.
+
+    From α = 10⁶ to the last record before tan φ < 10⁻⁵, which is what the solver's equations leave;
+    foretold by the trapezoidal rule in ln α. NaN where fewer than two records are left.
+    """
+    late = rows[rows[ALPHA] >= 1e6]
+    late = late[(late["tan φ"] > 1e-5).cummin()]
+    if len(late) < 2:
+        return np.nan, np.nan
+    log_alpha, log_tangent = np.log(late[ALPHA].to_numpy()), np.log(late["tan φ"].to_numpy())
+    length = log_alpha[-1] - log_alpha[0]
+    foretold = np.trapezoid(late.pace.to_numpy(), log_alpha)
+    return (log_tangent[-1] - log_tangent[0]) / length, foretold / length
+
+
+def exponents(problem: Problem, w: np.ndarray, dual: np.ndarray, degree: float) -> np.ndarray:
+    """Return the exponents μ, in descending order, of perturbations of a KKT direction w [P].
+
+    A tangent d in which the margins of all examples with q_i > 0 grow alike and which is an
+    eigenvector of Σ q_i ∇²p_i, projected on all such d, with eigenvalue c, changes like α^μ with
+    μ = (c/⟨w, g⟩ - 1)/L, g = Σ q_i ∇p_i. Some μ > 0 makes w a saddle of the margin.
+    """
+    gradient = problem.weighted_gradient(w, dual)[1]
+    held = problem.jacobian(w, np.flatnonzero(dual > 0.0)) - gradient
+    _, sizes, right = np.linalg.svd(np.vstack([w * (w @ gradient), held]))
+    free = right[np.sum(sizes > 1e-7 * sizes[0]) :].T
+    curvatures = np.linalg.eigvalsh(free.T @ problem.hessian(w, dual) @ free)[::-1]
+    return (curvatures / (w @ gradient) - 1.0) / degree
+
+
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """Where the equations of `rest` are met best: exactly, or as far as there is a solution.
+
+    direction [P] the unit vector; residual ‖Σ q_i ∇p_i - L m θ‖/(L m), zero at a KKT point;
+    exponents the `exponents` there; is_limit whether it is a KKT point of which the margin has a
+    strict local maximum: q ≥ 0, no other margin smaller, all exponents negative.
+    """
+
+    direction: np.ndarray
+    residual: float
+    exponents: np.ndarray
+    is_limit: bool
+
+
+def rest(problem: Problem, w: np.ndarray, dual: np.ndarray, degree: float) -> Rest:
+    """Return the KKT point of the margin nearest to a state of a flow, or what is next to one.
+
+    Solves Σ q_i ∇p_i(θ) = L m θ, p_i(θ) = m, ‖θ‖ = 1, Σ q_i = 1 for θ, q and m, over the examples
+    that hold a millionth of the dual variables, by Levenberg and Marquardt's method with exact
+    derivatives, from θ = w and q = `dual`. No flow is involved.
+    """
+    chosen, size = np.flatnonzero(dual > 1e-6), len(w)
+
+    def split(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        q = np.zeros_like(dual)
+        q[chosen] = z[size:-1]
+        return z[:size], q, z[-1]
+
+    def defect(z: np.ndarray) -> np.ndarray:
+        theta, q, m = split(z)
+        p, gradient = problem.weighted_gradient(theta, q)
+        ends = 0.5 * (theta @ theta - 1.0), q.sum() - 1.0
+        return np.concatenate([gradient - degree * m * theta, p[chosen] - m, ends])
+
+    def derivative(z: np.ndarray) -> np.ndarray:
+        theta, q, m = split(z)
+        rows, n = problem.jacobian(theta, chosen), len(chosen)
+        found = np.zeros((size + n + 2, size + n + 1))
+        found[:size, :size] = problem.hessian(theta, q) - degree * m * np.eye(size)
+        found[:size, size:-1], found[size:-2, :size] = rows.T, rows
+        found[:size, -1], found[size:-2, -1] = -degree * theta, -1.0
+        found[-2, :size], found[-1, size:-1] = theta, 1.0
+        return found
+
+    start = np.concatenate([w, dual[chosen] / dual[chosen].sum(), [dual @ problem.margins(w)]])
+    tightest = dict.fromkeys(("xtol", "ftol", "gtol"), 1e-15)
+    solution = least_squares(defect, start, derivative, method="lm", max_nfev=2000, **tightest)
+    theta, q, m = split(solution.x)
+    residual = float(np.linalg.norm(solution.fun[:size]) / (degree * abs(m)))
+    found = exponents(problem, unit(theta), q, degree)
+    least = problem.margins(theta).min() - m
+    feasible = q.min() >= 0.0 and least >= -1e-9 * abs(m) and residual < 1e-9
+    return Rest(unit(theta), residual, found, bool(feasible and found[0] < 0.0))
 
 
 def wrong_degree(run) -> float:
@@ -159,16 +247,6 @@ def off_svm(runs: pd.DataFrame, level: float) -> list[float]:
         first = settling.milestones(run.flow.smoothed_margin, level)[0]
         found.append(angle(run.seen.gradient[first], hard_margin(run.task.x, run.task.y)[0]))
     return found
-
-
-def refusal(net: torch.nn.Module, task) -> str:
-    """Return the words with which the flow refuses examples that cannot be separated."""
-    try:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            gradient_flow(net, task, until=1e3)
-    except NotSeparated as error:
-        return str(error)
-    raise ValueError("refusal: these examples were separated")
 
 
 def records(run) -> pd.DataFrame:
