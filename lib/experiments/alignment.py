@@ -230,6 +230,79 @@ def rest(problem: Problem, w: np.ndarray, dual: np.ndarray, degree: float) -> Re
     return Rest(unit(theta), residual, found, bool(feasible and found[0] < 0.0))
 
 
+def pace_lines(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the measured and the foretold pace of a run's `paces`, where tan φ is resolved.
+
+    Foretold at the records, measured between each two of them.
+    """
+    late = rows[(rows[ALPHA] >= 1e6) & (rows["tan φ"] > 1e-5)]
+    log_alpha, log_tangent = np.log(late[ALPHA].to_numpy()), np.log(late["tan φ"].to_numpy())
+    lines = {
+        "foretold by κ": (log_alpha, late.pace.to_numpy()),
+        "measured": (
+            0.5 * (log_alpha[1:] + log_alpha[:-1]),
+            np.diff(log_tangent) / np.diff(log_alpha),
+        ),
+    }
+    parts = [
+        pd.DataFrame({"log₁₀ α": x / np.log(10.0), "pace d ln tan φ / d ln α": y, "pace": name})
+        for name, (x, y) in lines.items()
+    ]
+    return pd.concat(parts).assign(model=rows.model.iloc[0], seed=rows.seed.iloc[0])
+
+
+def rested(run, level: float) -> Rest:
+    """Return the `rest` of a run's first state with α ≥ level."""
+    first = settling.milestones(run.flow.smoothed_margin, level)[0]
+    return rest(run.problem, run.flow.direction[first], run.flow.dual[first], run.flow.degree)
+
+
+def late_exponent(flow: Trajectory) -> float:
+    """Return the slope of ½ ln(1 - cos(W, -∇R)) against ln α from α = 1e60 to 1e90."""
+    ends = [np.argmax(flow.smoothed_margin >= level) for level in (1e60, 1e90)]
+    fall, length = np.log(flow.misalignment[ends]), np.log(flow.smoothed_margin[ends])
+    return float(0.5 * np.diff(fall)[0] / np.diff(length)[0])
+
+
+def maps_off(run, w: np.ndarray, k: int = -1) -> float:
+    """Return the largest 1 - cos, over images, of the saliency maps at w [P] and at record k."""
+    net, pair = copy.deepcopy(run.net), []
+    for direction in (w, run.flow.direction[k]):
+        torch.nn.utils.vector_to_parameters(torch.from_numpy(direction), net.parameters())
+        pair.append(saliency(net, run.task.x).reshape(len(run.task), -1))
+    return max(map(misalignment, *pair))
+
+
+def endings(runs: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Return what run.rest, found at α = `level`, foretells, beside the end of run.flow.
+
+    A row each: angle of the solution to the last direction, and of the direction at `level`; the
+    largest exponent, the `late_exponent`, and the -1/L of a network linear in its weights;
+    `maps_off` of the solution, and of the direction at α = 1000.
+    """
+    rows = []
+    for run in runs.itertuples():
+        alpha, directions = run.flow.smoothed_margin, run.flow.direction
+        young, then = (settling.milestones(alpha, at)[0] for at in (1e3, level))
+        rows.append({
+            "seed": run.seed,
+            "off": angle(run.rest.direction, directions[-1]),
+            "off then": angle(directions[then], directions[-1]),
+            "exponent": run.rest.exponents[0],
+            "slope": late_exponent(run.flow),
+            "linear": -1.0 / run.flow.degree,
+            "maps": maps_off(run, run.rest.direction),
+            "young maps": maps_off(run, directions[young]),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def off_euler(problem: Problem, degree: float) -> float:
+    """Return |⟨W, ∇α⟩/(L Σ q_i p_i) - 1| at the problem's weights, L being `degree`."""
+    _, p, log_dual, gradient = problem.smoothed_margin(problem.w0)
+    return float(abs(problem.w0 @ gradient / (degree * np.sum(np.exp(log_dual) * p)) - 1.0))
+
+
 def wrong_degree(run) -> float:
     """Return the largest defect of Euler's identity with a degree that is off by one."""
     return along(run.problem, run.flow, run.flow.degree + 1).euler_defect().max()
@@ -284,16 +357,6 @@ def saliency_maps(run) -> tuple[np.ndarray, np.ndarray]:
     net = copy.deepcopy(run.net)
     maps = [saliency(run.flow.write_to(net, k, normalized=True), run.task.x) for k in at]
     return alpha[at], np.array(maps).reshape(len(at), len(run.task), -1)
-
-
-def map_change(alpha: np.ndarray, maps: np.ndarray, start: float, end: float) -> float:
-    """Return 1 - cos between the maps at the first records with α ≥ start and α ≥ end.
-
-    For the image whose map turns most; +inf where α does not reach `end`.
-    """
-    if alpha[-1] < end:
-        return np.inf
-    return max(map(misalignment, maps[np.argmax(alpha >= start)], maps[np.argmax(alpha >= end)]))
 
 
 def map_turns(run) -> pd.DataFrame:
