@@ -51,9 +51,5 @@ def moved(run: History, units: tuple[str, ...], end: int = -1) -> float:
 
 
 def while_learning(run: History, units: tuple[str, ...]) -> float:
-    """Return `moved` over the doubling that ends where all examples are right for the first time.
-
-    At the last record where that is never so.
-    """
-    right = np.flatnonzero(run.margins.min(axis=1) > 0)
-    return moved(run, units, int(right[0]) if len(right) else -1)
+    """Return `moved` over the doubling that ends where for the first time the most are right."""
+    return moved(run, units, int(np.argmax((run.margins > 0).sum(axis=1))))
