@@ -101,17 +101,6 @@ def test_starts_that_lose_an_example_are_named():
     assert apparatus.listed({}) == "none"
 
 
-def test_starts_that_a_step_silences_are_counted():
-    def measure(start):
-        if start == 2:
-            raise FloatingPointError("silent")
-        return start
-
-    assert apparatus.pool(measure, range(4), at_most=1) == ([0, 1, 3], {2: "silent"})
-    with pytest.raises(ValueError, match=r"at most 0 starts .* \{2: 'silent'\}"):
-        apparatus.pool(measure, range(4), at_most=0)
-
-
 def test_bounds_on_rank_hold_along_a_flow_and_not_for_other_weights():
     task = tasks.separable_points(15, 4, margin=0.2, seed=0)
     net = networks.deep_linear([4, 3, 3, 1], generator=generator(), scale=0.8)
@@ -139,3 +128,51 @@ def test_split_weights_restores_the_shapes():
     first, second = apparatus.split_weights(np.arange(8.0), [(2, 3), (1, 2)])
     np.testing.assert_array_equal(first, [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(second, [[6, 7]])
+
+
+def trap():
+    """Return Φ = u₁v₁x₁ + u₂v₂x₂ at x = (1, 2), whose margin at the first coordinate is 1/2."""
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    return Problem(networks.diagonal([1, 0.1], [1, 0.1]), x, torch.tensor([1]))
+
+
+def test_exponents_of_a_saddle_and_of_the_maximum_are_those_by_hand():
+    q = np.ones(1)
+    saddle, best = (np.array(w) / np.sqrt(2) for w in ([1, 0, 1, 0], [0, 1, 0, 1]))
+    np.testing.assert_allclose(
+        apparatus.exponents(trap(), saddle, q, 2.0), [0.5, -1.0, -1.5], atol=1e-12
+    )
+    found = apparatus.rest(trap(), best + np.array([0.05, 0.0, 0.02, -0.03]), q, 2.0)
+    assert found.is_limit
+    np.testing.assert_allclose(found.direction, best, atol=1e-9)
+    # c = -1, -3 and -4 on the sphere, over m L² = 4.
+    np.testing.assert_allclose(found.exponents, [-0.25, -0.75, -1.0], atol=1e-9)
+    found = apparatus.rest(trap(), saddle + np.array([0.01, 0.0, -0.01, 0.0]), q, 2.0)
+    assert found.residual < 1e-9
+    assert not found.is_limit
+
+
+def test_the_pace_is_that_of_the_flow():
+    problem = trap()
+    flow = latephase.gradient_flow(
+        problem.module, problem.x, problem.y, until=1e12, tol=1e-4, records=10_000
+    )
+    run = SimpleNamespace(model="trap", seed=0, problem=problem, flow=flow)
+    rows = apparatus.paces(run)
+    np.testing.assert_allclose(1 / np.sqrt(1 + rows["tan φ"] ** 2), 1 - flow.misalignment)
+    found, foretold = apparatus.mean_paces(rows)
+    assert found == pytest.approx(foretold, abs=0.01)
+    assert apparatus.mean_paces(rows.head(1)) == pytest.approx((np.nan, np.nan), nan_ok=True)
+    lines = apparatus.pace_lines(rows)
+    assert set(lines.pace) == {"foretold by κ", "measured"}
+
+
+def test_eulers_relation_holds_for_the_degree_alone_and_not_with_biases():
+    problem = trap()
+    assert apparatus.off_euler(problem, 2.0) < 1e-14
+    assert apparatus.off_euler(problem, 3.0) == pytest.approx(1 / 3)
+    layers = torch.nn.Linear(2, 3, bias=False), torch.nn.ReLU(), torch.nn.Linear(3, 1)
+    biased = torch.nn.Sequential(*layers).double()
+    torch.nn.init.ones_(biased[2].bias)
+    problem = Problem(biased, np.array([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([1, -1]))
+    assert 1e-3 < apparatus.off_euler(problem, 2.0) < np.inf

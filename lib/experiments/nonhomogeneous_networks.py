@@ -45,11 +45,20 @@ def moved(run: History, units: tuple[str, ...], end: int = -1) -> float:
     The Wasserstein distance of the distributions at both ends over the later mean, in the worst of
     the units: `History.change`, but of any run, also of one that has examples on the wrong side.
     """
-    start = int(np.searchsorted(run.steps, run.steps[end] / 2, side="right")) - 1
-    pairs = [run.normalized_margins(unit)[[start, end]] for unit in units]
+    pairs = [run.normalized_margins(unit)[[_half(run, end), end]] for unit in units]
     return max(float(successive_distances(pair)[0]) for pair in pairs)
 
 
 def while_learning(run: History, units: tuple[str, ...]) -> float:
     """Return `moved` over the doubling that ends where for the first time the most are right."""
     return moved(run, units, int(np.argmax((run.margins > 0).sum(axis=1))))
+
+
+def turned(run: History) -> float:
+    """Return by which angle the direction turns in the last doubling, of any run."""
+    return float(run.turn[_half(run, -1) :].sum())
+
+
+def _half(run: History, end: int) -> int:
+    """Return the last record with at most half of the steps of record `end`."""
+    return int(np.searchsorted(run.steps, run.steps[end] / 2, side="right")) - 1

@@ -1,0 +1,48 @@
+"""What the chapter on non-homogeneous networks measures on any run, whatever it has learned."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.nonhomogeneous_networks import moved, scaling, turned, while_learning
+
+UNITS = ("mean",)
+
+
+def run(margins, turn=None):
+    """Return a run of records at 1, 2, 4, ... steps with the given margins [K, n]."""
+    margins = np.array(margins, dtype=float)
+    found = SimpleNamespace(margins=margins, steps=2 ** np.arange(len(margins)), turn=turn)
+    found.normalized_margins = lambda unit: margins / np.abs(margins).mean(1, keepdims=True)
+    return found
+
+
+def test_a_network_without_biases_has_a_degree_and_one_with_them_has_none():
+    layers = [torch.nn.Linear(3, 5, bias=False), torch.nn.ReLU(), torch.nn.Linear(5, 2, bias=False)]
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    degree, defect = scaling(torch.nn.Sequential(*layers), x)
+    assert degree == pytest.approx(2.0, abs=1e-12)
+    assert defect < 1e-12
+    layers[2] = torch.nn.Linear(5, 2)
+    before = [w.clone() for w in layers[2].parameters()]
+    assert 1e-3 < scaling(torch.nn.Sequential(*layers), x)[1] < np.inf
+    for w, was in zip(layers[2].parameters(), before, strict=True):
+        assert torch.equal(w, was)
+
+
+def test_margins_that_only_grow_have_not_moved_and_need_not_be_positive():
+    assert moved(run([[9, 9], [1, -2], [2, -4]]), UNITS) == 0.0
+    # Sorted: -1 and 1 become 1/2 and 3/2, in units of their mean.
+    assert moved(run([[1, -1], [1, 3]]), UNITS) == pytest.approx(1.0)
+
+
+def test_learning_ends_where_the_most_are_right_for_the_first_time():
+    learning = run([[1, -1], [1, 3], [1, 1], [1, 1]])
+    assert while_learning(learning, UNITS) == pytest.approx(1.0)
+    assert moved(learning, UNITS) == 0.0
+
+
+def test_the_last_doubling_begins_at_half_of_the_steps():
+    assert turned(run([[1]] * 4, turn=np.array([4.0, 2.0, 1.0]))) == 1.0
