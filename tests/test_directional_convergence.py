@@ -48,10 +48,11 @@ def test_the_kernel_machine_of_a_linear_kernel_is_the_linear_one():
 
 
 def test_wide_networks_have_the_kernel_of_infinite_width():
+    net = two_layer(3, 40_000, "relu", generator=torch.Generator().manual_seed(1))
+    features = tangent.tangent_features(net, TASK.x)
     x = TASK.x.numpy()
-    features = tangent.tangent_features(network(40_000), TASK.x)
-    # Weights are N(0, 2/3), outer weights ±1/√m, and the derivative of z² is 2z.
-    kernel = tangent.squared_relu_tangent_kernel(x, x) * 4 * 2 / 3
+    # Inner weights are N(0, 2/3); their own features are one of many thousands of the outer ones'.
+    kernel = tangent.relu_tangent_kernel(x, x) * 40_000 * 2 / 3
     np.testing.assert_allclose(features @ features.T, kernel, atol=0.05 * kernel.max())
 
 

@@ -1,5 +1,6 @@
 """Rows that two chapters draw say what the run they come from says."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 
 import latephase as lp
 from experiments import alignment, directional_convergence, frames
+from latephase.flow import course
+from latephase.measures import settling
 from latephase.problem.margins import Problem
 from latephase.zoo import networks
-from latephase.zoo.tasks import separable_points
+from latephase.zoo.tasks import planar_points, separable_points
 
 LEVELS = [1.0, 10.0, 23.0, 100.0, 691.0, 2000.0, 1e4, 1e8]
 
@@ -27,6 +30,14 @@ def run():
     )
     run.seen = alignment.seen(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def planar():
+    task, rng = planar_points(12, deleted=0.5, seed=1), torch.Generator().manual_seed(1)
+    net = networks.two_layer(3, 16, "squared_relu", fixed_signs=True, scale=3.0, generator=rng)
+    flow = lp.gradient_flow(net, task, at=[10.0, 100.0, 1e4, 1e8], tol=1e-3)
+    return SimpleNamespace(net=net, task=task, flow=flow)
 
 
 def test_seeds_are_columns_in_the_order_of_the_frame_and_nan_stays():
@@ -79,23 +90,41 @@ def test_a_linear_network_ends_at_the_svm_by_its_outputs_and_its_gradient(run):
     assert late < 1e-6 < early
 
 
-def test_a_linear_network_in_training_is_its_own_linearization(run):
-    points = run.task.x.numpy()
-    run.rng = torch.Generator().manual_seed(0)
-    trained = directional_convergence.distances(run, points)
-    flat = directional_convergence.linearized(run, points)
-    assert trained.network.tolist() == ["in training"] * 8 + ["of infinite width"]
-    assert trained.distance.iloc[7] < 1e-6
-    assert flat.distance.iloc[-1] < 1e-6 < flat.distance.iloc[0]
-
-
-def test_contradictions_and_large_steps_do_not_settle(run):
-    assert directional_convergence.contradicted(run) is None
+def test_large_steps_do_not_settle(run):
     frame = pd.DataFrame([vars(run)])
     wild = frame.assign(flow=[directional_convergence.thrown(run, 0.2)])
     measured = pd.concat([directional_convergence.measured(one, 1e8) for one in (frame, wild)])
     assert measured.squaring.iloc[0] < 0.01
     assert measured.margin_drop.iloc[0] < 1e-12 < measured.margin_drop.iloc[1]
+
+
+def test_without_its_rule_the_solver_may_lower_the_margin():
+    guard = course.TUNING
+    with directional_convergence.unguarded():
+        assert course.TUNING.monotone == np.inf
+        assert replace(guard, monotone=np.inf) == course.TUNING
+    assert course.TUNING is guard
+
+
+def test_in_another_metric_the_euclidean_margin_falls(planar):
+    assert planar.flow.settings["margin_drop"] < 1e-12
+    assert directional_convergence.in_another_metric(planar) > 1e-7
+
+
+def test_the_error_of_a_linear_model_falls_like_one_over_alpha(run):
+    exponent = directional_convergence.exponent(run, 10.0, 1e4)
+    assert exponent == pytest.approx(1.0, abs=0.3)
+
+
+def test_the_rate_of_turns_is_that_of_a_power():
+    assert directional_convergence.rate_of_turns(np.exp([0.0, -0.5, -1.0])) == pytest.approx(0.5)
+
+
+def test_chords_near_the_limit_have_their_widest_angle(run):
+    assert directional_convergence.late_turn(run, 1e-30) == 0.0
+    chords, lengths = settling.secants(run.flow.direction[:-2])
+    far = directional_convergence.late_turn(run, lengths.max() * 1.1)
+    assert far == pytest.approx(settling.widest_angle(chords[lengths > 0]))
 
 
 def test_two_runs_part_where_one_of_them_stops_to_be_the_other(run):

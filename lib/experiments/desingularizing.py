@@ -16,16 +16,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.func import functional_call, jacrev, vmap
 
+from experiments.frames import seedwise
 from experiments.where_it_fails import Hat
-from latephase.flow.trajectory import Trajectory
 
-# Registered: what the first inequality asks of the spherical part, c and η, and the λ of the second.
+# Registered: c and η, of what the first inequality asks of the spherical part, and the second's λ.
 SHARE, ETA, LAMBDA = 1.0, 1.0, 1.0
-# Registered: Ψ is fixed on f ≥ Z0 (in units of a), twice as large as that asks, and judged below.
-Z0, REACH, SAFETY = 1e-2, 1e-10, 2.0
+# Registered: Ψ is fixed on Z0 ≤ f/a ≤ NEAR, twice as large as that asks, and judged below.
+Z0, NEAR, REACH, SAFETY = 1e-2, 0.3, 1e-10, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,10 @@ class Logarithm:
     def slope(self, z: np.ndarray) -> np.ndarray:
         """Return Ψ'(z)."""
         return self.kappa * np.log(1 / z) ** (-self.kappa - 1) / z
+
+
+HATS = {"Mexican hat": Hat(), "frozen phase": Hat(cap=0.0)}
+FLAT = Logarithm(1 / 2)
 
 
 def power_of(degree: float) -> Power:
@@ -144,42 +149,116 @@ def _points(margins, gradients, u, s, limit, degree) -> Points:
 
 
 def around_hat(hat: Hat, count: int, rng: np.random.Generator) -> Points:
-    """Return the same of the hat, a = 1: f down to e^-30, ψ = π/2 + η, ln ‖W‖ from 0 to 35.
+    """Return the same of the hat, a = 1: X up to 30, ψ = π/2 + η, and ‖W‖ from 1 on.
 
     η, the way from the bottom of the groove, evenly from -π to π for half of the points, evenly in
-    its logarithm between 1e-9 and π for the others. f does not depend on ‖W‖.
+    its logarithm between 1e-9 and π for the others. f does not depend on ‖W‖, and ln ‖W‖ is drawn
+    up to 0.1 for half of them, up to 35 for the others.
     """
     x = rng.uniform(1.5, 30, count)
     small = 10.0 ** rng.uniform(-9, 0.497, count) * rng.choice([-1, 1], count)
     offset = np.where(rng.random(count) < 0.5, small, rng.uniform(-np.pi, np.pi, count))
     f = np.exp(hat.log_gap(x, offset))
+    norm = np.exp(rng.uniform(0, np.where(rng.random(count) < 0.5, 0.1, 35.0)))
+    return Points(f, norm, spherical=hat_slope(hat, x, offset), radial=np.zeros(count))
+
+
+def hat_slope(hat: Hat, x: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Return ‖∇f‖ of the hat on the unit sphere; offset: η = ψ - π/2."""
     radial, around = hat.velocity(x, offset)
-    # dX/dτ and dφ/dτ are of -e^X ∇f; the metric is dX²/(4X²(X - 1)) + r² dφ².
-    slope = np.exp(-x) * np.sqrt(radial**2 / (4 * x**2 * (x - 1)) + (1 - 1 / x) * around**2)
-    norm = np.exp(rng.uniform(0, 35, count))
-    return Points(f=f, norm=norm, spherical=slope, radial=np.zeros(count))
+    # dX/dτ and dφ/dτ are those of -e^X ∇f; the metric is dX²/(4X²(X - 1)) + r² dφ².
+    along = radial / (2 * x * np.sqrt(x - 1))
+    return np.exp(-x) * np.hypot(along, np.sqrt(1 - 1 / x) * around)
 
 
 def least(points: Points, psi: Power | Logarithm) -> dict[str, float]:
     """Return the least left-hand sides over the points of f < Z0, by which inequality it is.
 
-    C is fixed by the points with Z0 ≤ f ≤ 0.3, the same for both. "no condition" is the first one
-    at all points.
+    Ψ is C times `psi`, C fixed by the points with Z0 ≤ f ≤ NEAR, the same for both. "no condition"
+    is the first one at all points, "without norm" the second with ‖W‖ in the place of ‖W‖^(1+λ).
     """
-    z, total = points.f, np.hypot(points.spherical, points.radial)
-    z = np.where(z > 0, z, np.nan)
-    left = psi.slope(z) * total
-    steep = points.spherical >= SHARE * points.norm**ETA * points.radial
-    sides = {
-        "first": np.where(steep, left, np.inf),
+    c, far = _constant(points, psi), (points.f < Z0) & (points.f >= Z0 * REACH)
+    return {name: c * float(side[far].min()) for name, side in _sides(points, psi).items()}
+
+
+def _sides(points: Points, psi: Power | Logarithm) -> dict[str, np.ndarray]:
+    left = _left(points, psi)
+    return {
+        "first": np.where(_is_steep(points), left, np.inf),
         "second": max(1.0, 2 / LAMBDA) * left * points.norm**LAMBDA,
         "no condition": left,
+        "without norm": max(1.0, 2 / LAMBDA) * left,
     }
-    near, far = (z >= Z0) & (z <= 0.3), (z < Z0) & (z >= Z0 * REACH)
-    c = SAFETY / min(sides["first"][near].min(), sides["second"][near].min())
-    return {name: float(c * side[far].min()) for name, side in sides.items()} | {
-        "points": int(far.sum()), "steep": int((far & steep).sum()), "near": int(near.sum()), "C": c,
-    }  # fmt: skip
+
+
+def _constant(points: Points, psi: Power | Logarithm) -> float:
+    sides, near = _sides(points, psi), (points.f >= Z0) & (points.f <= NEAR)
+    return SAFETY / float(min(sides["first"][near].min(), sides["second"][near].min()))
+
+
+def _left(points: Points, psi: Power | Logarithm) -> np.ndarray:
+    positive = np.where(points.f > 0, points.f, np.nan)
+    return psi.slope(positive) * np.hypot(points.spherical, points.radial)
+
+
+def _is_steep(points: Points) -> np.ndarray:
+    return points.spherical >= SHARE * points.norm**ETA * points.radial
+
+
+def asked(runs: pd.DataFrame, count: int = 1000) -> pd.DataFrame:
+    """Return the runs, and the hat and its look-alike for their seeds, with columns points and psi.
+
+    Networks are asked with the power for their degree, hats with z^(1/2), z^(1/3) and
+    (ln 1/z)^(-1/2), at four times as many points.
+    """
+    rows = [
+        (run.model, run.seed, around(run, count, np.random.default_rng(run.seed)), power)
+        for run in runs.itertuples()
+        for power in [power_of(run.flow.degree)]
+    ]
+    for name, hat in HATS.items():
+        for seed in runs.seed.unique():
+            points = around_hat(hat, 4 * count, np.random.default_rng(seed))
+            rows += [(name, seed, points, psi) for psi in (Power(1 / 2), Power(1 / 3), FLAT)]
+    return pd.DataFrame(rows, columns=["model", "seed", "points", "psi"])
+
+
+def least_sides(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return model, seed, psi and what `least` says of every row of `asked`."""
+    found = pd.DataFrame([least(run.points, run.psi) for run in frame.itertuples()])
+    return frame[["model", "seed", "psi"]].join(found)
+
+
+def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
+    """Return value, seeds and control of the three claims, of the rows of `least_sides`."""
+    nets = sides[~sides.model.isin(HATS)]
+    hats = {name: sides[sides.model == name] for name in HATS}
+    seeds, found = nets.seed.unique(), {}
+    for claim, side, bare, name in (
+        ("inequality-steep", "first", "no condition", "no condition"),
+        ("inequality-everywhere", "second", "without norm", "without ‖W‖"),
+    ):
+        best = hats["Mexican hat"].groupby("seed", sort=False)[side].max()
+        found[claim] = {
+            "value": nets.groupby("seed", sort=False)[side].min(),
+            "control": {"Mexican hat": best.to_dict(), name: seedwise(nets.seed, nets[bare])},
+        }
+    hat, tame = (one[[psi == FLAT for psi in one.psi]]["first"] for one in hats.values())
+    found["inequality-flat"] = {"value": tame, "control": {"Mexican hat": [*hat]}}
+    return {name: one | {"seeds": seeds} for name, one in found.items()}
+
+
+def left_sides(run) -> pd.DataFrame:
+    """Return a row for each of a run's points: f/a, the first form, and which part dominates."""
+    points, c = run.points, _constant(run.points, run.psi)
+    steep = _is_steep(points)
+    sides = {
+        "f/a": points.f,
+        "Ψ'(f) ‖W‖ ‖∂f‖": c * _left(points, run.psi),
+        "spherical part": np.where(steep, "large", "small"),
+    }
+    frame = pd.DataFrame(sides).assign(model=run.model, seed=run.seed)
+    return frame[(points.f >= Z0 * REACH) & (points.f <= NEAR)]
 
 
 def _units(rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows of what a run shows, as tidy frames, and neural-tangent predictors to compare limits with.
+"""Rows of what a run shows, as tidy frames, and predictors of lazy training to compare limits with.
 
 A run is a row of a frame with columns model, seed, net, task and flow, as `itertuples` gives it.
 The tangent predictor has the largest margin in the features ∂Φ/∂W at a fixed W: what a network
@@ -8,23 +8,28 @@ would converge to if its features stayed those of its start.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from experiments.frames import by_seed, gather, seedwise  # noqa: F401  (for the chapter)
-from latephase.flow.errors import NotSeparated
+from experiments.variation_norm import largest_margin
+from latephase.flow import course
 from latephase.flow.gradient_flow import gradient_flow
-from latephase.flow.trajectory import Trajectory
+from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures import settling
 from latephase.measures.max_margin import hard_margin
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle, unit
 from latephase.training.descent import gradient_descent
 from latephase.zoo import networks
-from latephase.zoo.tasks import with_contradictions
 
 ALPHA = "smoothed margin α"
 
@@ -70,18 +75,17 @@ def kernel_predictor(gram: np.ndarray, y: np.ndarray, cross: np.ndarray) -> np.n
     return cross @ (vectors @ (weights / np.sqrt(values)))
 
 
-def squared_relu_tangent_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the tangent kernel of infinitely many squared ReLUs with fixed outer weights.
+def relu_tangent_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the tangent kernel of infinitely many ReLUs, as `networks` draws them, up to a factor.
 
-    ⟨a, b⟩ · E[relu⟨w, a⟩ relu⟨w, b⟩] over standard Gaussian w, up to a factor: a [m, d], b [n, d].
-    The expectation is the arc-cosine kernel of order one,
-    ‖a‖‖b‖ (sin t + (π - t) cos t)/(2π) with t the angle between a and b.
+    E[relu⟨w, a⟩ relu⟨w, b⟩] over standard Gaussian w, a [m, d], b [n, d]: the part of the outer
+    weights, beside which that of the inner ones falls like one over the width. It is
+    the arc-cosine kernel of order one, ‖a‖‖b‖ (sin t + (π - t) cos t)/(2π), t the angle of a and b.
     """
-    inner = a @ b.T
     lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
-    cosine = np.clip(inner / lengths, -1.0, 1.0)
+    cosine = np.clip(a @ b.T / lengths, -1.0, 1.0)
     t = np.arccos(cosine)
-    return inner * lengths * (np.sin(t) + (np.pi - t) * cosine) / (2.0 * np.pi)
+    return lengths * (np.sin(t) + (np.pi - t) * cosine) / (2.0 * np.pi)
 
 
 def function_distance(f: np.ndarray, g: np.ndarray) -> float:
@@ -97,6 +101,122 @@ def outputs(run, level: float, points: torch.Tensor) -> np.ndarray:
     net, record = copy.deepcopy(run.net), run.flow.at(level).index
     with torch.no_grad():
         return run.flow.write_to(net, record, normalized=True)(points).numpy().ravel()
+
+
+def program(run, points: np.ndarray) -> np.ndarray:
+    """Return the predictor of largest margin of all networks of a run's kind, at points [m, 3].
+
+    Of two layers of squared ReLUs with fixed signs where the outer weights are not trained, of
+    plain ReLUs otherwise: see `variation_norm`.
+    """
+    power = 1 if run.net[-1].weight.requires_grad else 2
+    return largest_margin(run.task.x.numpy(), run.task.y.numpy(), power)(points)
+
+
+def lazy(run, points: np.ndarray) -> np.ndarray:
+    """Return the support vector machine of the infinitely wide tangent kernel, at points [m, d]."""
+    x, kernel = run.task.x.numpy(), relu_tangent_kernel
+    return kernel_predictor(kernel(x, x), run.task.y.numpy(), kernel(points, x))
+
+
+def linearized(run, neurons: int, points: np.ndarray) -> np.ndarray:
+    """Return the limit of the linearization of a network of a run's kind with so many neurons."""
+    rng = torch.Generator().manual_seed(run.seed)
+    look = {"scale": 3.0, "generator": rng}
+    if not run.net[-1].weight.requires_grad:
+        look |= {"activation": "squared_relu", "fixed_signs": True}
+    net = networks.two_layer(3, neurons, **look)
+    return tangent_predictor(net, run.task.x, run.task.y, torch.from_numpy(points))
+
+
+def distances(run, points: np.ndarray) -> pd.DataFrame:
+    """Return how far a run's network is from two predictors at points, and they from each other.
+
+    From that of the linear program, and from that of the tangent kernel of infinite width.
+    """
+    best, kernel = program(run, points), lazy(run, points)
+    alpha = run.flow.smoothed_margin
+    seen = [outputs(run, level, torch.from_numpy(points)) for level in alpha]
+    columns = {
+        ALPHA: alpha,
+        "distance to the program's": [function_distance(f, best) for f in seen],
+        "distance to the kernel's": [function_distance(f, kernel) for f in seen],
+        "between": function_distance(best, kernel),
+    }
+    return pd.DataFrame(columns).assign(model=run.model, seed=run.seed)
+
+
+def limit_verdicts(
+    rounded: pd.DataFrame, plain: pd.DataFrame, away: pd.DataFrame, points: np.ndarray
+) -> dict[str, dict]:
+    """Return values and controls of the claims on limits of wide networks.
+
+    Of runs of squared ReLUs, of plain ones, and their `distances`: the last α counts.
+    """
+    ends, found = away.groupby(["model", "seed"], sort=False).last(), {}
+    for name, runs in {"variation-norm": rounded, "relu-variation-norm": plain}.items():
+        bent = [
+            function_distance(linearized(run, len(run.net[0].weight), points), program(run, points))
+            for run in runs.itertuples()
+        ]
+        value = ends.loc[runs.model.iloc[0]]["distance to the program's"]
+        found[name] = {"value": value, "control": {"linearized network": bent}}
+    end = ends.loc[plain.model.iloc[0]]
+    broad = [
+        function_distance(linearized(run, 4096, points), lazy(run, points))
+        for run in plain.itertuples()
+    ]
+    found["not-lazy"] = {
+        "value": np.abs(end["distance to the kernel's"] / end.between - 1),
+        "control": {"linearized network": np.abs(broad / end.between - 1)},
+    }
+    return found
+
+
+def logistic_measures(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs to α = 10, 2000, 10^10 and 10^20 with what is asked of them.
+
+    drop: of γ̃; turn, early: of the direction, from 10^10 on and before; bent, bent_early: 1 - cos
+    of weights and gradient at the end and at α = 10.
+    """
+    flows = runs.flow
+    return runs.assign(
+        drop=[flow.settings["margin_drop"] for flow in flows],
+        turn=[angle(*flow.direction[2:]) for flow in flows],
+        early=[angle(*flow.direction[[0, 2]]) for flow in flows],
+        bent=[flow.misalignment[-1] for flow in flows],
+        bent_early=[flow.misalignment[0] for flow in flows],
+    )
+
+
+def logistic_verdicts(runs: pd.DataFrame, thrown: pd.DataFrame) -> dict[str, dict]:
+    """Return values and controls of the claims on the logistic loss.
+
+    runs: as `logistic_measures` returns them; thrown: descent with large steps, as `logistic`.
+    """
+    worst = runs.groupby("seed", sort=False)[["drop", "turn", "early", "bent"]].max()
+    drops = [flow.settings["margin_drop"] for flow in thrown.logistic]
+    deep = runs[runs.model == "deep linear"]
+    return {
+        "logistic-margin-monotone": {
+            "value": worst["drop"],
+            "control": {"large steps": seedwise(thrown.seed, drops)},
+        },
+        "logistic-svm-limit": {
+            "value": off_svm(deep, 1e20),
+            "control": {"stopped at loss e^-2000": off_svm(deep, 2000.0)},
+        },
+        "logistic-settled": {"value": worst.turn, "control": {"stopped early": worst.early}},
+        "logistic-aligned": {
+            "value": worst.bent,
+            "control": {"stopped early": seedwise(runs.seed, runs.bent_early)},
+        },
+    }
+
+
+def half_interval(values: np.ndarray, level: float = 0.95) -> float:
+    """Return half the length of Student's interval for the mean of values."""
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
 
 
 def records(run) -> pd.DataFrame:
@@ -130,6 +250,28 @@ def lengths(run) -> pd.DataFrame:
     }
     both = pd.concat([pd.DataFrame(decades), pd.DataFrame(squarings)])
     return both.assign(model=run.model, seed=run.seed)
+
+
+def exponent(run, first: float = 1e4, last: float = 1e8) -> float:
+    """Return r of length still to come ~ α^(-r) between two smoothed margins, up to the last."""
+    length = run.flow.path_length
+    ahead = [length[-1] - run.flow.at(alpha).path_length for alpha in (first, last)]
+    return float(np.log(ahead[0] / ahead[1]) / np.log(last / first))
+
+
+def rate_of_turns(turned: np.ndarray) -> float:
+    """Return r of turn ~ α^(-r), by least squares, of the turns in successive e-folds of α."""
+    return -float(np.polyfit(np.arange(len(turned)), np.log(turned), 1)[0])
+
+
+def late_turn(run, distance: float = 1e-9) -> float:
+    """Return the widest angle between chords to the limit that are shorter than `distance`.
+
+    In radians; the last two records are left out, as by `secants`; 0 with fewer than two chords.
+    """
+    chords, lengths = settling.secants(run.flow.direction[:-2])
+    near = chords[(lengths < distance) & (lengths > 0)]
+    return settling.widest_angle(near) if len(near) > 1 else 0.0
 
 
 def secants(run, left_out: int = 2) -> pd.DataFrame:
@@ -175,59 +317,43 @@ def endings(run) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def distances(run, points: np.ndarray) -> pd.DataFrame:
-    """Return how far predictors are at points [m, d] from the tangent predictor of run.net.
-
-    Those of the run's network in training, and of the kernel machine of infinite width.
-    """
-    x, y, kernel = run.task.x.numpy(), run.task.y.numpy(), squared_relu_tangent_kernel
-    alpha = run.flow.smoothed_margin
-    seen = [outputs(run, level, torch.from_numpy(points)) for level in alpha]
-    infinite = kernel_predictor(kernel(x, x), y, kernel(points, x))
-    return _from_tangent(run, points, [*alpha, np.nan], [*seen, infinite]).assign(
-        network=["in training"] * len(seen) + ["of infinite width"]
-    )
-
-
-def linearized(run, points: np.ndarray) -> pd.DataFrame:
-    """Return the same for run.net linearized, by a flow to the run's levels; run.rng draws it."""
-    features, levels = tangent_features(run.net, run.task.x), run.flow.smoothed_margin
-    start = networks.linear(features.shape[1], generator=run.rng)
-    settings = {"at": [float(f"{level:.3g}") for level in levels], "tol": run.flow.settings["tol"]}
-    flow = gradient_flow(start, features / np.abs(features).max(), run.task.y, **settings)
-    seen = flow.direction @ tangent_features(run.net, points).T
-    return _from_tangent(run, points, flow.smoothed_margin, seen).assign(network="linearized")
-
-
-def _from_tangent(run, points: np.ndarray, alpha, seen) -> pd.DataFrame:
-    lazy = tangent_predictor(run.net, run.task.x, run.task.y, points)
-    away = [function_distance(f, lazy) for f in seen]
-    return pd.DataFrame({"width": run.width, "seed": run.seed, ALPHA: alpha, "distance": away})
-
-
 def turns(flow: Trajectory) -> list[float]:
     """Return the angles by which the direction turns in each e-fold of α, from 10 on."""
     seen = flow.direction[settling.milestones(flow.smoothed_margin, 10.0)]
     return [angle(u, v) for u, v in pairwise(seen)]
 
 
-def contradicted(run) -> Trajectory | None:
-    """Return a run on contradictory labels, None where the flow says that nothing fits them."""
-    twins = with_contradictions(run.task)
-    if run.model != "linear":
-        vain = {"steps": 20, "rule": "relative", "rate": 0.1}
-        return gradient_descent(run.net, twins.x, twins.y, **vain)
-    try:
-        return gradient_flow(run.net, twins.x, twins.y, until=1e8, tol=1e-3)
-    except NotSeparated:
-        return None
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """Switch off the solver's refusal of steps that lower α/‖W‖^L, so that it could be lowered."""
+    with mock.patch.object(course, "TUNING", replace(course.TUNING, monotone=np.inf)):
+        yield
 
 
-def thrown(run, rate: float) -> Trajectory | None:
+def in_another_metric(run, ratio: float = 3.0) -> float:
+    """Return the largest drop of α/‖W‖² along dW/dt = -D²∇R(W), D = `ratio` on every other neuron.
+
+    Of squared ReLUs with fixed signs, from the run's last direction and α = 1000. With W = DV this
+    is the flow of V with outer weights D² times as large: α/‖V‖² never falls, and W leaves the
+    direction from which α/‖W‖² can only fall.
+    """
+    net = run.flow.write_to(copy.deepcopy(run.net), len(run.flow) - 1, normalized=True)
+    scale = torch.where(torch.arange(len(net[0].weight)) % 2 == 0, 1.0, ratio).double()
+    size = (1e3 / run.flow.normalized_smoothed_margin[-1]) ** 0.5
+    with torch.no_grad():
+        net[0].weight.mul_(size / scale[:, None])
+        net[-1].weight.mul_(scale**2)
+    flow = gradient_flow(net, run.task, until=1e6, tol=1e-3)
+    neurons = flow.direction.reshape(len(flow), len(scale), -1) * scale.numpy()[:, None]
+    log_norm = flow.log_norm + np.log(np.linalg.norm(neurons, axis=(1, 2)))
+    return largest_drop(flow.smoothed_margin * np.exp(-2 * log_norm))
+
+
+def thrown(run, rate: float, loss: str | None = None) -> Trajectory | None:
     """Return descent with steps of a share of ‖W‖, None where one kills every neuron."""
     large = {"rule": "relative", "rate": rate, "until": 1e8, "per_efold": 2}
     try:
-        return gradient_descent(run.net, run.task.x, run.task.y, **large)
+        return gradient_descent(run.net, run.task.x, run.task.y, loss, **large)
     except FloatingPointError:
         return None
 
