@@ -264,13 +264,14 @@ def rate_of_turns(turned: np.ndarray) -> float:
     return -float(np.polyfit(np.arange(len(turned)), np.log(turned), 1)[0])
 
 
-def late_turn(run, distance: float = 1e-9) -> float:
+def late_turn(run, distance: float = 1e-3) -> float:
     """Return the widest angle between chords to the limit that are shorter than `distance`.
 
-    In radians; the last two records are left out, as by `secants`; 0 with fewer than two chords.
+    In radians; the last two records are left out, as by `secants`, and chords below 1e-13, which are
+    rounding; 0 with fewer than two chords.
     """
     chords, lengths = settling.secants(run.flow.direction[:-2])
-    near = chords[(lengths < distance) & (lengths > 0)]
+    near = chords[(lengths < distance) & (lengths > 1e-13)]
     return settling.widest_angle(near) if len(near) > 1 else 0.0
 
 
