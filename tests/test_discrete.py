@@ -1,5 +1,7 @@
 """Descent beside the flow, edges of stability, and losses without an exponential tail."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,48 @@ def test_departures_fall_with_the_step():
     assert angles.shape == (3, 2)
     # First order, up to the next one.
     assert (np.abs(angles[:, 0] / angles[:, 1] - 2.0) < 0.4).all()
+
+
+def test_small_steps_never_lower_the_normalized_margin_and_large_ones_do():
+    family, w = together.family(networks(MAKERS["squared ReLU"]), TASKS)
+    degree = networks(MAKERS["squared ReLU"])[0].degree
+    ready = discrete.flow_to(family, w, 1.0)[-1]
+    ends, drops = discrete.late_descent(family, ready, 0.25, 20.0, degree)
+    np.testing.assert_allclose(family.smoothed_margins(ends), 20.0)
+    assert (drops <= 1e-12).all()
+    goal = discrete.flow_to(family, ready, 20.0, steps=400)[-1]
+    strayed = discrete.strayed(ends, goal, ready)
+    assert (strayed < 0.05).all()
+    assert (discrete.late_descent(family, ready, 16.0, 20.0, degree)[1] > 1e-6).any()
+    np.testing.assert_allclose(discrete.strayed(ready, goal, ready), 1.0)
+    assert (discrete.strayed(discrete.by_signs(family, ready, 0.25, 20.0), goal, ready) > 0.1).all()
+
+
+def test_a_step_along_the_signs_lowers_ln_r_by_the_rate():
+    family, w = together.family(networks(MAKERS["linear"]), TASKS)
+    ready = discrete.flow_to(family, w, 1.0)[-1]
+    before = family.smoothed_margins(ready)
+    after = family.smoothed_margins(discrete.by_signs(family, ready, 1e-4, 0.5))
+    np.testing.assert_allclose(after - before, 1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("constant", [1.0, 5.0])
+def test_the_clock_knows_the_constant_of_a_loss(constant):
+    # One example (1, 0) and c e^{-z}: e^α = c t.
+    flow = SimpleNamespace(
+        smoothed_margin=np.array([np.log(constant * 1e6)]), log_time=np.log([1e6]), degree=1.0
+    )
+    assert discrete.clock(flow, 0, 1.0, constant) == pytest.approx(0.0, abs=1e-12)
+    off = discrete.clock(flow, 0, 1.0, 1.0)
+    assert off == pytest.approx(np.log(constant), abs=1e-12)
+
+
+def test_the_predictor_is_the_product_of_the_layers():
+    module = networks(MAKERS["deep linear"])[0]
+    weights = [weight.detach().numpy().copy() for weight in module.parameters()]
+    product = np.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
+    w = np.concatenate([weight.ravel() for weight in weights])
+    np.testing.assert_allclose(discrete.predictor(module, w), product[0], rtol=1e-12)
 
 
 # Losses without an exponential tail, against closed forms.
