@@ -43,8 +43,11 @@ class Course:
         # for kinks before the other is tried again, and how many they are to be next time.
         self.length = self.hop = TUNING.first_length
         self.hops, self.patience = 0, 1
-        # Closing steps that are due, and whether one was given up since the last step.
-        self.due, self.unclosed = 0, False
+        # Whether records are wanted between here and `until`. Closing steps that are due, whether
+        # one was given up since the last step, and whether that was too long for its multipliers.
+        self.between, self.due, self.unclosed, self.unsettled = True, 0, False, False
+        # The largest relative fall of γ̃ over an accepted step, once α > 0.
+        self.drop = 0.0
         # The attempts and the α at which the flow was last seen to get on.
         self.standing = 0, -math.inf
 
@@ -72,7 +75,7 @@ class Course:
             error = ended(self)
             if error is not None:
                 raise error
-            if self._attempt(until) and not self.due:
+            if self._attempt(until):
                 yield self.state
         self._record()
 
@@ -117,12 +120,11 @@ class Course:
             growth = self._growth()
             left = self._distance(self.state, until) / growth
             if self.state.late() and not self.unclosed:
-                short = TUNING.closing
-                if self.due or left < min(1.5 * short, math.log1p(length)):
+                # The last steps to a level are closing ones.
+                kept = TUNING.closings * TUNING.closing
+                if self.due or left < min(kept + 0.5 * TUNING.closing, math.log1p(length)):
                     return self._close(left, until)
-                if left > 1.5 * short:
-                    # The last steps to a level are closing ones.
-                    kept = short * (TUNING.closings if left > (TUNING.closings + 1) * short else 1)
+                if left > kept:
                     goal, left = until * math.exp(-growth * kept), left - kept
             length = min(length, math.expm1(left))
         self.attempts += 1
@@ -248,8 +250,12 @@ class Course:
         self.steps += 1
         self.path_length += step.arc
         grown = step.state.log_norm - self.state.log_norm
-        long = step.radial and grown > 2.0 * TUNING.closing
-        self.due, self.unclosed = TUNING.closings if long else max(0, self.due - 1), False
+        self.unsettled = step.radial and grown > 2.0 * TUNING.closing
+        self.due = TUNING.closings * self.between if self.unsettled else max(0, self.due - 1)
+        self.unclosed = False
+        before, after = (one.normalized_smoothed_margin for one in (self.state, step.state))
+        if before > 0.0:
+            self.drop = max(self.drop, (before - after) / before)
         self._arrive(step.state, step.nodes, step.radial)
 
     def _arrive(
@@ -261,7 +267,7 @@ class Course:
         log_time = self.clock.advance(nodes, radial)
         measured = {"log_time": log_time, "path_length": self.path_length}
         self.state = dataclasses.replace(state, **measured)
-        if not self.due:
+        if not self.due and not self.unsettled:
             self._record()
 
     def _record(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from latephase.flow.course import Course
 from latephase.flow.errors import SolverError
 from latephase.flow.progress import progress
-from latephase.flow.trajectory import RECORDED, Trajectory, largest_drop
+from latephase.flow.trajectory import RECORDED, Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
 from latephase.problem.degree import checked_degree
@@ -61,7 +61,7 @@ def gradient_flow(
     at: smoothed margins, increasing, on which the flow lands: the result has one record for each
         level, with level ≤ α ≤ level·(1 + 1e-3), and ends at the last, in place of `until` and
         `records`. Its settings["margin_drop"] is `largest_drop` of the normalized smoothed margin
-        over all steps that the solver accepted. `extend` then goes on with its own records.
+        over all steps that the solver accepted. `extend` then goes on with `records`.
     companion: follow the flow once more, at tol/4, which takes about twice as long again.
         settings["companion_angles"] are the angles in rad between the two directions, at each level
         of `at` or at the end. Beyond 10 tol the direction is not known to tol: the flow is not
@@ -87,7 +87,7 @@ def gradient_flow(
     x, y = inputs_and_labels(x, y)
     levels = [until] if at is None else _checked_levels(at, until)
     if at is not None:
-        until, records = levels[0], TUNING.every_step
+        until = levels[-1]
     _check_settings(until, tol, records, kink_smoothing, attempts)
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
     degree = checked_degree(problem.module, problem.x, degree)
@@ -104,8 +104,8 @@ def gradient_flow(
 
     def followed(problem: Problem, settings: dict[str, Any]) -> Trajectory:
         with progress(levels[-1]):
-            flow = Course(problem, degree, settings).run(until)
-            return flow if at is None else _landing(flow, levels)
+            course = Course(problem, degree, settings)
+            return course.run(until) if at is None else _landing(course, levels)
 
     flow = followed(problem, settings)
     if companion:
@@ -132,20 +132,21 @@ def _with_smoothing_error(flow: Trajectory, problem: Problem, degree: float) -> 
     return flow.replace(settings=flow.settings | {"smoothing_error": error})
 
 
-def _landing(flow: Trajectory, levels: list[float]) -> Trajectory:
-    """Return the flow continued from level to level, with the last record of each part alone."""
-    ends = [flow.record()]
-    if ends[0].smoothed_margin > levels[0] * (1.0 + TUNING.landing):
-        raise ValueError(
-            f"at: expected levels beyond the start, whose smoothed margin is "
-            f"{ends[0].smoothed_margin:.6g}, got {levels[0]:g}"
-        )
-    for level in levels[1:]:
-        flow = flow.extend(level)
+def _landing(course: Course, levels: list[float]) -> Trajectory:
+    """Return the course's trajectory from level to level, with the record of each alone."""
+    ends, course.between = [], False
+    for level in levels:
+        flow = course.run(level)
         ends.append(flow.record())
+        if ends[0].smoothed_margin > levels[0] * (1.0 + TUNING.landing):
+            raise ValueError(
+                f"at: expected levels beyond the start, whose smoothed margin is "
+                f"{ends[0].smoothed_margin:.6g}, got {levels[0]:g}"
+            )
+    course.between = True
     return flow.replace(
         **{name: np.array([getattr(end, name) for end in ends]) for name in RECORDED},
-        settings=flow.settings | {"margin_drop": largest_drop(flow.normalized_smoothed_margin)},
+        settings=flow.settings | {"margin_drop": course.drop},
     )
 
 

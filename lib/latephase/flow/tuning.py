@@ -44,8 +44,6 @@ class Tuning:
     finest_landing: float = 1e-10
     # Accepted steps may lower α/‖W‖^L by rounding, a few parts in 1e16, not by a solver's error.
     monotone: float = 2e-13
-    # Records that keep every accepted step between two levels: their grid is finer than the steps.
-    every_step: int = 600
     # Margins of the first W of a flow that starts at W = 0, where the direction errs by as much.
     out_of_zero: float = 1e-9
 
