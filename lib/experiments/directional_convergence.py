@@ -267,8 +267,8 @@ def rate_of_turns(turned: np.ndarray) -> float:
 def late_turn(run, distance: float = 1e-3) -> float:
     """Return the widest angle between chords to the limit that are shorter than `distance`.
 
-    In radians; the last two records are left out, as by `secants`, and chords below 1e-13, which are
-    rounding; 0 with fewer than two chords.
+    In radians; the last two records are left out, as by `secants`, and chords below 1e-13, which
+    are rounding; 0 with fewer than two chords.
     """
     chords, lengths = settling.secants(run.flow.direction[:-2])
     near = chords[(lengths < distance) & (lengths > 1e-13)]
