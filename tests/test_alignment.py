@@ -176,3 +176,15 @@ def test_eulers_relation_holds_for_the_degree_alone_and_not_with_biases():
     torch.nn.init.ones_(biased[2].bias)
     problem = Problem(biased, np.array([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([1, -1]))
     assert 1e-3 < apparatus.off_euler(problem, 2.0) < np.inf
+
+
+def test_gaps_of_paces_are_the_worst_of_the_models_for_each_seed():
+    alpha = np.array([1e6, 1e9, 1e12])
+    rows = [
+        pd.DataFrame({"model": model, "seed": 7, apparatus.ALPHA: alpha, "tan φ": alpha**power})
+        .assign(pace=-0.1, linear=-1 / 3)
+        for model, power in (("a", -0.1), ("b", -0.25))
+    ]  # fmt: skip
+    gaps, linear = apparatus.pace_gaps(pd.concat(rows), "a")
+    assert gaps == {7: pytest.approx(0.15)}
+    assert linear == {7: pytest.approx(1 / 3 - 0.1)}

@@ -140,7 +140,8 @@ def paces(run) -> pd.DataFrame:
         square = tangent[-1] ** 2
         pace.append((bent - 1.0 - degree * square) / (degree * (1.0 + square)))
     columns = {"model": run.model, "seed": run.seed, ALPHA: run.flow.smoothed_margin}
-    return pd.DataFrame(columns | {"tan φ": tangent, "pace": pace})
+    columns |= {"tan φ": tangent, "pace": pace, "linear": -1.0 / degree}
+    return pd.DataFrame(columns)
 
 
 def mean_paces(rows: pd.DataFrame) -> tuple[float, float]:
@@ -157,6 +158,17 @@ def mean_paces(rows: pd.DataFrame) -> tuple[float, float]:
     length = log_alpha[-1] - log_alpha[0]
     foretold = np.trapezoid(late.pace.to_numpy(), log_alpha)
     return (log_tangent[-1] - log_tangent[0]) / length, foretold / length
+
+
+def pace_gaps(rows: pd.DataFrame, model: str) -> tuple[dict, dict]:
+    """Return {seed: worst gap of the `mean_paces`} of all models and, of one, the gap from -1/L."""
+    gaps, linear = {}, {}
+    for (name, seed), part in rows.groupby(["model", "seed"], sort=False):
+        found, foretold = mean_paces(part)
+        gaps[seed] = np.fmax(gaps.get(seed, 0.0), abs(found - foretold))
+        if name == model:
+            linear[seed] = abs(found - part.linear.iloc[0])
+    return gaps, linear
 
 
 def exponents(problem: Problem, w: np.ndarray, dual: np.ndarray, degree: float) -> np.ndarray:
@@ -277,8 +289,9 @@ def endings(runs: pd.DataFrame, level: float) -> pd.DataFrame:
     """Return what run.rest, found at α = `level`, foretells, beside the end of run.flow.
 
     A row each: angle of the solution to the last direction, and of the direction at `level`; the
-    largest exponent, the `late_exponent`, and the -1/L of a network linear in its weights;
-    `maps_off` of the solution, and of the direction at α = 1000.
+    largest exponent, and how far the `late_exponent` is off, relative to it and relative to the
+    -1/L of a network linear in its weights; `maps_off` of the solution, and of the direction at
+    α = 1000.
     """
     rows = []
     for run in runs.itertuples():
@@ -289,8 +302,8 @@ def endings(runs: pd.DataFrame, level: float) -> pd.DataFrame:
             "off": angle(run.rest.direction, directions[-1]),
             "off then": angle(directions[then], directions[-1]),
             "exponent": run.rest.exponents[0],
-            "slope": late_exponent(run.flow),
-            "linear": -1.0 / run.flow.degree,
+            "exponent off": abs(late_exponent(run.flow) / run.rest.exponents[0] - 1.0),
+            "linear off": abs(late_exponent(run.flow) * run.flow.degree + 1.0),
             "maps": maps_off(run, run.rest.direction),
             "young maps": maps_off(run, directions[young]),
         })  # fmt: skip
