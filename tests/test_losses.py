@@ -291,3 +291,31 @@ def test_the_loss_of_who_names_none(loss, outputs, name):
 def test_a_users_loss_is_accepted():
     loss = softplus_squared_tail()
     assert named_loss(loss) is loss
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (torch.nn.CrossEntropyLoss(), "cross_entropy"),
+        (torch.nn.CrossEntropyLoss(reduction="sum"), "cross_entropy"),
+        (torch.nn.functional.cross_entropy, "cross_entropy"),
+        (torch.nn.SoftMarginLoss(), "logistic"),
+        (torch.nn.functional.soft_margin_loss, "logistic"),
+    ],
+)
+def test_losses_of_pytorch_are_taken_as_themselves(given, name):
+    assert default_loss(given, 3) is default_loss(name, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), "with label_smoothing=0.0, got 0.1"),
+        (torch.nn.CrossEntropyLoss(weight=torch.ones(3)), "with weight=None, got tensor"),
+        (torch.nn.BCEWithLogitsLoss(), 'takes labels 0 and 1; expected loss="logistic"'),
+        (torch.nn.MSELoss(), "expected one of .* got MSELoss"),
+    ],
+)
+def test_losses_of_pytorch_with_another_late_phase_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        default_loss(given, 3)

@@ -23,6 +23,8 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
+from latephase.problem.pytorch_losses import name_of
+
 # Beyond this margin ln ℓ(z) + z counts as constant: for the logistic loss it is e^{-z}/2, which
 # falls below the rounding of z itself before z = 40.
 TAIL = 40.0
@@ -262,21 +264,25 @@ CROSS_ENTROPY = replace(LOGISTIC, name="cross_entropy")
 _NAMED = {loss.name: loss for loss in (EXPONENTIAL, LOGISTIC, CROSS_ENTROPY)}
 
 
-def named_loss(loss: str | Loss) -> Loss:
+def named_loss(loss: str | Loss | Callable) -> Loss:
     """Return the Loss of that name, or the user's own Loss once `check_loss` accepts it.
 
-    Raises ValueError for an unknown name.
+    PyTorch's own are known by `name_of`. Raises ValueError for an unknown one.
     """
+    loss = name_of(loss)
     if isinstance(loss, Loss):
         if loss not in _NAMED.values():
             check_loss(loss)
         return loss
     if not isinstance(loss, str) or loss not in _NAMED:
-        raise ValueError(f"loss: expected one of {sorted(_NAMED)} or a Loss object, got {loss!r}")
+        raise ValueError(
+            f"loss: expected one of {sorted(_NAMED)}, a Loss object, or PyTorch's "
+            f"cross_entropy or soft_margin_loss; got {loss!r}"
+        )
     return _NAMED[loss]
 
 
-def default_loss(loss: str | Loss | None, outputs: int) -> Loss:
+def default_loss(loss: str | Loss | Callable | None, outputs: int) -> Loss:
     """Return `named_loss`; for None the exponential loss of one output, cross-entropy of several.
 
     Raises ValueError for an unknown name.
