@@ -212,11 +212,18 @@ def test_a_module_may_keep_results_of_its_last_call():
     assert latephase.diagnose(module, x, y).degree == 1.0
 
 
-def test_a_module_that_cannot_be_copied_is_named():
-    module = nn.Linear(3, 1, bias=False)
+def test_what_cannot_be_copied_is_shared_and_a_module_that_cannot_be_is_named():
+    class Alone(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is one of it")
+
+    module, (x, y) = nn.Linear(3, 1, bias=False), separable_plane()
+    bare = latephase.gradient_flow(module, x, y, until=10.0).direction
     module.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"copy\.deepcopy can copy, got TypeError: .*lock"):
-        latephase.gradient_flow(module, *separable_plane())
+    flow = latephase.gradient_flow(module, x, y, until=10.0)
+    np.testing.assert_array_equal(flow.direction, bare)
+    with pytest.raises(ValueError, match=r"copy\.deepcopy can copy, got TypeError: there is one"):
+        latephase.gradient_flow(Alone(3, 1, bias=False), x, y)
 
 
 def test_a_module_that_vmap_cannot_trace_gives_the_same_jacobian():
@@ -344,7 +351,7 @@ def test_zero_initialized_biases_are_found_and_named():
     with pytest.raises(ValueError, match=r"without 2\.bias it would be"):
         checked_degree(one, X, None)
     tanh = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 1, bias=False))
-    with pytest.raises(ValueError, match="an activation such as tanh may"):
+    with pytest.raises(ValueError, match="the first call that is not homogeneous is tanh in '1'"):
         checked_degree(tanh, X, None)
 
 
@@ -383,3 +390,95 @@ def test_a_task_brings_its_labels():
         inputs_and_labels(task, task.y)
     with pytest.raises(ValueError, match=r"y: expected labels beside inputs of type torch.float"):
         inputs_and_labels(task.x)
+
+
+class Writes(nn.Module):
+    """Changes what it is given, or what it holds, when it is called."""
+
+    def __init__(self, what="nothing"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 1, bias=False)
+        self.register_buffer("mean", torch.tensor([0.2, 0.0, -0.1]))
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls, self.last, self.what = 0, [], what
+
+    def forward(self, x):
+        if self.what == "weights":
+            with torch.no_grad():
+                self.layer.weight.mul_(0.5)
+        if self.what == "state":
+            self.seen += len(x)
+            self.calls += 1
+            self.last.append(x.sum())
+        if self.what == "inputs":
+            x -= self.mean
+            return self.layer(x)
+        return self.layer(x - self.mean)
+
+
+def held(module):
+    """All that a module of this kind holds, by value."""
+    tensors = {name: t.clone() for name, t in module.state_dict().items()}
+    return tensors, module.calls, [t.item() for t in module.last], module.training
+
+
+@pytest.mark.parametrize("what", ["inputs", "state", "weights"])
+@pytest.mark.parametrize("door", ["diagnose", "gradient_flow", "degree", "descent", "train"])
+def test_a_forward_that_writes_changes_neither_numbers_nor_what_is_the_callers(
+    what, door, tmp_path
+):
+    doors = {
+        "diagnose": lambda m, x, y: latephase.diagnose(m, x, y).margins,
+        "gradient_flow": lambda m, x, y: latephase.gradient_flow(m, x, y, until=3.0).direction,
+        "degree": lambda m, x, y: latephase.homogeneity_degree(m, x)[0],
+        "descent": lambda m, x, y: latephase.gradient_descent(m, x, y, steps=2).margins,
+        "train": lambda m, x, y: (
+            latephase.train(
+                m, x, y, latephase.Settings(steps=2, rate=0.1), tmp_path / m.what
+            ).log_risk
+        ),
+    }
+    x, y = separable_plane()
+    module, given = Writes(what).double(), torch.tensor(x)
+    before = held(module)
+    if what == "weights" and door == "gradient_flow":
+        with pytest.raises(ValueError, match="changes its trainable parameters in place"):
+            doors[door](module, given, y)
+    elif what != "weights" or door == "diagnose":
+        expected = doors[door](Writes().double(), x, y)
+        came = doors[door](module, given, y)
+        np.testing.assert_allclose(came, expected * (0.5 if what == "weights" else 1))
+    else:
+        return
+    np.testing.assert_array_equal(given, x)
+    if door != "train":
+        torch.testing.assert_close(held(module), before, rtol=0, atol=0)
+
+
+class Middle(nn.Module):
+    """Two linear layers, with something between."""
+
+    def __init__(self, between):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(3, 5, bias=False), nn.Linear(5, 1, bias=False)
+        self.register_buffer("shift", torch.ones(5))
+        self.between = between
+
+    def forward(self, x):
+        return self.last(self.between(self, self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("between", "culprit"),
+    [
+        (lambda net, h: h + net.shift, "add in the module's own forward"),
+        (lambda net, h: h.softmax(1), "softmax in the module's own forward"),
+        (lambda net, h: h / (h.var(1, keepdim=True) + 1e-5).sqrt(), "add in the module's own"),
+        (lambda net, h: nn.functional.gelu(h), "gelu in the module's own forward"),
+    ],
+)
+def test_the_culprit_of_a_missing_degree_is_the_first_call_that_breaks_it(between, culprit):
+    with pytest.raises(ValueError, match=f"the first call that is not homogeneous is {culprit}"):
+        checked_degree(Middle(between), X, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +27,7 @@ def gradient_flow(
     module: torch.nn.Module,
     x: torch.Tensor | np.ndarray | Task,
     y: torch.Tensor | np.ndarray | None = None,
-    loss: str | Loss | None = None,
+    loss: str | Loss | Callable | None = None,
     until: float = DEFAULT_UNTIL,
     tol: float = 1e-4,
     records: int = 64,

@@ -16,6 +16,7 @@ from torch import Tensor
 from latephase.flow.trajectory import Trajectory
 from latephase.problem.checks import in_mode
 from latephase.problem.margins import Problem
+from latephase.problem.modules import called
 from latephase.problem.vectors import misalignment, path_length, unit
 
 
@@ -28,7 +29,7 @@ def saliency(module: torch.nn.Module, x: Tensor | np.ndarray) -> np.ndarray:
     parameter = next(module.parameters())
     inputs = torch.as_tensor(x).detach().to(parameter.device, parameter.dtype).requires_grad_(True)
     with in_mode(module, training=False):
-        output = module(inputs)
+        output = called(module, inputs)
     if output.numel() != len(inputs):
         raise ValueError(
             f"saliency: expected one output for each of {len(inputs)} inputs, got outputs of "

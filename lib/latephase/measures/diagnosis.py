@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ from torch import Tensor
 from latephase.measures import layers
 from latephase.problem import kkt, vectors
 from latephase.problem.batches import BATCH, Batches, resolves_duals
-from latephase.problem.checks import checked_inputs, checked_labels, in_mode, raise_on_contradiction
+from latephase.problem.checks import checked_inputs, checked_labels, raise_on_contradiction
 from latephase.problem.degree import homogeneity_degree
 from latephase.problem.generalized import KINK_TOL, least_norm
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
 from latephase.problem.margins import Problem
+from latephase.problem.modules import checked_module, lent
 from latephase.problem.task import Task, inputs_and_labels
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def diagnose(
     module: torch.nn.Module,
     x: Tensor | np.ndarray | Task,
     y: Tensor | np.ndarray | None = None,
-    loss: str | Loss | None = None,
+    loss: str | Loss | Callable | None = None,
     degree: float | None = None,
     batch_size: int = BATCH,
     progress: bool | None = None,
@@ -135,16 +137,13 @@ def diagnose(
     1.0 1.414214 1.0
     """
     x, y = inputs_and_labels(x, y)
-    if not isinstance(module, torch.nn.Module):
-        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    if not any(weight.requires_grad for weight in module.parameters()):
-        raise ValueError("module: expected at least one trainable parameter, got none")
+    checked_module(module)
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
     x = checked_inputs(x)
     measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
-    with in_mode(module, training=False):
-        batches = Batches(module, x, batch_size, progress)
+    with lent(module) as put_back:
+        batches = Batches(module, x, batch_size, progress, put_back)
         first = batches.outputs_of(slice(0, 2))
         loss = default_loss(loss, 1 if first.ndim == 1 else first.shape[1])
         y, outputs = checked_labels(y, first, len(x), loss.name)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 from latephase.problem.checks import checked_outputs
 from latephase.problem.losses import pairwise_margins
+from latephase.problem.modules import called
 
 # Examples a pass holds at once where nobody says otherwise.
 BATCH = 256
@@ -22,13 +25,19 @@ _RESOLVED = 0.01
 class Batches:
     """A module on inputs x [n, ...], on the module's own device and in its own dtype.
 
-    progress None shows a bar on a terminal when there are more than 20 batches.
+    progress None shows a bar on a terminal when there are more than 20 batches. put_back: called
+    before each batch, so that none finds what another has left in the module.
     """
 
     def __init__(
-        self, module: torch.nn.Module, x: Tensor, size: int = BATCH, progress: bool | None = None
+        self,
+        module: torch.nn.Module,
+        x: Tensor,
+        size: int = BATCH,
+        progress: bool | None = None,
+        put_back: Callable[[], None] = lambda: None,
     ) -> None:
-        self.module, self.x = module, x
+        self.module, self.x, self.put_back = module, x, put_back
         self.parameters = [w for w in module.parameters() if w.requires_grad]
         self.like = self.parameters[0]
         self.slices = [slice(i, i + size) for i in range(0, len(x), size)]
@@ -39,8 +48,10 @@ class Batches:
 
     def outputs_of(self, rows: slice) -> Tensor:
         """Return the module's outputs on some rows; ValueError where they are no finite logits."""
+        self.put_back()
         x = self.x[rows].to(self.like.device)
-        return checked_outputs(self.module(x.to(self.like.dtype) if x.is_floating_point() else x))
+        x = x.to(self.like.dtype) if x.is_floating_point() else x
+        return checked_outputs(called(self.module, x))
 
     def outputs(self) -> Tensor:
         """Return the outputs on the whole data, without their graph."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,92 +24,6 @@ def own_line(error: Exception) -> str:
         if not any(Path(frame.filename).is_relative_to(library) for library in libraries):
             return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
     return ""
-
-
-def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a float64 copy of the module in evaluation mode; ValueError without parameters."""
-    if not isinstance(module, torch.nn.Module):
-        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    if not any(w.requires_grad for w in module.parameters()):
-        raise ValueError("module: expected at least one trainable parameter, got none")
-    return copied(module).double().eval()
-
-
-def copied(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a deep copy of the module, and of results that it keeps of its last call, as values.
-
-    Raises ValueError for a module that holds what cannot be copied.
-    """
-    kept = {}
-    for part in module.modules():
-        for tensor in _tensors(vars(part).values()):
-            if not tensor.is_leaf:
-                kept[id(tensor)] = _value(tensor)
-    try:
-        return copy.deepcopy(module, kept)
-    except Exception as error:
-        raise ValueError(
-            f"module: expected one that copy.deepcopy can copy, got {type(error).__name__}: {error}"
-        ) from error
-
-
-def _value(tensor: Tensor) -> Tensor:
-    """Return a tensor's values, none of one that a transform of `torch.func` has left behind."""
-    try:
-        return tensor.detach().clone()
-    except RuntimeError:
-        return torch.empty(0)
-
-
-def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    """Yield the tensors among values, and in their lists, tuples and dictionaries."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
-
-
-def parameter_slots(module: torch.nn.Module) -> list[tuple[str, int]]:
-    """Return (name, index) for each place that holds a trainable parameter.
-
-    The index counts `named_parameters()`. A parameter shared by two modules fills two slots; a
-    module registered twice is visited once, because functional_call does not restore a slot that
-    it was handed twice.
-    """
-    trainable = (w for w in module.parameters() if w.requires_grad)
-    order = {id(w): i for i, w in enumerate(trainable)}
-    return [
-        (f"{prefix}.{name}" if prefix else name, order[id(w)])
-        for prefix, part in module.named_modules()
-        for name, w in part.named_parameters(recurse=False, remove_duplicate=False)
-        if id(w) in order
-    ]
-
-
-def call_with(
-    module: torch.nn.Module, slots: list[tuple[str, int]], parameters: list[Tensor], x: Tensor
-) -> Tensor:
-    """Return module(x) with its trainable parameters replaced, the module left as it is."""
-    replaced = {name: parameters[index] for name, index in slots}
-    return torch.func.functional_call(module, replaced, (x,), tie_weights=False)
-
-
-def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
-    """Return the module's outputs of the first two examples, in evaluation mode, finite or not.
-
-    Raises ValueError where it does not take them, and for outputs that are no logits.
-    """
-    with in_mode(module, training=False), torch.no_grad():
-        try:
-            outputs = module(x[:2])
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"x: the module does not take examples of shape {list(x.shape[1:])}: {error}"
-            ) from error
-    return checked_outputs(outputs, finite=False)
 
 
 def checked_inputs(x: Tensor | np.ndarray) -> Tensor:

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from latephase.problem.checks import call_with, checked_inputs, frozen_copy, parameter_slots
+from latephase.problem.checks import checked_inputs
+from latephase.problem.culprit import first_inhomogeneous_call
+from latephase.problem.modules import called, coarsest, frozen_copy
 from latephase.problem.task import Task
 from latephase.problem.vectors import root_mean_square, to_numpy
 
 # A module counts as homogeneous when Φ(cw) = c^L Φ(w) holds to this relative accuracy; rounding
 # leaves 1e-15 times the condition of the network, a bias of any visible size far more.
 HOMOGENEITY_TOLERANCE = 1e-9
+# Or to so many ε of a coarser type, in which a scale c of 2 or ½ is exact as well.
+_ROUNDINGS = 16.0
+# Examples that are used, at most; fewer where they are large, to this many numbers, but for four.
+_MOST, _NUMBERS, _LEAST = 64, 2**18, 4
+
+
+@dataclass(frozen=True)
+class Homogeneity:
+    """degree: L or None; defect: as `homogeneity_degree` says; why: there is none, "" if there is.
+
+    degree None and defect NaN: it was not measured.
+    """
+
+    degree: float | None
+    defect: float
+    why: str = ""
 
 
 def homogeneity_degree(
     module: torch.nn.Module, x: Tensor | np.ndarray | Task
 ) -> tuple[float | None, float]:
-    """Return (degree L or None, defect) of the outputs in the trainable parameters.
+    """Return (degree L or None, defect) of the outputs in the trainable parameters, in float64.
 
     The defect is the largest ‖Φ(cw) - c^L Φ(w)‖ / ‖c^L Φ(w)‖ over c = ½, 2 and randomly perturbed
     parameters (zero-initialized biases would hide otherwise), for the best L; the degree is None
     where it exceeds HOMOGENEITY_TOLERANCE; ∞ where outputs change sign or vanish. At most 64
-    examples are used.
+    examples are used, and of large ones at most 2^18 numbers or four examples.
 
     >>> import torch, latephase
     >>> layers = [torch.nn.Linear(3, 5, bias=False), torch.nn.ReLU(), torch.nn.Linear(5, 1)]
@@ -33,9 +55,10 @@ def homogeneity_degree(
     >>> latephase.homogeneity_degree(torch.nn.Sequential(*layers), x)[0]
     2.0
     """
-    module = frozen_copy(module)
-    x = x.x if isinstance(x, Task) else x
-    return _degree(module, _few(module, x), frozenset())
+    with torch.inference_mode(False):
+        module = frozen_copy(module)
+        found = homogeneity(module, _few(module, x.x if isinstance(x, Task) else x))
+        return found.degree, found.defect
 
 
 def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> float:
@@ -43,90 +66,157 @@ def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> 
 
     The message names the parameters without which the module would be homogeneous.
     """
-    measured, defect = homogeneity_degree(module, x)
-    if measured is None:
-        raise ValueError(_why_not(frozen_copy(module), _few(module, x), defect))
-    if degree is not None and abs(degree - measured) > 1e-6:
+    module = frozen_copy(module)
+    x = _few(module, x)
+    measured = homogeneity(module, x)
+    if measured.degree is None:
+        raise ValueError(_why_not(module, x, measured))
+    if degree is not None and abs(degree - measured.degree) > 1e-6:
         raise ValueError(
-            f"degree: got {degree:g}, but the module's measured degree is {measured:g}"
+            f"degree: got {degree:g}, but the module's measured degree is {measured.degree:g}"
         )
-    if measured <= 0:
-        raise ValueError(f"module: expected a positive degree of homogeneity, got {measured:g}")
-    return measured
-
-
-def _few(module: torch.nn.Module, x: Tensor | np.ndarray) -> Tensor:
-    return checked_inputs(x)[:64].to(next(module.parameters()).device)
-
-
-def _why_not(module: torch.nn.Module, x: Tensor, defect: float) -> str:
-    tried = [_perturbed(module, seed, frozenset()) for seed in range(3)]
-    if not any(np.any(_outputs(module, parameters, x)) for parameters in tried):
-        return (
-            "module: its outputs are all zero, at perturbed parameters too; expected examples of "
-            "which some are not zero, and a module that passes them on"
+    if measured.degree <= 0:
+        raise ValueError(
+            f"module: expected a positive degree of homogeneity, got {measured.degree:g}"
         )
-    culprits = _breaking_parameters(module, x)
-    because = (
-        f"without {', '.join(culprits)} it would be homogeneous"
-        if culprits
-        else "no bias explains it; an activation such as tanh may"
-    )
-    return (
-        f"module: expected outputs homogeneous in the parameters, Φ(cw) = c^L Φ(w); the "
-        f"relative defect is {defect:.2g} at perturbed parameters: {because}"
-    )
+    return measured.degree
 
 
-def _perturbed(module: torch.nn.Module, seed: int, zeroed: frozenset[str]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    perturbed = []
-    for name, weight in module.named_parameters():
-        if weight.requires_grad:
-            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-            noise = noise.to(weight.device)
-            step = 0.5 * (root_mean_square(to_numpy(weight)) or 1.0) * noise
-            perturbed.append(0.0 * noise if name in zeroed else weight.detach() + step)
-    return perturbed
+def few_of(x: Tensor) -> Tensor:
+    """Return the first examples of x, as many as the measurement of a degree takes."""
+    numbers = x[0].numel()
+    return x[: min(_MOST, max(_LEAST, _NUMBERS // max(1, numbers)))]
 
 
-def _degree(
-    module: torch.nn.Module, x: Tensor, zeroed: frozenset[str]
-) -> tuple[float | None, float]:
+def homogeneity(
+    module: torch.nn.Module,
+    x: Tensor,
+    hidden: bool | None = True,
+    zeroed: frozenset[str] = frozenset(),
+) -> Homogeneity:
+    """Return the `Homogeneity` of a module, measured in its own type on the examples x.
+
+    Its parameters are overwritten and put back. hidden: whether no bar is shown. zeroed: names of
+    parameters that are zero.
+    """
+    tolerance = _tolerance(module)
     exponents, defects = [], []
-    for seed in range(3):
-        parameters = _perturbed(module, seed, zeroed)
-        one = _outputs(module, parameters, x)
-        if not np.any(one):
-            continue
-        for c in (0.5, 2.0):
-            other = _outputs(module, [c * w for w in parameters], x)
-            ratio = np.vdot(other, one) / np.vdot(one, one)
-            if ratio <= 0.0:
-                return None, float("inf")
-            exponents.append(np.log(ratio) / np.log(c))
-            defects.append(np.linalg.norm(other - ratio * one) / np.linalg.norm(other + 1e-300))
+    with _Scaled(module, x) as outputs, tqdm(range(3), "degree", disable=hidden, delay=1) as bar:
+        for seed in bar:
+            parameters = _perturbed(outputs.start, seed, zeroed)
+            one, *others = (outputs(parameters, c) for c in (1.0, 0.5, 2.0))
+            if not all(np.isfinite(outputs).all() for outputs in (one, *others)):
+                return Homogeneity(None, np.inf, "its outputs leave the range of its type")
+            if not np.any(one):
+                continue
+            for c, other in zip((0.5, 2.0), others, strict=True):
+                ratio = np.vdot(other, one) / np.vdot(one, one)
+                if ratio <= 0.0:
+                    why = f"its outputs vanish or change sign as weights are scaled by {c:g}"
+                    return Homogeneity(None, np.inf, why)
+                exponents.append(np.log(ratio) / np.log(c))
+                defects.append(np.linalg.norm(other - ratio * one) / np.linalg.norm(other + 1e-300))
     if not exponents:
-        return None, float("inf")
+        return Homogeneity(None, np.inf, _ALL_ZERO)
     degree = float(np.mean(exponents))
-    if abs(degree - round(degree)) < 1e-8:
+    if abs(degree - round(degree)) < 10.0 * tolerance:
         degree = float(round(degree))
     # c^(e - L) - 1 with |ln c| = ln 2.
     apart = np.max(np.abs(np.array(exponents) - degree))
     spread = float(np.expm1(min(np.log(2.0) * apart, 700.0)))
     defect = float(max(np.max(defects), spread))
-    return (degree if defect <= HOMOGENEITY_TOLERANCE else None), defect
+    if defect <= tolerance:
+        return Homogeneity(degree, defect)
+    return Homogeneity(None, defect, f"it is not homogeneous, with a relative defect {defect:.2g}")
 
 
-def _outputs(module: torch.nn.Module, parameters: list[Tensor], x: Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return to_numpy(call_with(module, parameter_slots(module), parameters, x))
+_ALL_ZERO = "its outputs are all zero, at perturbed parameters too"
+
+
+def first_break(module: torch.nn.Module, x: Tensor) -> str:
+    """Return which call of the module is the first that is not homogeneous; "" where none is seen.
+
+    That is at perturbed weights, which are put back.
+    """
+    with _Scaled(module, x) as outputs:
+        parameters = _perturbed(outputs.start, 0, frozenset())
+        return first_inhomogeneous_call(
+            module, lambda c: outputs(parameters, c), _tolerance(module)
+        )
+
+
+def _tolerance(module: torch.nn.Module) -> float:
+    return max(HOMOGENEITY_TOLERANCE, _ROUNDINGS * coarsest(module))
+
+
+def _few(module: torch.nn.Module, x: Tensor | np.ndarray) -> Tensor:
+    return few_of(checked_inputs(x)).to(next(module.parameters()).device)
+
+
+def _why_not(module: torch.nn.Module, x: Tensor, measured: Homogeneity) -> str:
+    if measured.why == _ALL_ZERO:
+        return (
+            f"module: {_ALL_ZERO}; expected examples of which some are not zero, and a module "
+            "that passes them on"
+        )
+    culprits = _breaking_parameters(module, x)
+    because = (
+        f"without {', '.join(culprits)} it would be homogeneous"
+        if culprits
+        else f"no bias explains it; the first call that is not homogeneous is "
+        f"{first_break(module, x) or 'out of sight, in compiled code'}"
+    )
+    return (
+        f"module: expected outputs homogeneous in the parameters, Φ(cw) = c^L Φ(w); the "
+        f"relative defect is {measured.defect:.2g} at perturbed parameters: {because}"
+    )
+
+
+class _Scaled:
+    """The outputs of a module at other weights c · parameters; its own are put back at the end."""
+
+    def __init__(self, module: torch.nn.Module, x: Tensor) -> None:
+        self.module, self.x = module, x
+        self.weights = {n: w for n, w in module.named_parameters() if w.requires_grad}
+        self.start = {name: w.detach().clone() for name, w in self.weights.items()}
+
+    def __enter__(self) -> _Scaled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self.start.values(), 1.0)
+
+    def __call__(self, parameters: list[Tensor], c: float) -> np.ndarray:
+        self._set(parameters, c)
+        with torch.no_grad():
+            return to_numpy(called(self.module, self.x).cpu().double())
+
+    def _set(self, parameters: Iterable[Tensor], c: float) -> None:
+        with torch.no_grad():
+            for weight, parameter in zip(self.weights.values(), parameters, strict=True):
+                weight.copy_(parameter).mul_(c)
+
+
+def _perturbed(start: dict[str, Tensor], seed: int, zeroed: frozenset[str]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    perturbed = []
+    for name, weight in start.items():
+        # Types of two bytes have no random numbers of their own everywhere.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        noise = torch.randn(weight.shape, generator=generator, dtype=dtype).to(weight.device)
+        step = 0.5 * (root_mean_square(to_numpy(weight.to(dtype))) or 1.0) * noise
+        perturbed.append(0.0 * noise if name in zeroed else weight + step)
+    return perturbed
 
 
 def _breaking_parameters(module: torch.nn.Module, x: Tensor) -> list[str]:
-    """Return parameters whose presence alone makes the module inhomogeneous, if it is they."""
+    """Return the biases without any of which the module stays inhomogeneous, if it is they."""
+
+    def without(names: Iterable[str]) -> bool:
+        return homogeneity(module, x, zeroed=frozenset(names)).degree is not None
+
     shapes = {name: w.shape for name, w in module.named_parameters() if w.requires_grad}
-    vectors = frozenset(name for name, shape in shapes.items() if len(shape) <= 1)
-    if vectors and _degree(module, x, vectors)[0] is not None:
-        return sorted(v for v in vectors if _degree(module, x, vectors - {v})[0] is None)
-    return [name for name in shapes if _degree(module, x, frozenset({name}))[0] is not None]
+    vectors = {name for name, shape in shapes.items() if len(shape) <= 1}
+    if not vectors or not without(vectors):
+        return []
+    return sorted(v for v in vectors if not without(vectors - {v}))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latephase.problem.culprit import watched
 from latephase.problem.gates import GatedCalls, Plan, Site, placed
 from latephase.problem.refusals import (
     JUMPS,
@@ -52,26 +53,9 @@ class Discovery(GatedCalls):
         """The path of the part that is running."""
         return self.path[-1] if self.path else ""
 
-    @contextmanager
-    def watching(self, module: torch.nn.Module) -> Iterator[None]:
+    def watching(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """Follow which part of the module runs."""
-
-        def leave(*_) -> None:
-            self.path.pop()
-
-        handles = []
-        for name, part in module.named_modules():
-
-            def enter(*_, name=name) -> None:
-                self.path.append(name)
-
-            handles.append(part.register_forward_pre_hook(enter))
-            handles.append(part.register_forward_hook(leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return watched(module, self.path)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "").strip("_")

@@ -10,6 +10,7 @@ and the element of least norm is chosen, which for a flow is the direction of st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def generalized_gradient(
     w: np.ndarray | None = None,
     kink_tol: float = KINK_TOL,
     *,
-    loss: str | Loss | None = None,
+    loss: str | Loss | Callable | None = None,
     dual: np.ndarray | None = None,
     jacobian_bytes: int = 2**30,
 ) -> GeneralizedGradient:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from latephase.problem.chain import Chain
-from latephase.problem.checks import DRIFTS, call_with
+from latephase.problem.checks import DRIFTS
 from latephase.problem.discovery import find_plan
 from latephase.problem.gates import GatedCalls
 from latephase.problem.losses import pairwise_margins
 from latephase.problem.margins import Problem
+from latephase.problem.modules import call_with
 from latephase.problem.point import Point
 from latephase.problem.recognition import as_chain
 from latephase.problem.vectors import to_numpy

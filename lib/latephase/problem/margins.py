@@ -8,7 +8,7 @@ and cast to float64; the caller's stays untouched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from latephase.problem.checks import (
     DRIFTS,
-    call_with,
     checked_inputs,
     checked_labels,
     checked_outputs,
-    first_outputs,
-    frozen_copy,
     own_line,
-    parameter_slots,
     raise_on_contradiction,
 )
 from latephase.problem.kinks import KinkCensus, SmoothedKinks
 from latephase.problem.losses import Loss, default_loss, other_classes, pairwise_margins
+from latephase.problem.modules import (
+    call_with,
+    called,
+    first_outputs,
+    frozen_copy,
+    parameter_slots,
+)
 from latephase.problem.vectors import root_mean_square, to_numpy
 
 
@@ -45,7 +48,7 @@ class Problem:
         module: torch.nn.Module,
         x: Tensor | np.ndarray,
         y: Tensor | np.ndarray,
-        loss: str | Loss | None = None,
+        loss: str | Loss | Callable | None = None,
         jacobian_bytes: int = 2**30,
         kink_smoothing: float | None = None,
     ) -> None:
@@ -62,6 +65,11 @@ class Problem:
             raise ValueError("module: its parameters contain NaN or infinite values")
         self.x = checked_inputs(x).to(self.device)
         output = checked_outputs(first_outputs(self.module, self.x))
+        if not np.array_equal(to_numpy(torch.cat([w.reshape(-1) for w in trainable])), self.w0):
+            raise ValueError(
+                "module: its forward changes its trainable parameters in place; expected that it "
+                "only reads them, since a gradient is that of the weights it was given"
+            )
         self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
         self.y, self.classes = checked_labels(y, output, len(self.x), self.loss.name)
         self.y = self.y.to(self.device)
@@ -203,7 +211,7 @@ class Problem:
         """Return the calls with kinks that the module makes on its first example."""
         census = KinkCensus()
         with torch.no_grad(), census:
-            self.module(self.x[:1])
+            called(self.module, self.x[:1])
         return census
 
     def smoothable(self) -> bool:
@@ -232,7 +240,8 @@ class Problem:
         return self.w0 + (0.1 * root_mean_square(self.w0) or 1.0) * noise
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).to(self.device)
+        # A copy: a module may write into its weights.
+        return torch.from_numpy(np.array(array, np.float64, order="C")).to(self.device)
 
     def _rows(self) -> Iterator[slice]:
         return (slice(i, i + self._batch) for i in range(0, self.n, self._batch))

@@ -24,6 +24,7 @@ the direction has turned by `_TURN`, and scaled in between by homogeneity: it go
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,9 +35,10 @@ from tqdm import tqdm
 
 from latephase.flow.state import State
 from latephase.flow.trajectory import Trajectory, largest_drop, trajectory_of
-from latephase.problem.checks import checked_inputs, checked_labels, copied, first_outputs
+from latephase.problem.checks import checked_inputs, checked_labels
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss, default_loss, pairwise_margins
+from latephase.problem.modules import called, copied, first_outputs
 from latephase.problem.task import Task, inputs_and_labels
 from latephase.problem.vectors import arc, to_numpy
 from latephase.training.rules import FIRST_ORDER, Rule, checked_rule
@@ -53,7 +55,7 @@ def gradient_descent(
     module: torch.nn.Module,
     x: Tensor | np.ndarray | Task,
     y: Tensor | np.ndarray | None = None,
-    loss: str | Loss | None = None,
+    loss: str | Loss | Callable | None = None,
     *,
     until: float = 1e3,
     steps: int = 10_000,
@@ -151,7 +153,7 @@ class _Descent:
         self.degree, self.measurements = degree, 0
 
     def evaluate(self) -> _Iterate:
-        margins = pairwise_margins(self.network(self.x), self.y)
+        margins = pairwise_margins(called(self.network, self.x), self.y)
         alpha = self.loss.smoothed_margin(margins)
         dual, *gradients = torch.autograd.grad(alpha, [margins, *self.parameters])
         gradient = torch.cat([g.reshape(-1) for g in gradients])
@@ -194,7 +196,7 @@ class _Descent:
         """
         rows = []
         for i in range(len(self.x)):
-            margins = pairwise_margins(self.network(self.x[i : i + 1]), self.y[i : i + 1])
+            margins = pairwise_margins(called(self.network, self.x[i : i + 1]), self.y[i : i + 1])
             for margin in margins.reshape(-1):
                 gradients = torch.autograd.grad(margin, self.parameters, retain_graph=True)
                 rows.append(torch.cat([g.reshape(-1) for g in gradients]))

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from latephase.problem.batches import BATCH
 from latephase.problem.checks import in_mode
 from latephase.problem.losses import Loss, log_sum_exp, pairwise_margins, true_margins
+from latephase.problem.modules import called
 from latephase.training import checkpoints
 from latephase.training.settings import Settings
 
@@ -130,7 +131,7 @@ class Trainer:
         )
         half = self.settings.autocast is not None
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            outputs = self.module(x)
+            outputs = called(self.module, x)
         log_risk, gradient = log_risk_and_gradient(outputs, y, self.loss)
         log_risk = log_risk.item()
         if not log_risk < _DIVERGED:
@@ -166,7 +167,7 @@ class Trainer:
         with in_mode(self.module, training=False), torch.no_grad():
             for begin in range(0, len(self.x), BATCH):
                 rows = slice(begin, begin + BATCH)
-                outputs = self.module(self.x[rows]).double()
+                outputs = called(self.module, self.x[rows]).double()
                 parts.append(pairwise_margins(outputs, self.labels[rows]))
         p = torch.cat(parts)
         log_risk = self.loss.log_risk(p).item() - math.log(len(p))

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latephase.problem.checks import checked_labels, finite_inputs, first_outputs
+from latephase.problem.checks import checked_labels, finite_inputs
 from latephase.problem.losses import default_loss
+from latephase.problem.modules import first_outputs
 from latephase.problem.task import Task, inputs_and_labels
 from latephase.training import checkpoints
 from latephase.training.checkpoints import Run, architecture_of, read_run

@@ -1,0 +1,79 @@
+"""Which call of a module is the first whose result is not homogeneous in the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from latephase.problem.gates import placed
+
+
+class _Calls(TorchFunctionMode):
+    """Lists each call that returns numbers: its name, its place, and two numbers for the result.
+
+    Those are the norm and the product with a fixed vector; both scale with a homogeneous result.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path: list[str] = []
+        self.calls: list[tuple[str, str, float, float]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        if isinstance(result, Tensor) and result.is_floating_point() and name != "get":
+            flat = result.detach().reshape(-1).cpu().double()
+            at = torch.cos(1.7 * torch.arange(flat.numel(), dtype=torch.float64))
+            where = self.path[-1] if self.path else ""
+            self.calls.append((name, where, float(flat.norm()), float(flat @ at)))
+        return result
+
+
+@contextmanager
+def watched(module: torch.nn.Module, path: list[str]) -> Iterator[None]:
+    """Keep in `path` the names of the parts of the module that are running."""
+
+    def leave(*_) -> None:
+        path.pop()
+
+    handles = []
+    for name, part in module.named_modules():
+
+        def enter(*_, name=name) -> None:
+            path.append(name)
+
+        handles.append(part.register_forward_pre_hook(enter))
+        handles.append(part.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_inhomogeneous_call(
+    module: torch.nn.Module, run: Callable[[float], object], tolerance: float
+) -> str:
+    """Return the name and the place of that call; "" where none of the visible calls is it.
+
+    run: calls the module with its weights multiplied by a number.
+    """
+    seen = []
+    for c in (1.0, 2.0):
+        calls = _Calls()
+        with watched(module, calls.path), calls:
+            run(c)
+        seen.append(calls.calls)
+    for (name, where, size, product), (other, _, scaled, moved) in zip(*seen, strict=False):
+        if name != other:
+            return f"{placed(name, where)}, after which the calls depend on the weights' size"
+        if not abs(moved * size - product * scaled) <= tolerance * size * max(scaled, 1e-300):
+            return placed(name, where)
+        if size and not scaled:
+            return placed(name, where)
+    return ""

@@ -1,0 +1,222 @@
+"""A user's module as a function of weights and inputs, which leaves all that is the user's."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from latephase.problem.checks import checked_outputs, in_mode, own_line
+
+
+def checked_module(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the module; ValueError unless it is one with trainable parameters that have values."""
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    if not any(w.requires_grad for w in module.parameters()):
+        raise ValueError("module: expected at least one trainable parameter, got none")
+    for name, w in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(w, torch.nn.parameter.UninitializedTensorMixin):
+            raise ValueError(
+                f"module: {name!r} of a lazy layer has no shape yet; call the module on data first"
+            )
+        if w.is_meta:
+            raise ValueError(
+                f"module: {name!r} is on the meta device, which holds no numbers; expected "
+                "parameters and buffers on a real device"
+            )
+    return module
+
+
+def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a float64 copy of the module in evaluation mode; ValueError without parameters."""
+    return cast_copy(checked_module(module), torch.float64).eval()
+
+
+def cast_copy(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Return a `copied` module in a floating dtype; ValueError where its device has none."""
+    try:
+        return copied(module).to(dtype)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"module: cannot be cast to {dtype}: {error}") from error
+
+
+def copied(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a deep copy of the module, and of results that it keeps of its last call, as values.
+
+    What cannot be copied, such as a lock or an open file, is shared. Raises ValueError where the
+    module itself cannot be copied.
+    """
+    kept = {}
+    for part in module.modules():
+        for tensor in _tensors(vars(part).values()):
+            if not tensor.is_leaf:
+                kept[id(tensor)] = _value(tensor)
+    try:
+        return copy.deepcopy(module, dict(kept))
+    except Exception:
+        for part in module.modules():
+            for name, value in vars(part).items():
+                if name not in _HELD and not _copies(value, kept):
+                    kept[id(value)] = value
+    try:
+        return copy.deepcopy(module, kept)
+    except Exception as error:
+        raise ValueError(
+            f"module: expected one that copy.deepcopy can copy, got {type(error).__name__}: {error}"
+        ) from error
+
+
+# The attributes in which a module holds its parameters, buffers and parts.
+_HELD = {"_parameters", "_buffers", "_modules"}
+
+
+def _copies(value: object, kept: dict) -> bool:
+    try:
+        copy.deepcopy(value, dict(kept))
+    except Exception:
+        return False
+    return True
+
+
+def _value(tensor: Tensor) -> Tensor:
+    """Return a tensor's values, none of one that a transform of `torch.func` has left behind."""
+    try:
+        return tensor.detach().clone()
+    except RuntimeError:
+        return torch.empty(0)
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the tensors among values, and in their lists, tuples and dictionaries."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+
+
+@contextmanager
+def lent(module: torch.nn.Module) -> Iterator[Callable[[], None]]:
+    """Borrow the user's module in evaluation mode; all that it holds is put back afterwards.
+
+    Yields what puts its parameters and buffers back at once. Its attributes come back too, and the
+    contents of lists, dictionaries and sets among them.
+    """
+    tensors = [(t, t.detach().clone()) for t in [*module.parameters(), *module.buffers()]]
+    parts = [(part, dict(vars(part))) for part in module.modules()]
+    containers = [
+        (value, copy.copy(value))
+        for _, attributes in parts
+        for value in attributes.values()
+        if type(value) in (list, dict, set, deque)
+    ]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, before in tensors:
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)
+
+    try:
+        with in_mode(module, training=False):
+            yield put_back
+    finally:
+        for part, attributes in parts:
+            vars(part).clear()
+            vars(part).update(attributes)
+        for value, before in containers:
+            if type(value) in (dict, set):
+                value.clear()
+                value.update(before)
+            else:
+                value.clear()
+                value.extend(before)
+        put_back()
+
+
+def coarsest(module: torch.nn.Module) -> float:
+    """Return the largest ε of the floating types that the module's parameters have."""
+    types = {w.dtype for w in module.parameters() if w.is_floating_point()}
+    return max(torch.finfo(dtype).eps for dtype in types)
+
+
+def called(module: torch.nn.Module, x: Tensor) -> Tensor:
+    """Return the logits of module(x); it gets a copy of x, into which it may write."""
+    return logits(module(x.clone()))
+
+
+def logits(output: object) -> Tensor:
+    """Return the logits in what a module returns: itself, or the obvious tensor in a container.
+
+    That is `.logits` or ["logits"], else the only floating tensor with one or two axes. Raises
+    ValueError where there is none, or more than one.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    named = getattr(output, "logits", None) if named is None else named
+    if isinstance(named, Tensor):
+        return named
+    values = output.values() if isinstance(output, Mapping) else output
+    values = values if isinstance(values, Iterable) and not isinstance(values, str) else []
+    found = [v for v in values if isinstance(v, Tensor) and v.ndim in (1, 2)]
+    found = [tensor for tensor in found if tensor.is_floating_point()]
+    if len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"module: expected outputs of shape [n], [n, 1] or [n, k], alone or as the logits of a "
+        f"container, got {type(output).__name__} with {len(found)} tensors that could be those"
+    )
+
+
+def parameter_slots(module: torch.nn.Module) -> list[tuple[str, int]]:
+    """Return (name, index) for each place that holds a trainable parameter.
+
+    The index counts `named_parameters()`. A parameter shared by two modules fills two slots; a
+    module registered twice is visited once, because functional_call does not restore a slot that
+    it was handed twice.
+    """
+    trainable = (w for w in module.parameters() if w.requires_grad)
+    order = {id(w): i for i, w in enumerate(trainable)}
+    return [
+        (f"{prefix}.{name}" if prefix else name, order[id(w)])
+        for prefix, part in module.named_modules()
+        for name, w in part.named_parameters(recurse=False, remove_duplicate=False)
+        if id(w) in order
+    ]
+
+
+def call_with(
+    module: torch.nn.Module, slots: list[tuple[str, int]], parameters: list[Tensor], x: Tensor
+) -> Tensor:
+    """Return the logits of module(x) with its trainable parameters replaced, as `called`.
+
+    It gets copies of its buffers, too: a transform of `torch.func` lets it write into no others.
+    """
+    replaced = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    replaced |= {name: parameters[index] for name, index in slots}
+    outputs = torch.func.functional_call(module, replaced, (x.clone(),), tie_weights=False)
+    return logits(outputs)
+
+
+def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
+    """Return the module's outputs of the first two examples, in evaluation mode, finite or not.
+
+    Raises ValueError where it does not take them, and for outputs that are no logits.
+    """
+    with in_mode(module, training=False), torch.no_grad():
+        try:
+            outputs = module(x[:2].clone())
+        except Exception as error:
+            raise ValueError(
+                f"x: the module does not take examples of shape {list(x.shape[1:])} and type "
+                f"{x.dtype}: {type(error).__name__}: {error}{own_line(error)}"
+            ) from error
+    return checked_outputs(logits(outputs), finite=False)
