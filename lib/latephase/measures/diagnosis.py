@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,15 +13,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from latephase.measures import layers
+from latephase.measures.precision import COUPLED, alignment_error, without_statistics
+from latephase.measures.spectral import empty_table, layer_table
 from latephase.problem import kkt, vectors
-from latephase.problem.batches import BATCH, Batches, resolves_duals
-from latephase.problem.checks import checked_inputs, checked_labels, raise_on_contradiction
-from latephase.problem.degree import homogeneity_degree
+from latephase.problem.batches import Batches, resolves_duals
+from latephase.problem.checks import (
+    DRIFTS,
+    checked_labels,
+    finite_inputs,
+    raise_on_contradiction,
+)
+from latephase.problem.degree import Homogeneity, few_of, first_break, homogeneity
 from latephase.problem.generalized import KINK_TOL, least_norm
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
 from latephase.problem.margins import Problem
-from latephase.problem.modules import checked_module, lent
+from latephase.problem.modules import cast_copy, checked_module, first_outputs, lent
 from latephase.problem.task import Task, inputs_and_labels
 
 if TYPE_CHECKING:
@@ -41,6 +47,10 @@ class Diagnosis:
     Near kinks the gradient is PyTorch's own choice; the fields least_norm_... are the same with the
     least-norm gradient over the gates of the `active_kinks` (`generalized_gradient`). None where
     that was not computed, and least_norm_missing then says why; it is empty otherwise.
+
+    alignment_error: by how much rounding moves the alignment: what a change of all weights by
+    their last bit does to that of the examples with the largest duals. missing: why, for each of
+    the other fields that is None, NaN or infinite.
     """
 
     smoothed_margin: float
@@ -62,6 +72,8 @@ class Diagnosis:
     least_norm_kkt_stationarity: float | None = None
     least_norm_kkt_complementarity: float | None = None
     least_norm_missing: str = ""
+    alignment_error: float | None = None
+    missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def raw_margins(self) -> np.ndarray:
@@ -95,6 +107,8 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         aligned = "undefined" if self.alignment is None else f"{self.alignment:.6g}"
+        if (self.alignment_error or 0.0) > 1e-6 * abs(self.alignment or 0.0):
+            aligned += f" ± {self.alignment_error:.1g}"
         degree = "no degree" if self.degree is None else f"degree {self.degree:g}"
         return (
             f"<Diagnosis: {len(self.margins)} examples, training error {self.training_error:.3g}, "
@@ -107,25 +121,32 @@ def diagnose(
     x: Tensor | np.ndarray | Task,
     y: Tensor | np.ndarray | None = None,
     loss: str | Loss | Callable | None = None,
-    degree: float | None = None,
-    batch_size: int = BATCH,
+    degree: float | bool | None = None,
+    batch_size: int | None = None,
     progress: bool | None = None,
     kink_tol: float = KINK_TOL,
+    *,
+    dtype: torch.dtype | None = None,
+    layers: bool = True,
 ) -> Diagnosis:
-    """Return the `Diagnosis` of a module on data, on the module's own device and dtype.
+    """Return the `Diagnosis` of a module on data, on the module's own device.
 
     x, y: inputs [n, ...] and labels [n]; or a Task for x, and no y. loss None is the exponential
-    loss for one output, cross-entropy for several.
+    loss for one output, cross-entropy for several; PyTorch's own objects and functions for these
+    are taken, too. Of outputs in a container the logits are taken if there is one obvious choice.
 
-    Evaluates in evaluation mode and restores the mode. degree None measures it on a float64 copy.
-    The gradient takes a second pass over the batches, whose weights are the dual variables of the
-    first, so that it is that of the whole data set. progress None shows a bar on a terminal when
-    there are more than 20 batches. kink_tol is that of `generalized_gradient`, whose least-norm
-    gradient is taken, in float64, where a Jacobian of all margins and the kinks need at most
-    128 MiB each.
+    dtype None computes in the module's own precision, torch.float64 in a copy of that. Evaluates in
+    evaluation mode; parameters, buffers, attributes, mode and x are afterwards as they were.
+
+    degree None measures it on at most 64 examples, False does not; layers False leaves their table
+    out. The gradient takes a second pass over the batches, whose weights are the dual variables of
+    the first, so that it is that of the whole data set. batch_size None is 256, less for large
+    inputs. progress None shows a bar on a terminal for what takes more than a second. kink_tol is
+    that of `generalized_gradient`, whose least-norm gradient is taken, in float64, where a Jacobian
+    of all margins and the kinks need at most 128 MiB each.
 
     Raises ValueError as `gradient_flow` does, except that a module need not be homogeneous and may
-    have kinks that are not followed.
+    have kinks that are not followed, and where outputs depend on the rest of the batch.
 
     >>> import numpy as np, torch, latephase
     >>> x = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5], [-1.5, -0.5]])
@@ -138,38 +159,75 @@ def diagnose(
     """
     x, y = inputs_and_labels(x, y)
     checked_module(module)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
-    x = checked_inputs(x)
-    measured, defect = (degree, math.nan) if degree is not None else homogeneity_degree(module, x)
-    with lent(module) as put_back:
-        batches = Batches(module, x, batch_size, progress, put_back)
-        first = batches.outputs_of(slice(0, 2))
-        loss = default_loss(loss, 1 if first.ndim == 1 else first.shape[1])
-        y, outputs = checked_labels(y, first, len(x), loss.name)
-        raise_on_contradiction(x, y)
-        p = pairwise_margins(batches.outputs(), y.to(batches.like.device))
-        if p.ndim == 2 and outputs == 2:
-            p = p.reshape(-1)
-        return _diagnosis(batches, p, y, loss, measured, defect, kink_tol)
+    with torch.inference_mode(False):
+        x = finite_inputs(x)
+        x = x.clone() if x.is_inference() else x
+        if dtype is not None or any(w.is_inference() for w in module.parameters()):
+            own = next(w.dtype for w in module.parameters() if w.is_floating_point())
+            module = cast_copy(module, dtype or own)
+        with lent(module) as put_back:
+            batches = Batches(module, x, batch_size, progress, put_back)
+            loss, p, y = _margins(batches, y, loss)
+            if degree is None:
+                found = homogeneity(module, batches.fed(slice(len(few_of(x)))), batches.bar)
+                why = first_break(module, batches.fed(slice(0, 2))) if found.degree is None else ""
+                if why and math.isfinite(found.defect):
+                    why = f"; the first call that is not homogeneous is {why}"
+                    found = replace(found, why=found.why + why)
+            elif degree is False:
+                found = Homogeneity(None, math.nan, "it was not asked for")
+            else:
+                found = Homogeneity(float(degree), math.nan)
+            table = layer_table(module, batches.bar) if layers else empty_table()
+            return _diagnosis(batches, p, y, loss, found, table, kink_tol)
 
 
-def _diagnosis(batches, p, y, loss, degree, defect, kink_tol) -> Diagnosis:
+def _margins(batches: Batches, y: Tensor | np.ndarray, loss: object) -> tuple[Loss, Tensor, Tensor]:
+    """Return the loss, the margins [n, ·] in the network's type, and the labels as checked."""
+    module, x = batches.module, batches.x
+    first = first_outputs(module, batches.fed(slice(0, 2)))
+    chosen = default_loss(loss, 1 if first.ndim == 1 else first.shape[1])
+    y, outputs = checked_labels(y, first, len(x), chosen.name)
+    raise_on_contradiction(x, y)
+    out = batches.outputs()
+    size = math.sqrt(torch.finfo(out.dtype).eps) * float(out.abs().max())
+    if len(x) > 2 and not float((out[:2] - first).abs().max()) <= size:
+        again = first_outputs(module, batches.fed(slice(0, 2)))
+        if not float((again - first).abs().max()) <= size:
+            raise ValueError(DRIFTS)
+        raise ValueError(
+            f"{COUPLED}{without_statistics(module)}; margins of single examples are not defined"
+        )
+    p = pairwise_margins(out, y.to(out.device))
+    return chosen, p.reshape(-1) if p.ndim == 2 and outputs == 2 else p, y
+
+
+def _diagnosis(batches, p, y, loss, found, table, kink_tol) -> Diagnosis:
     margins = true_margins(p)
     # In float64: the sums over examples are not to add rounding to what the network's dtype has.
-    wide = p.double()
+    wide = p.cpu().double()
     alpha = float(loss.smoothed_margin(wide))
     direction = batches.weights()
-    norm = float(np.linalg.norm(direction))
+    norm, degree = float(np.linalg.norm(direction)), found.degree
     if not np.isfinite(norm) or norm == 0.0:
         raise ValueError(f"module: expected parameters of positive finite norm, got {norm}")
     shrink = None if degree is None else math.exp(-degree * math.log(norm))
-    dual = None
+    dual = error = None
     own: tuple = (None, None, None)
-    least: dict = {"least_norm_missing": "the dtype does not resolve the dual variables"}
-    if resolves_duals(p, p.dtype):
+    least: dict = {"least_norm_missing": _UNRESOLVED}
+    missing = {}
+    if degree is None:
+        missing = dict.fromkeys(_OF_A_DEGREE, "no degree") | {"degree": found.why}
+    if math.isnan(found.defect):
+        given = "the degree was given" if degree is not None else found.why
+        missing["homogeneity_defect"] = given
+    elif math.isinf(found.defect):
+        missing["homogeneity_defect"] = f"infinite: {found.why}"
+    if resolves_duals(p, batches.coarsest):
         q = loss.dual_variables(wide)
-        dual = q.cpu().numpy()
+        dual = q.numpy()
 
         def stand(gradient: np.ndarray) -> tuple[float | None, ...]:
             """Return the alignment and the KKT residuals of a gradient of α."""
@@ -179,30 +237,42 @@ def _diagnosis(batches, p, y, loss, degree, defect, kink_tol) -> Diagnosis:
             if shrink is None:
                 return alignment, None, None
             unit = direction / norm, gradient * norm ** (1.0 - degree)
-            return alignment, *kkt.kkt_residual(*unit, wide.cpu().numpy() * shrink, dual, degree)
+            return alignment, *kkt.kkt_residual(*unit, wide.numpy() * shrink, dual, degree)
 
         own = stand(batches.weighted_gradient(y, q))
+        error = alignment_error(batches, y, q, loss)
         least = _least_norm(batches, y, loss, dual, kink_tol, stand)
+        if own[0] is None:
+            missing["alignment"] = "the gradient is zero"
+    else:
+        missing |= dict.fromkeys(("alignment", "dual", *_RESIDUALS), _UNRESOLVED)
     alignment, stationarity, complementarity = own
+    if stationarity is not None and math.isnan(stationarity):
+        missing |= dict.fromkeys(_RESIDUALS, "not every margin is positive")
     return Diagnosis(
         smoothed_margin=alpha,
         log_norm=math.log(norm),
         normalized_margin=None if shrink is None else float(margins.min()) * shrink,
         normalized_smoothed_margin=None if shrink is None else alpha * shrink,
         alignment=alignment,
+        alignment_error=error,
         kkt_stationarity=stationarity,
         kkt_complementarity=complementarity,
-        margins=margins.double().cpu().numpy(),
+        margins=margins.cpu().double().numpy(),
         dual=dual,
         degree=degree,
-        homogeneity_defect=defect,
-        training_error=float((margins <= 0).double().mean()),
-        layers=_layers(batches.module),
+        homogeneity_defect=found.defect,
+        training_error=float((margins <= 0).cpu().double().mean()),
+        layers=table,
         loss=loss.name,
+        missing=missing,
         **least,
     )
 
 
+_UNRESOLVED = "the dtype does not resolve the dual variables"
+_RESIDUALS = ("kkt_stationarity", "kkt_complementarity")
+_OF_A_DEGREE = ("normalized_margin", "normalized_smoothed_margin", *_RESIDUALS)
 # Bytes of a Jacobian of all margins, to which what the least norm takes is comparable.
 _LEAST_NORM_BYTES = 2**27
 
@@ -224,43 +294,6 @@ def _least_norm(batches, y, loss, dual, kink_tol, stand) -> dict:
     row = {f"least_norm_{n}": v for n, v in zip(fields, stand(found.gradient), strict=True)}
     missing = "" if np.any(found.gradient) else "the least-norm gradient is zero"
     return {"active_kinks": found.active, **row, "least_norm_missing": missing}
-
-
-_LAYER_COLUMNS = [
-    "layer",
-    "shape",
-    "frobenius_norm",
-    "spectral_norm",
-    "spectral_ratio",
-    "alignment_with_next",
-    "imbalance_with_next",
-]
-
-
-def _layers(module: torch.nn.Module) -> pd.DataFrame:
-    """Return the table of weights: norms, ratio of norms, alignment and balance with the next.
-
-    alignment_with_next and imbalance_with_next are NaN where the shapes do not compose. The
-    imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F². Ratio, vectors and imbalance of a zero weight are NaN.
-    """
-    weights = {
-        name: w.detach().double().cpu().numpy()
-        for name, w in module.named_parameters()
-        if w.ndim >= 2 and w.requires_grad
-    }
-    # Kernels as [out, rest].
-    tops = [layers.top_singular(weight.reshape(len(weight), -1)) for weight in weights.values()]
-    rows, pairs = [], [*zip(weights.values(), tops, strict=True), (None, None)]
-    for (name, w), top, (upper, above) in zip(weights.items(), tops, pairs[1:], strict=True):
-        row = {"layer": name, "shape": tuple(w.shape), "frobenius_norm": float(np.linalg.norm(w))}
-        norm = row["frobenius_norm"] or math.nan
-        row |= {"spectral_norm": top[0], "spectral_ratio": top[0] / norm}
-        row |= {"alignment_with_next": math.nan, "imbalance_with_next": math.nan}
-        if upper is not None and w.ndim == upper.ndim == 2 and upper.shape[1] == len(w):
-            row["alignment_with_next"] = float(abs(above[2] @ top[1]))
-            row["imbalance_with_next"] = layers.balancedness(w, upper) / norm**2
-        rows.append(row)
-    return pd.DataFrame(rows, columns=_LAYER_COLUMNS)
 
 
 def _plain(value):

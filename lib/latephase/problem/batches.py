@@ -14,10 +14,14 @@ from tqdm import tqdm
 
 from latephase.problem.checks import checked_outputs
 from latephase.problem.losses import pairwise_margins
-from latephase.problem.modules import called
+from latephase.problem.modules import called, coarsest
 
 # Examples a pass holds at once where nobody says otherwise.
 BATCH = 256
+# A bar on a terminal only, for what takes more than a second.
+SOON = {"disable": None, "delay": 1}
+# Numbers of the inputs of a pass, where its size is not given.
+_NUMBERS = 2**22
 # Dual variables are exp(-p) up to a factor: rounding of p by more than this leaves no digit.
 _RESOLVED = 0.01
 
@@ -25,38 +29,42 @@ _RESOLVED = 0.01
 class Batches:
     """A module on inputs x [n, ...], on the module's own device and in its own dtype.
 
-    progress None shows a bar on a terminal when there are more than 20 batches. put_back: called
-    before each batch, so that none finds what another has left in the module.
+    size None is BATCH, less for large inputs. progress None shows a bar on a terminal for what
+    takes more than a second. put_back: called before each batch, so that none finds what another
+    has left in the module.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
         x: Tensor,
-        size: int = BATCH,
+        size: int | None = BATCH,
         progress: bool | None = None,
         put_back: Callable[[], None] = lambda: None,
     ) -> None:
         self.module, self.x, self.put_back = module, x, put_back
         self.parameters = [w for w in module.parameters() if w.requires_grad]
-        self.like = self.parameters[0]
+        self.like = next(w for w in module.parameters() if w.is_floating_point())
+        self.coarsest = coarsest(module)
+        size = size or max(1, min(BATCH, _NUMBERS // max(1, x[0].numel())))
         self.slices = [slice(i, i + size) for i in range(0, len(x), size)]
         # tqdm's own None: a bar on a terminal only.
-        self.hidden = True if len(self.slices) <= 20 else None
-        if progress is not None:
-            self.hidden = not progress
+        self.bar = {"disable": not progress} if progress is not None else SOON
 
-    def outputs_of(self, rows: slice) -> Tensor:
+    def fed(self, rows: slice | Tensor) -> Tensor:
+        """Return inputs as the module gets them: on its device, and of its type if they float."""
+        x = self.x[rows].to(self.like.device)
+        return x.to(self.like.dtype) if x.is_floating_point() else x
+
+    def outputs_of(self, rows: slice | Tensor) -> Tensor:
         """Return the module's outputs on some rows; ValueError where they are no finite logits."""
         self.put_back()
-        x = self.x[rows].to(self.like.device)
-        x = x.to(self.like.dtype) if x.is_floating_point() else x
-        return checked_outputs(called(self.module, x))
+        return checked_outputs(called(self.module, self.fed(rows)))
 
     def outputs(self) -> Tensor:
         """Return the outputs on the whole data, without their graph."""
         with torch.no_grad():
-            bar = tqdm(self.slices, desc="outputs", disable=self.hidden)
+            bar = tqdm(self.slices, "outputs", **self.bar)
             return torch.cat([self.outputs_of(rows) for rows in bar])
 
     def weights(self) -> np.ndarray:
@@ -66,24 +74,27 @@ class Batches:
     def weighted_gradient(self, y: Tensor, weights: Tensor) -> np.ndarray:
         """Return Σ weights_i ∇p_i [P], summed in float64; weights of the margins' shape [n, ·]."""
         total = torch.zeros(sum(w.numel() for w in self.parameters), dtype=torch.float64)
-        with torch.enable_grad():
-            for rows in tqdm(self.slices, desc="gradient", disable=self.hidden):
-                out = self.outputs_of(rows)
-                p = pairwise_margins(out, y[rows].to(out.device)).reshape(-1)
-                parts = torch.autograd.grad(
-                    p,
-                    self.parameters,
-                    weights[rows].reshape(-1).to(p),
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                total += torch.cat([_wide(part) for part in parts])
+        for rows in tqdm(self.slices, "gradient", **self.bar):
+            total += self.gradient_of(rows, y[rows], lambda p, rows=rows: weights[rows])
         return total.numpy()
 
+    def gradient_of(
+        self, rows: slice | Tensor, y: Tensor, weigh: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return Σ weights_i ∇p_i [P] over some rows, float64; the weights are a function of p."""
+        with torch.enable_grad():
+            out = self.outputs_of(rows)
+            p = pairwise_margins(out, y.to(out.device))
+            weights = weigh(p.detach()).reshape(p.shape).to(p)
+            parts = torch.autograd.grad(
+                p, self.parameters, weights, allow_unused=True, materialize_grads=True
+            )
+        return torch.cat([_wide(part) for part in parts])
 
-def resolves_duals(p: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether margins made in a dtype leave digits in dual variables: ε·max|p| ≤ 0.01."""
-    return torch.finfo(dtype).eps * float(p.abs().max()) <= _RESOLVED
+
+def resolves_duals(p: Tensor, eps: float) -> bool:
+    """Return whether margins of a precision ε leave digits in dual variables: ε·max|p| ≤ 0.01."""
+    return eps * float(p.abs().max()) <= _RESOLVED
 
 
 def _wide(tensor: Tensor) -> Tensor:

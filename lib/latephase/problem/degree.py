@@ -91,21 +91,21 @@ def few_of(x: Tensor) -> Tensor:
 def homogeneity(
     module: torch.nn.Module,
     x: Tensor,
-    hidden: bool | None = True,
+    bar: dict | None = None,
     zeroed: frozenset[str] = frozenset(),
 ) -> Homogeneity:
     """Return the `Homogeneity` of a module, measured in its own type on the examples x.
 
-    Its parameters are overwritten and put back. hidden: whether no bar is shown. zeroed: names of
+    Its parameters are overwritten and put back. bar: options of a bar to show. zeroed: names of
     parameters that are zero.
     """
     tolerance = _tolerance(module)
     exponents, defects = [], []
-    with _Scaled(module, x) as outputs, tqdm(range(3), "degree", disable=hidden, delay=1) as bar:
-        for seed in bar:
+    with _Scaled(module, x) as outputs:
+        for seed in tqdm(range(3), "degree", **(bar or {"disable": True})):
             parameters = _perturbed(outputs.start, seed, zeroed)
             one, *others = (outputs(parameters, c) for c in (1.0, 0.5, 2.0))
-            if not all(np.isfinite(outputs).all() for outputs in (one, *others)):
+            if not all(np.isfinite(found).all() for found in (one, *others)):
                 return Homogeneity(None, np.inf, "its outputs leave the range of its type")
             if not np.any(one):
                 continue

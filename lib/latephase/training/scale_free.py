@@ -64,7 +64,7 @@ def snapshot(
         chosen = default_loss(loss, outputs.shape[1])
         alpha, log_dual = chosen.smoothed_margin_and_log_duals(p)
         cosine = float("nan")
-        if resolves_duals(p, raw.dtype):
+        if resolves_duals(p, batches.coarsest):
             gradient = batches.weighted_gradient(y, log_dual.exp())
             if gradient.any():
                 cosine = vectors.alignment(batches.weights(), gradient)
