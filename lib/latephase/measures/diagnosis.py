@@ -171,8 +171,9 @@ def diagnose(
             batches = Batches(module, x, batch_size, progress, put_back)
             loss, p, y = _margins(batches, y, loss)
             if degree is None:
-                found = homogeneity(module, batches.fed(slice(len(few_of(x)))), batches.bar)
-                why = first_break(module, batches.fed(slice(0, 2))) if found.degree is None else ""
+                few = batches.fed(slice(len(few_of(x))))
+                found = homogeneity(module, few, batches.bar)
+                why = first_break(module, few) if found.degree is None else ""
                 if why and math.isfinite(found.defect):
                     why = f"; the first call that is not homogeneous is {why}"
                     found = replace(found, why=found.why + why)

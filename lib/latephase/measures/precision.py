@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latephase.problem import vectors
 from latephase.problem.degree import few_of
 
 if TYPE_CHECKING:
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
     from latephase.problem.losses import Loss
 
 COUPLED = "module: its output for an example depends on the other examples of the batch"
-_DRAWS = 2
+# Signs that are drawn; they repeat in larger weights.
+_SIGNS = 2**16
 
 
 def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> float | None:
-    """Return by how much the alignment changes when all weights change by their last bit.
+    """Return by how much the alignment changes when weights and gradient change by their last bit.
 
-    The largest change over two draws of signs, of the alignment for the few examples with the
-    largest dual variables. None where their gradient is zero. The weights are put back.
+    The change for random signs, of the alignment for the few examples with the largest dual
+    variables, and what independent roundings of the gradient add to it. None where that is zero.
+    The weights are put back.
     """
     few = len(few_of(batches.x))
     rows = torch.argsort(dual.reshape(len(dual), -1).sum(1), descending=True)[:few]
@@ -31,30 +34,37 @@ def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> fl
         wide = p.cpu().double()
         return loss.dual_variables(wide.reshape(-1) if p.ndim == 2 and p.shape[1] == 1 else wide)
 
-    def alignment() -> float | None:
-        gradient = batches.gradient_of(rows, y[rows.to(y.device)], weigh).numpy()
-        return vectors.alignment(batches.weights(), gradient) if gradient.any() else None
+    def measure() -> tuple[float, float]:
+        """Return the alignment, and the root of Σ w² g² over ‖w‖‖g‖; NaN without a gradient."""
+        parts = batches.gradient_of(rows, y[rows.to(y.device)], weigh)
+        sums = np.zeros(4)
+        for weight, part in zip(batches.parameters, parts, strict=True):
+            w, g = (t.detach().reshape(-1).cpu().double() for t in (weight, part))
+            product = w * g
+            sums += [float(one) for one in (product.sum(), w @ w, g @ g, product @ product)]
+        size = math.sqrt(sums[1] * sums[2]) or math.nan
+        return sums[0] / size, math.sqrt(sums[3]) / size
 
     before = [w.detach().clone() for w in batches.parameters]
+    generator = torch.Generator().manual_seed(0)
     # The weights stay changed during a pass.
     batches.put_back, put_back = (lambda: None), batches.put_back
-    generator, found = torch.Generator().manual_seed(0), [alignment()]
     try:
-        for _ in range(_DRAWS):
-            for weight, own in zip(batches.parameters, before, strict=True):
-                signs = torch.randint(0, 2, weight.shape, generator=generator, dtype=torch.int8)
-                change = torch.finfo(weight.dtype).eps * (2 * signs - 1).to(weight)
-                with torch.no_grad():
-                    weight.copy_(own + own * change)
-            found.append(alignment())
+        start, rounding = measure()
+        with torch.no_grad():
+            for weight in batches.parameters:
+                eps = torch.finfo(weight.dtype).eps
+                block = 2 * torch.randint(0, 2, (_SIGNS,), generator=generator) - 1
+                signs = block.repeat(-(-weight.numel() // _SIGNS))[: weight.numel()]
+                weight.addcmul_(weight, signs.to(weight).reshape(weight.shape), value=eps)
+        moved = measure()[0]
     finally:
         batches.put_back = put_back
         with torch.no_grad():
-            for weight, own in zip(batches.parameters, before, strict=True):
-                weight.copy_(own)
-    if None in found:
-        return None
-    return max(abs(one - found[0]) for one in found[1:])
+            for weight, value in zip(batches.parameters, before, strict=True):
+                weight.copy_(value)
+    error = abs(moved - start) + batches.coarsest * rounding
+    return None if math.isnan(error) else error
 
 
 def without_statistics(module: nn.Module) -> str:

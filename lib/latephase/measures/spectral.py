@@ -1,4 +1,4 @@
-"""The table of a network's weights: norms, and how neighbours stand to each other.
+"""The table of a network's weights: norms, and how adjacent ones stand to each other.
 
 Small matrices are decomposed; of large ones Lanczos' iteration finds what is extreme, from products
 with the matrix alone, and stops at a certified gap: with the residual r of an eigenvalue θ and its
@@ -51,7 +51,7 @@ def layer_table(module: nn.Module, bar: dict | None = None) -> pd.DataFrame:
         top = _top_singular(matrix)
         norm = float(torch.linalg.vector_norm(matrix, dtype=matrix.dtype).double())
         if lower is not None and w.ndim == 2 and matrix.shape[1] == len(lower[0]):
-            rows[-1] |= _neighbours(*lower, matrix, top, rows[-1]["frobenius_norm"])
+            rows[-1] |= _beside(*lower, matrix, top, rows[-1]["frobenius_norm"])
         row = {"layer": name, "shape": tuple(w.shape), "frobenius_norm": norm}
         row |= {"spectral_norm": top.value, "spectral_ratio": top.value / (norm or math.nan)}
         rows.append(row | {"alignment_with_next": math.nan, "imbalance_with_next": math.nan})
@@ -98,7 +98,7 @@ def _top_singular(matrix: Tensor) -> _Top:
     return _Top(math.sqrt(abs(square)), left, right, turn)
 
 
-def _neighbours(lower: Tensor, below: _Top, upper: Tensor, above: _Top, norm: float) -> dict:
+def _beside(lower: Tensor, below: _Top, upper: Tensor, above: _Top, norm: float) -> dict:
     """Return alignment and imbalance of neighbouring weights lower [m, d] and upper [h, m]."""
     resolved = max(below.turn, above.turn) <= 2.0 * _TURN
     aligned = float(abs(above.right.double().cpu() @ below.left.double().cpu()))

@@ -73,23 +73,27 @@ class Batches:
 
     def weighted_gradient(self, y: Tensor, weights: Tensor) -> np.ndarray:
         """Return Σ weights_i ∇p_i [P], summed in float64; weights of the margins' shape [n, ·]."""
-        total = torch.zeros(sum(w.numel() for w in self.parameters), dtype=torch.float64)
+        sizes = [w.numel() for w in self.parameters]
+        total = torch.zeros(sum(sizes), dtype=torch.float64)
         for rows in tqdm(self.slices, "gradient", **self.bar):
-            total += self.gradient_of(rows, y[rows], lambda p, rows=rows: weights[rows])
+            parts = self.gradient_of(rows, y[rows], lambda p, rows=rows: weights[rows])
+            for whole, part in zip(total.split(sizes), parts, strict=True):
+                whole += part.reshape(-1).cpu()
         return total.numpy()
 
     def gradient_of(
         self, rows: slice | Tensor, y: Tensor, weigh: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return Σ weights_i ∇p_i [P] over some rows, float64; the weights are a function of p."""
+    ) -> tuple[Tensor, ...]:
+        """Return Σ weights_i ∇p_i over some rows by parameter; the weights are a function of p."""
         with torch.enable_grad():
             out = self.outputs_of(rows)
             p = pairwise_margins(out, y.to(out.device))
+            if not p.requires_grad:
+                raise ValueError("module: its outputs do not depend on its trainable parameters")
             weights = weigh(p.detach()).reshape(p.shape).to(p)
-            parts = torch.autograd.grad(
+            return torch.autograd.grad(
                 p, self.parameters, weights, allow_unused=True, materialize_grads=True
             )
-        return torch.cat([_wide(part) for part in parts])
 
 
 def resolves_duals(p: Tensor, eps: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -57,17 +57,19 @@ def watched(module: torch.nn.Module, path: list[str]) -> Iterator[None]:
 
 
 def first_inhomogeneous_call(
-    module: torch.nn.Module, run: Callable[[float], object], tolerance: float
+    module: torch.nn.Module,
+    run: Callable[[float, AbstractContextManager], object],
+    tolerance: float,
 ) -> str:
     """Return the name and the place of that call; "" where none of the visible calls is it.
 
-    run: calls the module with its weights multiplied by a number.
+    run: calls the module, in a context, with its weights multiplied by a number.
     """
     seen = []
     for c in (1.0, 2.0):
         calls = _Calls()
-        with watched(module, calls.path), calls:
-            run(c)
+        with watched(module, calls.path):
+            run(c, calls)
         seen.append(calls.calls)
     for (name, where, size, product), (other, _, scaled, moved) in zip(*seen, strict=False):
         if name != other:

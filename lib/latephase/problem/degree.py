@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +142,7 @@ def first_break(module: torch.nn.Module, x: Tensor) -> str:
     with _Scaled(module, x) as outputs:
         parameters = _perturbed(outputs.start, 0, frozenset())
         return first_inhomogeneous_call(
-            module, lambda c: outputs(parameters, c), _tolerance(module)
+            module, lambda *at: outputs(parameters, *at), _tolerance(module)
         )
 
 
@@ -186,10 +187,14 @@ class _Scaled:
     def __exit__(self, *_: object) -> None:
         self._set(self.start.values(), 1.0)
 
-    def __call__(self, parameters: list[Tensor], c: float) -> np.ndarray:
+    def __call__(
+        self, parameters: list[Tensor], c: float, calls: AbstractContextManager | None = None
+    ) -> np.ndarray:
+        """Return the outputs, of a call in the context `calls`."""
         self._set(parameters, c)
-        with torch.no_grad():
-            return to_numpy(called(self.module, self.x).cpu().double())
+        with torch.no_grad(), calls or nullcontext():
+            outputs = called(self.module, self.x)
+        return to_numpy(outputs.cpu().double())
 
     def _set(self, parameters: Iterable[Tensor], c: float) -> None:
         with torch.no_grad():

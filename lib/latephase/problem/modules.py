@@ -38,7 +38,14 @@ def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def cast_copy(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Return a `copied` module in a floating dtype; ValueError where its device has none."""
+    """Return a `copied` module in a floating dtype; ValueError where that cannot be.
+
+    TorchScript has its types written into it, and some devices have no float64.
+    """
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise ValueError(
+            f"module: TorchScript cannot be cast to {dtype}; expected the module it was made from"
+        )
     try:
         return copied(module).to(dtype)
     except (TypeError, RuntimeError) as error:

@@ -1,0 +1,257 @@
+"""`diagnose` on modules as they are found: in their own precision, with what they hold and return.
+
+The classes below stand for idioms of public code; each is compared with a plain network.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import latephase
+from latephase.measures import layers, spectral
+from latephase.problem.modules import logits
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 3)).astype(np.float32)
+Y = np.where(X[:, 0] > 0, 1, -1)
+
+
+class Plain(nn.Module):
+    """Two layers without biases; what is between them is for others to change."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(3, 5, bias=False), nn.Linear(5, 1, bias=False)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+class MakesTensors(Plain):
+    def forward(self, x):
+        return super().forward(x) + torch.zeros(len(x), 1) @ torch.eye(1).float()
+
+
+class KeepsItsActivation(Plain):
+    def forward(self, x):
+        self.kept = self.first(x)
+        return self.last(torch.relu(self.kept))
+
+
+class HoldsALock(Plain):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+        self(torch.ones(1, 3))
+
+    def forward(self, x):
+        with self.lock:
+            return super().forward(x)
+
+
+@dataclass
+class Output:
+    """As transformers have it."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class ReturnsAnObject(Plain):
+    def forward(self, x):
+        return Output(super().forward(x), x)
+
+
+class ReturnsADictionary(Plain):
+    def forward(self, x):
+        return OrderedDict(logits=super().forward(x), features=x)
+
+
+class ReturnsLossAndLogits(Plain):
+    def forward(self, x):
+        return torch.zeros(()), super().forward(x)
+
+
+def closure():
+    net = Plain()
+    forward = net.forward
+    net.forward = lambda x: forward(x) if net.first.weight.numel() else None
+    return net
+
+
+def weight_normalized():
+    net = Plain()
+    net.first = nn.utils.weight_norm(net.first)
+    net(torch.ones(1, 3))
+    return net
+
+
+def scripted():
+    return torch.jit.trace(Plain(), torch.ones(12, 3), check_trace=False)
+
+
+IDIOMS = [
+    MakesTensors, KeepsItsActivation, HoldsALock, ReturnsAnObject, ReturnsADictionary,
+    ReturnsLossAndLogits, closure, weight_normalized, lambda: nn.DataParallel(Plain()), scripted,
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", IDIOMS)
+def test_idioms_give_the_plain_networks_numbers(make):
+    module, expected = make().train(), latephase.diagnose(Plain(), X, Y)
+    names = {name: id(value) for name, value in vars(module).items()}
+    came = latephase.diagnose(module, X, Y)
+    np.testing.assert_allclose(came.margins, expected.margins, rtol=1e-5, atol=1e-7)
+    # Weight normalization is of degree 2 in g and last.weight, whose norm has another size.
+    if make is not weight_normalized:
+        assert came.alignment == pytest.approx(expected.alignment, rel=1e-5)
+        assert came.degree == 2.0
+    assert module.training
+    assert {name: id(value) for name, value in vars(module).items()} == names
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_degree_is_measured_in_the_modules_own_precision(dtype):
+    module = Plain().to(dtype)
+    came = latephase.diagnose(module, X, Y)
+    assert came.degree == 2.0
+    # Scales of 2 and ½ are exact, in all types.
+    assert came.homogeneity_defect <= 1e-15
+    biased = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).to(dtype)
+    assert latephase.diagnose(biased, X, Y).degree is None
+    wide = latephase.diagnose(module, X, Y, dtype=torch.float64)
+    by_hand = module.double()(torch.tensor(X).double())[:, 0].detach().numpy()
+    np.testing.assert_allclose(wide.margins, Y * by_hand, rtol=1e-12)
+
+
+def test_a_body_and_a_head_of_two_precisions():
+    class Mixed(Plain):
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)).float())
+
+    module = Mixed()
+    module.first.bfloat16()
+    came = latephase.diagnose(module, X, Y)
+    assert came.degree == 2.0
+    assert came.alignment_error > 1e-6
+    assert came.missing.keys() <= {"kkt_stationarity", "kkt_complementarity"}
+
+
+def test_within_inference_mode():
+    outside, expected = closure(), latephase.diagnose(Plain(), X, Y)
+    with torch.inference_mode():
+        # Weights that were made outside, as Lightning's, and inside.
+        for module in (outside, Plain()):
+            came = latephase.diagnose(module, torch.tensor(X), Y)
+            assert came.alignment == pytest.approx(expected.alignment, rel=1e-6)
+        assert latephase.homogeneity_degree(module, torch.tensor(X))[0] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(1)), "'0.weight' of a lazy layer has no shape yet"),
+        (lambda: nn.Linear(3, 1, device="meta"), "'weight' is on the meta device"),
+        (lambda: ReturnsTwo(), "got tuple with 2 tensors that could be those"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)),
+            "depends on the other examples of the batch .*running statistics: '1'",
+        ),
+        (lambda: Random(), "differ from call to call"),
+        (lambda: Detached(), "do not depend on its trainable parameters"),
+        (lambda: nn.Linear(4, 1), r"examples of shape \[3\] and type torch.float32: RuntimeError"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(make, message):
+    module = make()
+    y = Y if not isinstance(module, nn.Sequential) else (Y + 1) // 2
+    with pytest.raises(ValueError, match=message):
+        latephase.diagnose(module, X, y)
+
+
+class ReturnsTwo(Plain):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Detached(Plain):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Random(Plain):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x))
+
+
+def test_what_is_missing_says_why():
+    tanh = nn.Sequential(Plain(), nn.Tanh())
+    came = latephase.diagnose(tanh, X, Y)
+    assert came.missing["degree"].endswith("the first call that is not homogeneous is tanh in '1'")
+    undefined = {name for name in came.__dataclass_fields__ if getattr(came, name) is None}
+    assert {name for name in undefined if not name.startswith("least_norm")} <= came.missing.keys()
+    left_out = latephase.diagnose(tanh, X, Y, degree=False, layers=False)
+    assert left_out.missing["degree"] == "it was not asked for"
+    assert len(left_out.layers) == 0
+    assert list(left_out.layers) == list(came.layers)
+    far = Plain().half()
+    far.first.weight.data *= 1e5
+    assert latephase.diagnose(far, X / 1e3, Y).missing["degree"] == (
+        "its outputs leave the range of its type"
+    )
+
+
+def test_the_error_of_an_alignment_covers_that_of_its_precision():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        sizes = [3, 20, 20, 20, 1]
+        deep = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
+        module = nn.Sequential(*deep[:-1]).bfloat16()
+        rounded = latephase.diagnose(module, X, Y, degree=False)
+        exact = latephase.diagnose(module, X, Y, degree=False, dtype=torch.float64)
+        off = abs(rounded.alignment - exact.alignment)
+        assert off <= 10 * rounded.alignment_error
+        assert rounded.alignment_error < 0.2
+        assert exact.alignment_error < 1e-14
+        assert "±" in repr(rounded)
+        assert "±" not in repr(exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_of_large_matrices_are_those_of_the_decomposition(dtype):
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in [(300, 400), (400, 290)]))
+    module = module.to(dtype)
+    with torch.no_grad():
+        # Singular vectors that can be told from the next.
+        u = torch.randn(400).to(dtype)
+        module[0].weight += 0.1 * u[:, None]
+        module[1].weight += 0.1 * u
+    table = spectral.layer_table(module)
+    lower, upper = (part.weight.detach().double().numpy() for part in module)
+    tops = [layers.top_singular(matrix) for matrix in (lower, upper)]
+    np.testing.assert_allclose(table["spectral_norm"], [top[0] for top in tops], rtol=1e-5)
+    np.testing.assert_allclose(
+        table["frobenius_norm"], [np.linalg.norm(a) for a in (lower, upper)], rtol=1e-5
+    )
+    assert table["alignment_with_next"][0] == pytest.approx(abs(tops[1][2] @ tops[0][1]), abs=1e-3)
+    expected = layers.balancedness(lower, upper) / np.linalg.norm(lower) ** 2
+    assert table["imbalance_with_next"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_logits_of_a_container():
+    one, two = torch.zeros(2, 3), torch.zeros(2, 4)
+    assert logits((torch.zeros(()), one)) is one
+    assert logits({"features": two, "logits": one}) is one
+    assert logits([torch.zeros(2, dtype=torch.int64), one]) is one
+    for none in (None, "text", {}, (one, two)):
+        with pytest.raises(ValueError, match="alone or as the logits of a container"):
+            logits(none)
