@@ -20,7 +20,8 @@ BELOW = {
     "zoo": {"files", "problem"},
     "figures": {"files"},
     "files": set(),
-    "cli": {"files", "measures", "figures"},
+    "weights": set(),
+    "cli": {"files", "measures", "figures", "weights"},
     "__main__": {"cli"},
     # For type checkers and on first use.
     "__init__": {"problem", "flow", "measures", "training"},

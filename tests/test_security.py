@@ -27,6 +27,7 @@ from latebook.records import PROVENANCE, SCHEMA, recorded, runs
 from latephase import cli
 from latephase.flow.trajectory import Trajectory
 from latephase.training import checkpoints
+from latephase.weights import read_weights
 from latephase.zoo import images
 from latephase.zoo.images import DataError
 from tests.conftest import ROOT, chapter
@@ -136,16 +137,16 @@ def test_the_trap_would_be_sprung(tmp_path, sprung):
     assert sprung.exists()
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".tar", ".safetensors"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_in_weights_is_refused_and_never_run(tmp_path, sprung, suffix, zipped):
     path = tmp_path / f"evil{suffix}"
     torch.save({"weight": Trap(sprung)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match="evil"):
-        cli.read_weights(path)
+        read_weights(path)
     path.write_bytes(pickle.dumps(Trap(sprung)))
     with pytest.raises(ValueError, match="evil"):
-        cli.read_weights(path)
+        read_weights(path)
     assert not sprung.exists()
 
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from latephase.files import plain_arrays, write_whole
+from latephase.weights import fitting, read_weights
 
 USAGE, INTERRUPTED = 2, 130
 _SCALARS = {
@@ -57,7 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latephase {version}")
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("diagnose", help="measure a trained network", description=__doc__)
-    one.add_argument("checkpoint", type=Path, help="weights: .safetensors, or .pt/.pth tensors")
+    one.add_argument(
+        "checkpoint",
+        type=Path,
+        help="weights: .safetensors, a folder of several with their index, or .pt, .pth, .bin, "
+        ".ckpt, .tar, of which nothing is unpickled but tensors",
+    )
+    one.add_argument(
+        "--key", help="the dictionary in the checkpoint, as state_dict; found if only one fits"
+    )
+    one.add_argument(
+        "--prefix", help="what stands before the module's names, as model; found if only one fits"
+    )
     one.add_argument(
         "--model", required=True, help="package.module:factory, which makes the module"
     )
@@ -86,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _diagnose(options: argparse.Namespace) -> int:
     _check_outputs(options)
-    weights = read_weights(options.checkpoint)
+    content = read_weights(options.checkpoint)
     x, y = read_data(options.data)
     module = make_module(options.model, options.arguments)
 
@@ -95,14 +107,11 @@ def _diagnose(options: argparse.Namespace) -> int:
     from latephase.measures.diagnosis import diagnose
 
     try:
-        missing, unknown = module.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
+        weights, place = fitting(content, module, options.key, options.prefix)
+        module.load_state_dict(weights, strict=False)
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f"{options.checkpoint}: does not fit {options.model}: {error}") from error
-    if missing or unknown:
-        raise ValueError(
-            f"{options.checkpoint}: does not fit {options.model}: missing {_listed(missing)}, "
-            f"not in the module {_listed(unknown)}"
-        )
+    print(f"latephase: weights from {place} of {options.checkpoint}", file=sys.stderr)
     try:
         module.to(torch.device(options.device))
     except (RuntimeError, AssertionError) as error:
@@ -120,43 +129,6 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 # What comes in.
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """Return the tensors of a checkpoint by name; nothing in the file is ever executed.
-
-    .safetensors holds nothing but tensors. A .pt or .pth file is read by PyTorch's restricted
-    reader, which makes tensors and containers and refuses every other object. A dict with a
-    "state_dict" or "model" inside is taken apart. Raises ValueError or OSError naming the file.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint file")
-    import torch
-
-    if path.suffix == ".safetensors":
-        import safetensors.torch
-
-        try:
-            return safetensors.torch.load_file(path)
-        except Exception as error:
-            raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise ValueError(f"{path}: expected .safetensors, .pt, .pth or .bin, got {path.suffix!r}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path}: not a file of tensors only ({first}); objects are never unpickled. Save "
-            "module.state_dict(), best with safetensors.torch.save_file"
-        ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    tensors = isinstance(content, dict) and content
-    if not tensors or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path}: expected tensors by name, as module.state_dict() gives them")
-    return content
 
 
 def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -250,11 +222,6 @@ def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except OSError as error:
         raise OSError(error.strerror) from error
     print(f"wrote {path}")
-
-
-def _listed(names) -> str:
-    names = list(names)
-    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "") if names else "none"
 
 
 if __name__ == "__main__":
