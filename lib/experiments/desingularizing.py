@@ -63,6 +63,7 @@ class Logarithm:
 
 HATS = {"Mexican hat": Hat(), "frozen phase": Hat(cap=0.0)}
 FLAT = Logarithm(1 / 2)
+DRAWN = 4000
 
 
 def power_of(degree: float) -> Power:
@@ -209,7 +210,7 @@ def asked(runs: pd.DataFrame, count: int = 1000) -> pd.DataFrame:
     """Return the runs, and the hat and its look-alike for their seeds, with columns points and psi.
 
     Networks are asked with the power for their degree, hats with z^(1/2), z^(1/3) and
-    (ln 1/z)^(-1/2), at four times as many points.
+    (ln 1/z)^(-1/2), at forty times as many points.
     """
     rows = [
         (run.model, run.seed, around(run, count, np.random.default_rng(run.seed)), power)
@@ -218,7 +219,7 @@ def asked(runs: pd.DataFrame, count: int = 1000) -> pd.DataFrame:
     ]
     for name, hat in HATS.items():
         for seed in runs.seed.unique():
-            points = around_hat(hat, 4 * count, np.random.default_rng(seed))
+            points = around_hat(hat, 40 * count, np.random.default_rng(seed))
             rows += [(name, seed, points, psi) for psi in (Power(1 / 2), Power(1 / 3), FLAT)]
     return pd.DataFrame(rows, columns=["model", "seed", "points", "psi"])
 
@@ -249,7 +250,10 @@ def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
 
 
 def left_sides(run) -> pd.DataFrame:
-    """Return a row for each of a run's points: f/a, the first form, and which part dominates."""
+    """Return a row for each of a run's points: f/a, the first form, and which part dominates.
+
+    Of more than DRAWN points, evenly chosen ones.
+    """
     points, c = run.points, _constant(run.points, run.psi)
     steep = _is_steep(points)
     sides = {
@@ -258,7 +262,8 @@ def left_sides(run) -> pd.DataFrame:
         "spherical part": np.where(steep, "large", "small"),
     }
     frame = pd.DataFrame(sides).assign(model=run.model, seed=run.seed)
-    return frame[(points.f >= Z0 * REACH) & (points.f <= NEAR)]
+    frame = frame[(points.f >= Z0 * REACH) & (points.f <= NEAR)]
+    return frame[:: 1 + len(frame) // DRAWN]
 
 
 def _units(rows: np.ndarray) -> np.ndarray:
