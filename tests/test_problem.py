@@ -284,7 +284,7 @@ X, Y = data()
             "exponential",
             "examples 4 and 9 are the same point with labels",
         ),
-        (nn.Linear(3, 1, bias=False).double(), X.bool(), Y, "exponential", "dtype"),
+        (nn.Linear(3, 1, bias=False).double(), X + 0j, Y, "exponential", "dtype"),
         (nn.Unflatten(1, (3, 1)), X, Y, "exponential", "trainable"),
         (nn.Conv1d(3, 2, 1), X[:, :, None], Y, "exponential", r"expected outputs of shape \[n\]"),
     ],

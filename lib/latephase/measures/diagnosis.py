@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,11 +24,12 @@ from latephase.problem.checks import (
     raise_on_contradiction,
 )
 from latephase.problem.degree import Homogeneity, few_of, first_break, homogeneity
+from latephase.problem.examples import called
 from latephase.problem.generalized import KINK_TOL, least_norm
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
 from latephase.problem.margins import Problem
 from latephase.problem.modules import cast_copy, checked_module, first_outputs, lent
-from latephase.problem.task import Task, inputs_and_labels
+from latephase.problem.task import inputs_and_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,8 +119,8 @@ class Diagnosis:
 
 def diagnose(
     module: torch.nn.Module,
-    x: Tensor | np.ndarray | Task,
-    y: Tensor | np.ndarray | None = None,
+    x: Any,
+    y: Any = None,
     loss: str | Loss | Callable | None = None,
     degree: float | bool | None = None,
     batch_size: int | None = None,
@@ -128,12 +129,18 @@ def diagnose(
     *,
     dtype: torch.dtype | None = None,
     layers: bool = True,
+    forward: Callable | None = None,
+    inputs: str | list[str] | None = None,
 ) -> Diagnosis:
     """Return the `Diagnosis` of a module on data, on the module's own device.
 
-    x, y: inputs [n, ...] and labels [n]; or a Task for x, and no y. loss None is the exponential
-    loss for one output, cross-entropy for several; PyTorch's own objects and functions for these
-    are taken, too. Of outputs in a container the logits are taken if there is one obvious choice.
+    x, y: inputs [n, ...] and labels [n], in tensors, arrays, lists or tables; or alone, as x, a
+    Task, or a Dataset, a DataLoader or other batches (x, y), read once into memory. Dictionaries of
+    tensors do as x and as batches, the labels among them, under a name that y may say; `inputs`
+    names the entries that the module takes as keywords (one name: as its argument), or `forward`,
+    f(module, batch), calls it. loss None is the exponential loss for one output, cross-entropy for
+    several; PyTorch's own objects and functions for these are taken, too. Of outputs in a container
+    the logits are taken if there is one obvious choice.
 
     dtype None computes in the module's own precision, torch.float64 in a copy of that. Evaluates in
     evaluation mode; parameters, buffers, attributes, mode and x are afterwards as they were.
@@ -158,6 +165,7 @@ def diagnose(
     1.0 1.414214 1.0
     """
     x, y = inputs_and_labels(x, y)
+    module, x = called(module, x, forward, inputs)
     checked_module(module)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +28,25 @@ def own_line(error: Exception) -> str:
     return ""
 
 
-def checked_inputs(x: Tensor | np.ndarray) -> Tensor:
-    """Return x as a tensor, float64 unless of integer type; ValueError if empty or not finite."""
+def checked_inputs(x: Any) -> Tensor:
+    """Return x as `finite_inputs` does, but float64 where floating."""
     x = finite_inputs(x)
     return x.double() if x.is_floating_point() else x
 
 
-def finite_inputs(x: Tensor | np.ndarray) -> Tensor:
-    """Return x as a tensor of its own dtype; ValueError if empty or not finite."""
+def finite_inputs(x: Any) -> Tensor:
+    """Return x as a tensor; ValueError if empty or not finite.
+
+    Of its own dtype if that is floating, int32 or int64, which a module may use as indices; other
+    integers and booleans are numbers, as pictures have them, and become floating unscaled.
+    """
     x = _as_tensor("x", x)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x: expected at least one example, got shape {list(x.shape)}")
-    if not (x.is_floating_point() or x.dtype in (torch.int32, torch.int64)):
+    if x.is_complex():
         raise ValueError(f"x: expected a floating or integer dtype, got {x.dtype}")
+    if not (x.is_floating_point() or x.dtype in (torch.int32, torch.int64)):
+        x = x.to(torch.float32 if x.element_size() < 4 else torch.float64)
     if x.is_floating_point():
         bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
         if bad:
@@ -56,17 +64,43 @@ def checked_outputs(output: Tensor, finite: bool = True) -> Tensor:
     return output
 
 
-def _as_tensor(name: str, values: object) -> Tensor:
+def _as_tensor(name: str, values: Any) -> Tensor:
+    """Return numbers of any kind as a dense tensor, float64 where Python's or wider."""
+    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
+        try:
+            values = torch.stack(tuple(values))
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{name}: expected tensors of one shape: {error}") from error
+    if not isinstance(values, Tensor):
+        return torch.from_numpy(_as_array(name, values))
+    if values.is_meta or values.layout != torch.strided:
+        what = "on the meta device, which has none" if values.is_meta else f"of {values.layout}"
+        raise ValueError(f"{name}: expected a dense tensor of numbers, got one {what}")
+    return values.detach()
+
+
+def _as_array(name: str, values: Any) -> np.ndarray:
+    """Return numbers as an array that PyTorch can share: native, writeable, strides positive."""
+    kind = getattr(values, "dtype", type(values).__name__)
     try:
-        return torch.as_tensor(values).detach()
+        array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        kind = getattr(values, "dtype", type(values).__name__)
         raise ValueError(f"{name}: expected numbers, got {kind}: {error}") from error
+    # A table with columns of several types.
+    if array.dtype == object and all(isinstance(v, (Real, np.bool_)) for v in array.flat):
+        array = array.astype(float)
+    if array.dtype.kind not in "fiubc":
+        coded = "; write np.unique(y, return_inverse=True)[1]" if name == "y" else ""
+        of = "" if hasattr(values, "dtype") else f" of {array.dtype}"
+        raise ValueError(f"{name}: expected numbers, got {kind}{of}{coded}")
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name}: expected a value everywhere, got a masked array")
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    array = np.require(array, float if wide else array.dtype.newbyteorder("="), ["W"])
+    return array.copy() if any(step < 0 for step in array.strides) else array
 
 
-def checked_labels(
-    y: Tensor | np.ndarray, output: Tensor, n: int, loss_name: str
-) -> tuple[Tensor, int]:
+def checked_labels(y: Any, output: Tensor, n: int, loss_name: str) -> tuple[Tensor, int]:
     """Return (labels, number of outputs) for a module with such an output; ValueError if wrong.
 
     Binary labels come back float64 in {-1, +1}, others int64 in 0..k-1.
@@ -75,14 +109,20 @@ def checked_labels(
     if y.ndim == 2 and y.shape[1] == 1:
         y = y.reshape(-1)
     if y.shape != (n,):
-        raise ValueError(f"y: expected {n} labels, one for each example, got shape {list(y.shape)}")
+        one_hot = "; write y.argmax(1)" if y.ndim == 2 and len(y) == n else ""
+        raise ValueError(
+            f"y: expected {n} labels, one for each example, got shape {list(y.shape)}{one_hot}"
+        )
     if y.is_floating_point() and not bool(torch.isfinite(y).all()):
         raise ValueError("y: NaN or infinite labels")
     binary = output.ndim == 1 or output.shape[1] == 1
     found = sorted(set(y.tolist()))
     if binary:
         if not set(found) <= {-1, 1}:
-            raise ValueError(f"y: expected labels -1 and +1 for a single output, got {found[:8]}")
+            instead = "; write 2 * np.asarray(y) - 1" if set(found) <= {0, 1} else ""
+            raise ValueError(
+                f"y: expected labels -1 and +1 for a single output, got {found[:8]}{instead}"
+            )
         if loss_name == "cross_entropy":
             raise ValueError(
                 "loss: cross_entropy expects outputs [n, k] with k >= 2; for a single output and "
@@ -91,8 +131,12 @@ def checked_labels(
         return y.double(), 1
     classes = output.shape[1]
     if not all(float(label).is_integer() and 0 <= label < classes for label in found):
+        counted = found == [*range(1, classes + 1)]
+        instead = "; write np.asarray(y) - 1" if counted else ""
+        instead = "; write np.asarray(y) > 0" if found == [-1, 1] else instead
         raise ValueError(
-            f"y: expected integer labels 0..{classes - 1} for {classes} outputs, got {found[:8]}"
+            f"y: expected integer labels 0..{classes - 1} for {classes} outputs, got "
+            f"{found[:8]}{instead}"
         )
     if loss_name == "logistic":
         raise ValueError(

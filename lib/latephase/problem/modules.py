@@ -222,8 +222,9 @@ def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
         try:
             outputs = module(x[:2].clone())
         except Exception as error:
+            whole = "" if x.is_floating_point() else "; make numbers that are no indices floating"
             raise ValueError(
                 f"x: the module does not take examples of shape {list(x.shape[1:])} and type "
-                f"{x.dtype}: {type(error).__name__}: {error}{own_line(error)}"
+                f"{x.dtype}: {type(error).__name__}: {error}{own_line(error)}{whole}"
             ) from error
     return checked_outputs(logits(outputs), finite=False)

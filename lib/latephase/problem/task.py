@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from latephase.problem.examples import collected, kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +29,9 @@ class Task:
     def __post_init__(self) -> None:
         x, y = self.x, self.y
         if not (isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64)):
-            raise ValueError(f"x: expected a float32 or float64 tensor, got {_kind(x)}")
+            raise ValueError(f"x: expected a float32 or float64 tensor, got {kind(x)}")
         if not (isinstance(y, Tensor) and y.dtype == torch.int64):
-            raise ValueError(f"y: expected an int64 tensor, got {_kind(y)}")
+            raise ValueError(f"y: expected an int64 tensor, got {kind(y)}")
         if x.ndim < 2 or x.numel() == 0 or tuple(y.shape) != (len(x),):
             raise ValueError(
                 f"expected x [n, ...] and y [n], not empty; got {list(x.shape)} and {list(y.shape)}"
@@ -59,24 +61,19 @@ class Task:
         return 2 if self.signed else int(self.y.max()) + 1
 
 
-def inputs_and_labels(
-    x: Tensor | np.ndarray | Task, y: Tensor | np.ndarray | None = None
-) -> tuple[Tensor | np.ndarray, Tensor | np.ndarray]:
-    """Return (x, y) of a task, or x and y as they are.
+def inputs_and_labels(x: Any, y: Any = None) -> tuple[Any, Any]:
+    """Return (x, y) of a task, a data set or batches (`collected`), or x and y as they are.
 
-    Raises ValueError for labels given beside a task, and for inputs without labels.
+    y of dictionaries may be the name of the entry with the labels. Raises ValueError for labels
+    given beside a task, and for inputs without labels.
     """
     if isinstance(x, Task):
         if y is not None:
             raise ValueError(
                 f"y: expected none beside the task {x.name!r}, which has its own labels; got "
-                f"{_kind(y)} (name the arguments that follow it)"
+                f"{kind(y)} (name the arguments that follow it)"
             )
         return x.x, x.y
-    if y is None:
-        raise ValueError(f"y: expected labels beside inputs of type {_kind(x)}, or a Task alone")
+    if y is None or isinstance(y, str):
+        return collected(x, y)
     return x, y
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
