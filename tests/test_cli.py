@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torchvision
+from PIL import Image
 
 import latephase
 from latephase.cli import main
@@ -95,6 +97,59 @@ def test_objects_in_a_checkpoint_are_refused_and_not_made(files, capsys, monkeyp
     assert not (folder / "pwned").exists()
 
 
+def half(picture):
+    return torchvision.transforms.functional.pil_to_tensor(picture)[:1, ::2] / 255.0
+
+
+class Half:
+    """A transform that is made before it is used, as those of torchvision's weights."""
+
+    def __call__(self, picture):
+        return half(picture)
+
+
+def seer():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2, bias=False))
+
+
+@pytest.mark.parametrize("transform", [None, "half", "Half"])
+def test_a_folder_of_pictures_is_read_as_the_transform_says(tmp_path, transform):
+    pictures = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8)
+    for i, picture in enumerate(pictures):
+        place = tmp_path / "set" / f"class{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(place / f"{i}.png")
+    x = torch.cat([pictures[::2], pictures[1::2]]) / 255.0
+    x = x if transform is None else x[:, :1, ::2]
+    net = seer()
+    net(x)
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    out = tmp_path / "out.json"
+    command = ["diagnose", str(tmp_path / "net.safetensors"), "--data", str(tmp_path / "set")]
+    command += ["--model", "tests.test_cli:seer", "--json", str(out)]
+    command += ["--transform", f"tests.test_cli:{transform}"] if transform else []
+    assert main(command) == 0
+    expected = latephase.diagnose(net, x, [0] * 3 + [1] * 3).margins
+    assert json.loads(out.read_text())["margins"] == expected.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_data_by_other_names_and_json_on_the_standard_output(files, capsys, suffix):
+    folder, trained, x, y = files
+    named = {"images": x, "target": y, "more": y}
+    np.savez(folder / "named.npz", **named)
+    tensors = {name: torch.tensor(value) for name, value in named.items()}
+    safetensors.torch.save_file(tensors, folder / "named.safetensors")
+    names = {"data": str(folder / f"named.{suffix}"), "inputs": "images", "labels": "target"}
+    assert main(words(folder, "net.safetensors", "--json", "-", **names)) == 0
+    said = capsys.readouterr()
+    row = json.loads(said.out)
+    assert row["margins"] == latephase.diagnose(trained, x, y, "logistic").margins.tolist()
+    assert "smoothed margin" in said.err
+    assert not (folder / "-").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -105,6 +160,10 @@ def test_objects_in_a_checkpoint_are_refused_and_not_made(files, capsys, monkeyp
         ({"data": "none.npz"}, "no such data file"),
         ({"data": "cut.npz"}, "expected a readable .npz file"),
         ({"data": "x.npz"}, "without y"),
+        ({"data": "x.npz", "labels": "target"}, "without target"),
+        ({"data": "other.safetensors"}, "expected 'x' and 'y'; got 'w'"),
+        ({"data": "x.npz", "transform": "a:b"}, "--transform: expected a folder of pictures"),
+        ({"data": "."}, "class folder"),
         ({"data": "objects.npz"}, "expected a readable .npz file"),
         ({"model": "latephase.zoo.networks"}, "expected package.module:factory"),
         ({"model": "latephase.zoo.networks:three"}, "cannot be imported"),

@@ -8,21 +8,21 @@ written unless everything was computed.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import math
+import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from latephase.files import plain_arrays, write_whole
-from latephase.weights import fitting, read_weights
+from latephase.weights import fitting, listed, read_weights
 
 USAGE, INTERRUPTED = 2, 130
 _SCALARS = {
@@ -74,7 +74,19 @@ def _parser() -> argparse.ArgumentParser:
         "--model", required=True, help="package.module:factory, which makes the module"
     )
     one.add_argument("--arguments", default="{}", help="keyword arguments of the factory, as JSON")
-    one.add_argument("--data", required=True, type=Path, help=".npz with arrays x [n, ...], y [n]")
+    one.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        help=".npz or .safetensors with x [n, ...] and y [n]; or a folder of pictures, with one "
+        "folder for each class",
+    )
+    one.add_argument("--inputs", default="x", help="what x is called in the file; x if not given")
+    one.add_argument("--labels", default="y", help="what y is called in the file; y if not given")
+    one.add_argument(
+        "--transform",
+        help="package.module:name of what makes tensors of the pictures, or of its class",
+    )
     one.add_argument(
         "--loss",
         help="exponential, logistic or cross_entropy; if not given, exponential for one output "
@@ -85,7 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--batch-size", type=int, default=256)
     one.add_argument("--device", default="cpu")
-    one.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
+    one.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write everything measured here; - for the standard output",
+    )
     one.add_argument(
         "--figure",
         type=Path,
@@ -99,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 def _diagnose(options: argparse.Namespace) -> int:
     _check_outputs(options)
     content = read_weights(options.checkpoint)
-    x, y = read_data(options.data)
+    x, y = read_data(options.data, options.inputs, options.labels, options.transform)
     module = make_module(options.model, options.arguments)
 
     import torch
@@ -117,12 +134,17 @@ def _diagnose(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: {options.device!r} cannot be used: {error}") from error
     found = diagnose(module, x, y, options.loss, options.degree, options.batch_size)
-    print(_table(found))
+    # The standard output is one or the other.
+    to_output = options.json == Path("-")
+    print(_table(found), file=sys.stderr if to_output else sys.stdout)
     if options.json:
         about = {n: str(getattr(options, n)) for n in ("checkpoint", "model", "data")}
         row = {**about, **json.loads(found.to_json())}
         text = json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False)
-        _write(options.json, lambda stream: stream.write(f"{text}\n".encode()))
+        if to_output:
+            print(text)
+        else:
+            _write(options.json, lambda stream: stream.write(f"{text}\n".encode()))
     if options.figure:
         _write(options.figure, lambda stream: _draw(found, stream, options.figure.suffix))
     return 0
@@ -131,12 +153,54 @@ def _diagnose(options: argparse.Namespace) -> int:
 # What comes in.
 
 
-def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return x [n, ...] and y [n] from an .npz without pickled objects; ValueError otherwise."""
+def read_data(
+    path: Path, inputs: str = "x", labels: str = "y", transform: str | None = None
+) -> tuple[Any, Any]:
+    """Return x and y of an .npz or .safetensors, by name; or the data set of a folder, and None.
+
+    In the folder each class has a folder of its own, in the order of their names; torchvision reads
+    the pictures as RGB, in [0, 1], or as the transform package.module:name has them. Nothing is
+    unpickled. Raises ValueError or OSError naming the path.
+    """
+    if path.is_dir():
+        return _pictures(path, transform)
     if not path.is_file():
         raise ValueError(f"{path}: no such data file")
-    found = plain_arrays(path, {"x", "y"})
-    return found["x"], found["y"]
+    if transform is not None:
+        raise ValueError(f"--transform: expected a folder of pictures as --data, got {path}")
+    found = read_weights(path) if path.suffix == ".safetensors" else None
+    if found is None:
+        found = plain_arrays(path, {inputs, labels})
+    if not {inputs, labels} <= found.keys():
+        raise ValueError(f"{path}: expected {inputs!r} and {labels!r}; got {listed(found)}")
+    return found[inputs], found[labels]
+
+
+def _pictures(folder: Path, transform: str | None) -> tuple[Any, Any]:
+    try:
+        from torchvision import datasets, transforms
+    except ImportError as error:
+        raise ValueError(
+            f"{folder}: a folder of pictures needs torchvision: pip install 'latephase[images]'"
+        ) from error
+    change = transforms.ToTensor() if transform is None else _imported("--transform", transform)
+    # A class, such as the transforms of torchvision's weights, makes one.
+    change = change() if isinstance(change, type | functools.partial) else change
+    return datasets.ImageFolder(folder, change), None
+
+
+def _imported(option: str, place: str) -> Any:
+    """Return what package.module:name stands for, with dots in the name; here is searched too."""
+    where, separator, name = place.partition(":")
+    if not (where and separator and name):
+        expected = "package.module:factory" if option == "--model" else "package.module:name"
+        raise ValueError(f"{option}: expected {expected}, got {place!r}")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return operator.attrgetter(name)(importlib.import_module(where))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{option}: {place!r} cannot be imported: {error}") from error
 
 
 def make_module(factory: str, arguments: str):
@@ -145,21 +209,13 @@ def make_module(factory: str, arguments: str):
     The current folder is searched for the package too. Raises ValueError where there is no such
     factory, where it raises, or where it makes no torch.nn.Module.
     """
-    where, separator, name = factory.partition(":")
-    if not (where and separator and name):
-        raise ValueError(f"--model: expected package.module:factory, got {factory!r}")
     try:
         keywords = json.loads(arguments)
     except json.JSONDecodeError as error:
         raise ValueError(f"--arguments: not JSON: {error}") from error
     if not isinstance(keywords, dict):
         raise ValueError(f"--arguments: expected a JSON object of keywords, got {arguments}")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        maker: Callable = getattr(importlib.import_module(where), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--model: {factory!r} cannot be imported: {error}") from error
+    maker: Callable = _imported("--model", factory)
     try:
         module = maker(**keywords)
     except Exception as error:
@@ -221,7 +277,7 @@ def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         write_whole(path, write)
     except OSError as error:
         raise OSError(error.strerror) from error
-    print(f"wrote {path}")
+    print(f"wrote {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
