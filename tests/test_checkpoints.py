@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from latephase.measures.diagnosis import diagnose
 from latephase.problem.losses import named_loss
 from latephase.training import checkpoints
 from latephase.training.loop import Trainer
@@ -216,6 +217,62 @@ def test_another_program_can_read_a_checkpoint(tmp_path):
     assert {"latephase", "torch"} <= described["versions"].keys()
 
 
+@pytest.mark.parametrize("schedule", ["constant", "loss_based"])
+def test_steps_may_be_raised_after_the_end(tmp_path, schedule):
+    whole, parts = network(normalized=False), network(normalized=False)
+    train(whole, *data(), settings(schedule, steps=30), tmp_path / "whole")
+    for steps in (10, 30):
+        run = train(parts, *data(), settings(schedule, steps=steps), tmp_path / "parts")
+        assert (run.settings.steps, run.steps[-1]) == (steps, steps)
+    assert_same_bits(tensors(parts), tensors(whole))
+    with pytest.raises(ValueError, match=r"steps: expected at least .* 30, got 20"):
+        train(parts, *data(), settings(schedule, steps=20), tmp_path / "parts")
+
+
+def test_a_run_to_a_level_that_ended_within_an_epoch_goes_on_with_its_batches(tmp_path):
+    whole, parts = network(normalized=False), network(normalized=False)
+    train(whole, *data(), settings(steps=25), tmp_path / "whole", at=[1e3])
+    for steps in (7, 25):
+        train(parts, *data(), settings(steps=steps), tmp_path / "parts", at=[1e3])
+    assert_same_bits(tensors(parts), tensors(whole))
+
+
+def test_a_callback_sees_every_checkpoint_once_and_changes_nothing(tmp_path, monkeypatch):
+    seen = []
+
+    def look(step, module):
+        seen.append((step, float(next(module.parameters()).detach().sum()), module.training))
+        torch.rand(3)
+
+    whole, parts = network(), network()
+    train(whole, *data(), settings(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 13)
+        with pytest.raises(Stopped):
+            train(parts, *data(), settings(), tmp_path / "parts", callback=look, save_every=0.0)
+    run = train(parts, *data(), settings(), tmp_path / "parts", callback=look)
+    assert_same_bits(tensors(parts), tensors(whole))
+    kept = [run.load(k, network()) for k in range(len(run))]
+    sums = [float(next(net.parameters()).detach().sum()) for net in kept]
+    assert seen == [(step, one, False) for step, one in zip(run.steps, sums, strict=True)]
+
+
+def test_a_run_is_diagnosed_checkpoint_by_checkpoint_and_drawn(tmp_path):
+    module = network()
+    run = train(module, *data(), settings(steps=4), tmp_path)
+    before = tensors(module)
+    table = run.diagnose(module, *data(), degree=2.0)
+    assert_same_bits(tensors(module), before)
+    assert table["step"].tolist() == run.steps.tolist()
+    np.testing.assert_allclose(table["training_error"], 1 - run.accuracy, rtol=1e-12)
+    alone = diagnose(run.load(1, network()), *data(), degree=2.0)
+    assert table["alignment"][1] == alone.alignment
+    assert table["normalized_margin"][1] == alone.normalized_margin
+    left, right = run.plot().axes
+    np.testing.assert_array_equal(left.lines[0].get_ydata(), -run.log_risk)
+    np.testing.assert_array_equal(right.lines[0].get_xdata(), run.steps)
+
+
 TRAINING = """
 import sys
 sys.path.insert(0, {root!r})
@@ -281,7 +338,7 @@ def finished(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("rate", 0.1), ("steps", 40), ("seed", 1), ("schedule", "normalized")]
+    ("name", "value"), [("rate", 0.1), ("seed", 1), ("schedule", "normalized")]
 )
 def test_a_folder_of_other_settings_is_refused(finished, name, value):
     message = f"a run with {name}=.*, asked for {name}={value!r}; give train another folder"

@@ -292,3 +292,15 @@ def diagnosis_summary(found) -> mpl.figure.Figure:
     shown = found.layers.sort_values("frobenius_norm", ascending=False).head(12).sort_index()
     layer_ratios(right, shown["layer"], shown["spectral_ratio"])
     return figure
+
+
+def training_summary(run) -> mpl.figure.Figure:
+    """Return a figure of a `Run`: ln(1/R) and the training error against the steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.plot(run.steps, -run.log_risk, color=BLUE, marker=".")
+    left.set(yscale="symlog", ylabel="ln(1/R)")
+    right.plot(run.steps, 1.0 - run.accuracy, color=BLUE, marker=".")
+    right.set(ylim=(0, None), ylabel="training error")
+    for axes in (left, right):
+        axes.set(xscale="symlog", xlabel="gradient steps")
+    return figure

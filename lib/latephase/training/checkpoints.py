@@ -13,11 +13,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
@@ -25,7 +28,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from latephase.files import ASIDE, write_whole
+from latephase.measures.diagnosis import diagnose
+from latephase.problem.task import inputs_and_labels
 from latephase.training.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 1
 # Checkpoints, and the newest state for resuming; the step follows in ten digits.
@@ -70,7 +78,7 @@ class Checkpoint:
         names, fault = [field.name for field in fields(Settings)], ""
         if set(stored) != set(names):
             fault = f"settings {sorted(stored)}, expected {names}"
-        elif other := [name for name in names if stored[name] != asked[name]]:
+        elif other := [n for n in names if n != "steps" and stored[n] != asked[n]]:
             had, asks = (f"{other[0]}={side[other[0]]!r}" for side in (stored, asked))
             fault = f"a checkpoint of a run with {had}, asked for {asks}"
         elif self.content["data_sha256"] != identity["data_sha256"]:
@@ -207,6 +215,19 @@ def _flush_folder(folder: Path) -> None:
 
 # The run.
 
+# What `Run.diagnose` has of each checkpoint.
+SCALARS = (
+    "smoothed_margin",
+    "log_norm",
+    "normalized_margin",
+    "normalized_smoothed_margin",
+    "alignment",
+    "kkt_stationarity",
+    "kkt_complementarity",
+    "degree",
+    "training_error",
+)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
@@ -258,9 +279,36 @@ class Run:
                 tensor.copy_(stored[name])
         return module
 
+    def diagnose(
+        self, module: torch.nn.Module, x: Any, y: Any = None, **options: Any
+    ) -> pd.DataFrame:
+        """Return what `latephase.diagnose` says of each checkpoint, a row each with its step.
+
+        x, y, options: as `diagnose` takes them; the loss is the run's where none is given. The
+        module is left as it is. The columns are `SCALARS`; what is None there is missing here.
+        """
+        x, y = inputs_and_labels(x, y)
+        options = {"loss": self.settings.loss, "progress": False} | options
+        other, rows = deepcopy(module), []
+        for k, step in enumerate(self.steps):
+            found = vars(diagnose(self.load(k, other), x, y, **options))
+            rows.append({"step": int(step)} | {name: found[name] for name in SCALARS})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """Return a figure of the loss and the training error over the steps.
+
+        Needs the extra `plot`.
+        """
+        from latephase.figures import plots
+
+        return plots.training_summary(self)
+
 
 def read_run(folder: str | os.PathLike) -> Run:
     """Return the run whose checkpoints are in `folder`, finished or not, without training.
+
+    Its settings are those of the last checkpoint: `steps` may have been raised after the others.
 
     Raises ValueError if there are none or one is not whole.
     """
@@ -277,7 +325,7 @@ def read_run(folder: str | os.PathLike) -> Run:
     }
     known = ("architecture", "data_sha256", "versions", "threads", "machine")
     return Run(
-        settings=Settings(**first["settings"]),
+        settings=Settings(**states[-1].content["settings"]),
         folder=folder,
         steps=np.array([state.step for state in states]),
         schedule=tuple(state.content["schedule"] for state in states),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -84,10 +84,11 @@ class Trainer:
         folder: Path,
         identity: dict,
         at: Sequence[float] = (),
+        callback: Callable[[int, torch.nn.Module], object] | None = None,
     ) -> None:
         self.module, self.x, self.y, self.outputs = module, x, y, outputs
         self.settings, self.loss, self.rule = settings, loss, settings.rule()
-        self.folder, self.identity, self.at = folder, identity, at
+        self.folder, self.identity, self.at, self.callback = folder, identity, at, callback
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if settings.momentum else []
         self.step, self.seconds = 0, 0.0
@@ -269,7 +270,7 @@ class Trainer:
 
         passed: how many levels the checkpoints have reached; returns how many they now have.
         """
-        end = min(self.step + self.per_epoch, self.settings.steps)
+        end = min(self.step - self.step % self.per_epoch + self.per_epoch, self.settings.steps)
         risks = torch.tensor([self._timed_step(bar) for _ in range(end - self.step)]).double()
         # The batches' own risks cost nothing; the whole set is evaluated once they promise a level.
         seen = float(log_sum_exp(risks, 0)) - math.log(len(risks))
@@ -331,6 +332,9 @@ class Trainer:
         if not log_risk < _DIVERGED:
             raise self._failure(f"ln R = {log_risk:g}")
         self.save(checkpoints.DUE, log_risk, accuracy)
+        if self.callback is not None:
+            with in_mode(self.module, training=False):
+                self.callback(self.step, self.module)
 
     def _latest(self, saved: float, save_every: float, due: list[int]) -> float:
         """Write the latest state if it is time to; return when a state was last written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -40,6 +40,7 @@ def train(
     at: Sequence[float] = (),
     save_every: float = 60.0,
     progress: bool = False,
+    callback: Callable[[int, torch.nn.Module], object] | None = None,
 ) -> Run:
     """Train `module` in place and return the run whose checkpoints are in `folder`.
 
@@ -50,13 +51,16 @@ def train(
     architecture is continued from its newest state, whatever weights the module comes with: with
     the same versions, machine and number of threads the weights are bit for bit those of a run
     that was never interrupted. (On a GPU as far as the network's operations are deterministic.)
+    `settings.steps` may be another then, not below the newest state: a run that has ended is so
+    continued, under "loss_based" best at an end of an epoch.
     at: ascending levels of the smoothed margin α of the whole training set. With them checkpoints
     lie at the ends of the first epochs beyond each level (for the full batch, of the first steps)
     instead of evenly in ln(steps), and the run ends beyond the last level, or after
     `settings.steps` steps without having reached it.
     save_every: seconds of work that a kill may cost; beside the checkpoints a latest state is
     written that often, under "loss_based" or with `at` at the next end of an epoch. progress:
-    shows ln R and accuracy of the last batch and the time left.
+    shows ln R and accuracy of the last batch and the time left. callback: f(step, module), called
+    at every checkpoint once it is written, in evaluation mode; it must leave the module as it is.
 
     Raises ValueError for input it cannot use, for a folder of another run, and for a damaged
     checkpoint; FloatingPointError, naming the step, when the loss is no number or exceeds e^20;
@@ -101,7 +105,16 @@ def train(
         module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
     trainer = Trainer(
-        module, x, y.to(settings.device), outputs, settings, loss, folder, identity, list(at)
+        module,
+        x,
+        y.to(settings.device),
+        outputs,
+        settings,
+        loss,
+        folder,
+        identity,
+        list(at),
+        callback,
     )
     with checkpoints.held(folder), torch.backends.cudnn.flags(enabled=True, deterministic=True):
         states = checkpoints.listed(folder, checkpoints.DUE)
@@ -111,6 +124,11 @@ def train(
         if states:
             newest = max(states, key=lambda state: state.step)
             newest.warn_of_change(identity)
+            if newest.step > settings.steps:
+                raise ValueError(
+                    f"steps: expected at least those of the newest state in {folder}, "
+                    f"{newest.step}, got {settings.steps}"
+                )
             trainer.restore(newest)
         trainer.run(save_every, progress)
     return read_run(folder)
