@@ -157,6 +157,7 @@ DATA = {
     "a loader": DataLoader(T, batch_size=5),
     "a dictionary": {"x": X, "target": Y},
     "a mapping": UserDict({"x": X, "y": Y}),
+    "dictionaries beside labels": Rows(lambda i: ({"x": X[i], "text": "as it is"}, Y[i])),
     "a generator": lambda: ((X[i : i + 5], Y[i : i + 5]) for i in (0, 5, 10)),
 }
 
@@ -199,6 +200,8 @@ def test_a_shuffling_loader_keeps_labels_with_inputs_and_the_random_state():
         (iter([]), None, "expected at least one batch, got none from list_iterator"),
         (Rows(lambda i: (X[0], 1) if i else (X[0, 1:], 1)), None, "got one that raised RuntimeEr"),
         (((x, Y) for x in (X, X[:, :2])), None, r"of one shape, got \[\[2\], \[3\]\]; pad"),
+        (T, "kind", "expected dictionaries with 'kind', got list of 2"),
+        (Rows(lambda i: (X[i], "a")), None, "y: expected numbers, got tuple: too many"),
         (3, None, "y: expected labels beside inputs of type int"),
     ],
 )
@@ -269,6 +272,11 @@ def test_copies_of_a_called_module_share_the_data():
     module, rows = called(Words(), BATCH, inputs=NAMES)
     assert torch.equal(rows, torch.arange(12))
     assert deepcopy(module).kept is module.kept
+
+
+def test_what_is_no_module_is_refused_as_that():
+    with pytest.raises(ValueError, match=r"expected a torch.nn.Module, got int"):
+        latephase.diagnose(3, BATCH, inputs=NAMES)
 
 
 @pytest.mark.parametrize(

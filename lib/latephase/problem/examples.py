@@ -26,24 +26,23 @@ def collected(data: object, labels: str | None = None) -> tuple[Any, Tensor]:
 
     Raises ValueError for what is none of these and for batches that do not fit together.
     """
-    parts = []
     try:
         # Loaders draw from PyTorch's generator, even where they do not shuffle.
         with torch.random.fork_rng(devices=[]):
-            for batch in tqdm(_batches(data), desc="data", delay=2.0, leave=False, disable=None):
-                parts.append(_pair(batch, labels))
+            bar = tqdm(_batches(data), desc="data", delay=2.0, leave=False, disable=None)
+            parts = [_pair(batch, labels) for batch in bar]
+        if not parts:
+            raise ValueError(f"x: expected at least one batch, got none from {kind(data)}")
+        y = _joined("y", [y for _, y in parts])
+        first = parts[0][0]
+        if not isinstance(first, Mapping):
+            return _joined("x", [x for x, _ in parts]), y
+        return {name: _joined(name, [x[name] for x, _ in parts]) for name in first}, y
     except (TypeError, RuntimeError, IndexError, KeyError) as error:
         raise ValueError(
             f"x: expected a data set whose examples make batches of tensors, got one that raised "
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
-    if not parts:
-        raise ValueError(f"x: expected at least one batch, got none from {type(data).__name__}")
-    y = _joined("y", [y for _, y in parts])
-    first = parts[0][0]
-    if not isinstance(first, Mapping):
-        return _joined("x", [x for x, _ in parts]), y
-    return {name: _joined(name, [x[name] for x, _ in parts]) for name in first}, y
 
 
 def _batches(data: object) -> Iterable:
@@ -71,19 +70,26 @@ def _pair(batch: object, labels: str | None) -> tuple[Any, Any]:
             raise ValueError(
                 f"y: expected the name of the labels among {list(batch)}, got {labels!r}"
             )
-        held = (Tensor, np.ndarray)
-        x = {n: v for n, v in batch.items() if isinstance(v, held) and n != names[0]}
-        return x, batch[names[0]]
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
+        return _tensors({n: v for n, v in batch.items() if n != names[0]}), batch[names[0]]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and labels is None:
+        return _tensors(batch[0]), batch[1]
     many = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-    raise ValueError(
-        f"x: expected batches (x, y) or dictionaries, got {type(batch).__name__}{many}"
-    )
+    asked = "batches (x, y) or dictionaries" if labels is None else f"dictionaries with {labels!r}"
+    raise ValueError(f"x: expected {asked}, got {type(batch).__name__}{many}")
+
+
+def _tensors(x: Any) -> Any:
+    """Return x, of a dictionary what it has of tensors and arrays."""
+    if not isinstance(x, Mapping):
+        return x
+    return {name: value for name, value in x.items() if isinstance(value, (Tensor, np.ndarray))}
 
 
 def _joined(name: str, parts: list) -> Tensor:
-    tensors = [torch.as_tensor(part).detach() for part in parts]
+    try:
+        tensors = [torch.as_tensor(part).detach() for part in parts]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected numbers, got {kind(parts[0])}: {error}") from error
     shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
     if len(shapes) > 1:
         raise ValueError(
@@ -105,8 +111,11 @@ def called(
     entries of x of a batch, that returns the outputs; None calls module(**batch), or module(value)
     for a single entry. inputs: the entries that are passed on, or the one that is.
 
-    Raises ValueError where there are several entries and nobody says what is done with them.
+    Raises ValueError where there are several entries and nobody says what is done with them; what
+    is no module is returned as it is.
     """
+    if not isinstance(module, nn.Module):
+        return module, x
     if not isinstance(x, Mapping):
         if inputs is not None:
             raise ValueError(f"inputs: expected none beside x of type {kind(x)}, got {inputs!r}")
