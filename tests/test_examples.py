@@ -77,7 +77,7 @@ def test_indices_stay_indices():
     ids = np.random.default_rng(0).integers(5, size=(12, 2))
     for dtype in (np.int32, np.int64):
         assert checked_inputs(ids.astype(dtype)).dtype == getattr(torch, np.dtype(dtype).name)
-    with pytest.raises(ValueError, match=r"of torch.int64: .*; make numbers that are no indices"):
+    with pytest.raises(ValueError, match=r"type torch.int64: .*; make numbers that are no indices"):
         latephase.gradient_flow(network(), WHOLE, Y)
 
 
