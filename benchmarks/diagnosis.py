@@ -1,4 +1,4 @@
-"""`diagnose` of torchvision's classifiers beside one forward and one backward pass of the same data.
+"""`diagnose` of torchvision's classifiers beside one forward and one backward pass of their data.
 
     OMP_NUM_THREADS=1 python benchmarks/diagnosis.py [NAMES]
 

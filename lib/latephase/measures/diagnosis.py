@@ -181,10 +181,9 @@ def diagnose(
             if degree is None:
                 few = batches.fed(slice(len(few_of(x))))
                 found = homogeneity(module, few, batches.bar)
-                why = first_break(module, few) if found.degree is None else ""
-                if why and math.isfinite(found.defect):
-                    why = f"; the first call that is not homogeneous is {why}"
-                    found = replace(found, why=found.why + why)
+                if found.breaks and (call := first_break(module, few)):
+                    why = f"{found.why}; the first call that is not homogeneous is {call}"
+                    found = replace(found, why=why)
             elif degree is False:
                 found = Homogeneity(None, math.nan, "it was not asked for")
             else:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from latephase.problem.losses import Loss
 
 COUPLED = "module: its output for an example depends on the other examples of the batch"
-# Signs that are drawn; they repeat in larger weights.
-_SIGNS = 2**16
+# Signs that are drawn, which repeat in larger weights; numbers that are summed at a time.
+_BLOCK = 2**18
 
 
 def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> float | None:
@@ -39,9 +39,11 @@ def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> fl
         parts = batches.gradient_of(rows, y[rows.to(y.device)], weigh)
         sums = np.zeros(4)
         for weight, part in zip(batches.parameters, parts, strict=True):
-            w, g = (t.detach().reshape(-1).cpu().double() for t in (weight, part))
-            product = w * g
-            sums += [float(one) for one in (product.sum(), w @ w, g @ g, product @ product)]
+            pair = (t.detach().reshape(-1).split(_BLOCK) for t in (weight, part))
+            for w, g in zip(*pair, strict=True):
+                w, g = w.cpu().double(), g.cpu().double()
+                product = w * g
+                sums += [float(one) for one in (product.sum(), w @ w, g @ g, product @ product)]
         size = math.sqrt(sums[1] * sums[2]) or math.nan
         return sums[0] / size, math.sqrt(sums[3]) / size
 
@@ -54,9 +56,9 @@ def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> fl
         with torch.no_grad():
             for weight in batches.parameters:
                 eps = torch.finfo(weight.dtype).eps
-                block = 2 * torch.randint(0, 2, (_SIGNS,), generator=generator) - 1
-                signs = block.repeat(-(-weight.numel() // _SIGNS))[: weight.numel()]
-                weight.addcmul_(weight, signs.to(weight).reshape(weight.shape), value=eps)
+                block = (2 * torch.randint(0, 2, (_BLOCK,), generator=generator) - 1).to(weight)
+                signs = block.repeat(-(-weight.numel() // _BLOCK))[: weight.numel()]
+                weight.addcmul_(weight, signs.reshape(weight.shape), value=eps)
         moved = measure()[0]
     finally:
         batches.put_back = put_back

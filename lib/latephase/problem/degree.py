@@ -22,6 +22,8 @@ from latephase.problem.vectors import root_mean_square, to_numpy
 HOMOGENEITY_TOLERANCE = 1e-9
 # Or to so many ε of a coarser type, in which a scale c of 2 or ½ is exact as well.
 _ROUNDINGS = 16.0
+# In coarser types a defect like this ends the measurement.
+_PLAIN = 0.01
 # Examples that are used, at most; fewer where they are large, to this many numbers, but for four.
 _MOST, _NUMBERS, _LEAST = 64, 2**18, 4
 
@@ -30,12 +32,13 @@ _MOST, _NUMBERS, _LEAST = 64, 2**18, 4
 class Homogeneity:
     """degree: L or None; defect: as `homogeneity_degree` says; why: there is none, "" if there is.
 
-    degree None and defect NaN: it was not measured.
+    degree None and defect NaN: it was not measured. breaks: a call may be to blame for the defect.
     """
 
     degree: float | None
     defect: float
     why: str = ""
+    breaks: bool = False
 
 
 def homogeneity_degree(
@@ -101,6 +104,8 @@ def homogeneity(
     parameters that are zero.
     """
     tolerance = _tolerance(module)
+    # In float64 the defect is the largest of all draws.
+    enough = _PLAIN if tolerance > HOMOGENEITY_TOLERANCE else np.inf
     exponents, defects = [], []
     with _Scaled(module, x) as outputs:
         for seed in tqdm(range(3), "degree", **(bar or {"disable": True})):
@@ -114,9 +119,11 @@ def homogeneity(
                 ratio = np.vdot(other, one) / np.vdot(one, one)
                 if ratio <= 0.0:
                     why = f"its outputs vanish or change sign as weights are scaled by {c:g}"
-                    return Homogeneity(None, np.inf, why)
+                    return Homogeneity(None, np.inf, why, breaks=True)
                 exponents.append(np.log(ratio) / np.log(c))
                 defects.append(np.linalg.norm(other - ratio * one) / np.linalg.norm(other + 1e-300))
+            if defects[-1] > enough:
+                break
     if not exponents:
         return Homogeneity(None, np.inf, _ALL_ZERO)
     degree = float(np.mean(exponents))
@@ -128,7 +135,8 @@ def homogeneity(
     defect = float(max(np.max(defects), spread))
     if defect <= tolerance:
         return Homogeneity(degree, defect)
-    return Homogeneity(None, defect, f"it is not homogeneous, with a relative defect {defect:.2g}")
+    why = f"it is not homogeneous, with a relative defect {defect:.2g}"
+    return Homogeneity(None, defect, why, breaks=True)
 
 
 _ALL_ZERO = "its outputs are all zero, at perturbed parameters too"
@@ -199,7 +207,9 @@ class _Scaled:
     def _set(self, parameters: Iterable[Tensor], c: float) -> None:
         with torch.no_grad():
             for weight, parameter in zip(self.weights.values(), parameters, strict=True):
-                weight.copy_(parameter).mul_(c)
+                weight.copy_(parameter)
+                if c != 1.0:
+                    weight.mul_(c)
 
 
 def _perturbed(start: dict[str, Tensor], seed: int, zeroed: frozenset[str]) -> list[Tensor]:
@@ -209,8 +219,9 @@ def _perturbed(start: dict[str, Tensor], seed: int, zeroed: frozenset[str]) -> l
         # Types of two bytes have no random numbers of their own everywhere.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         noise = torch.randn(weight.shape, generator=generator, dtype=dtype).to(weight.device)
-        step = 0.5 * (root_mean_square(to_numpy(weight.to(dtype))) or 1.0) * noise
-        perturbed.append(0.0 * noise if name in zeroed else weight + step)
+        size = root_mean_square(to_numpy(weight.to(dtype))) or 1.0
+        # In place: weights may be many.
+        perturbed.append(noise.zero_() if name in zeroed else noise.mul_(0.5 * size).add_(weight))
     return perturbed
 
 
