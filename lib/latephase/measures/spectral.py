@@ -31,8 +31,8 @@ COLUMNS = [
 ]
 # Up to this smaller side a decomposition is as fast.
 _SMALL = 256
-# Relative gap of an eigenvalue, error of a vector that is used, and steps at most.
-_GAP, _TURN, _STEPS = 1e-5, 0.05, 200
+# Relative gap of a squared norm and of an imbalance, error of a vector, and steps at most.
+_GAP, _COARSE_GAP, _TURN, _STEPS = 1e-5, 1e-3, 0.05, 200
 
 
 def layer_table(module: nn.Module, bar: dict | None = None) -> pd.DataFrame:
@@ -41,7 +41,8 @@ def layer_table(module: nn.Module, bar: dict | None = None) -> pd.DataFrame:
     The imbalance is ‖W₊ᵀW₊ - W Wᵀ‖_2 / ‖W‖_F². It and alignment_with_next are NaN where the shapes
     do not compose, the alignment also where Lanczos' iteration does not tell the top singular
     vectors from the next to 0.1; ratio, vectors and imbalance of a zero weight are NaN. Norms of
-    matrices with both sides above 256 are right to a relative 1e-5. bar: options of a bar to show.
+    matrices with both sides above 256 are right to a relative 1e-5, their imbalances to 1e-3. bar:
+    options of a bar to show.
     """
     named = [(n, w) for n, w in module.named_parameters() if w.ndim >= 2 and w.requires_grad]
     rows: list[dict] = []
@@ -91,7 +92,7 @@ def _top_singular(matrix: Tensor) -> _Top:
         value, left, right = layers.top_singular(np.full((1, 1), float(size)))
         return _Top(value, matrix.new_full((len(matrix),), math.nan), matrix[0] * math.nan)
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    square, short, turn = _largest(lambda v: wide @ (wide.T @ v), wide[:, 0], _TURN)
+    square, short, turn = _largest(lambda v: wide @ (wide.T @ v), wide[:, 0], _GAP, _TURN)
     image = wide.T @ short
     pair = short, image / torch.linalg.vector_norm(image)
     left, right = pair if wide is matrix else pair[::-1]
@@ -109,7 +110,7 @@ def _beside(lower: Tensor, below: _Top, upper: Tensor, above: _Top, norm: float)
         a, b = (
             (lower, upper.to(lower)) if lower.numel() > upper.numel() else (lower.to(upper), upper)
         )
-        difference = abs(_largest(lambda v: b.T @ (b @ v) - a @ (a.T @ v), a[:, 0])[0])
+        difference = abs(_largest(lambda v: b.T @ (b @ v) - a @ (a.T @ v), a[:, 0], _COARSE_GAP)[0])
     return {
         "alignment_with_next": aligned if resolved else math.nan,
         "imbalance_with_next": difference / norm**2 if norm else math.nan,
@@ -117,12 +118,12 @@ def _beside(lower: Tensor, below: _Top, upper: Tensor, above: _Top, norm: float)
 
 
 def _largest(
-    apply: Callable[[Tensor], Tensor], like: Tensor, turn: float = math.inf
+    apply: Callable[[Tensor], Tensor], like: Tensor, gap: float, turn: float = math.inf
 ) -> tuple[float, Tensor, float]:
     """Return the eigenvalue of largest size of a symmetric map, its vector, and that one's error.
 
     like: a tensor [order] of the type and on the device of the vectors. The iteration stops where
-    the value is certain to a relative _GAP and the vector to `turn`, or after _STEPS.
+    the value is certain to a relative `gap` and the vector to `turn`, or after _STEPS.
     """
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(len(like), generator=generator, dtype=torch.float64).to(like)
@@ -144,9 +145,8 @@ def _largest(
             others = np.delete(values, top)
             apart = np.abs(others - values[top]).min(initial=math.inf)
             residual = beside[-1] * abs(vectors[-1, top])
-            gap = min(residual, residual * (residual / apart if apart else math.inf))
             off = residual / apart if apart else math.inf
-            if ended or (gap <= _GAP * abs(values[top]) and off <= turn):
+            if ended or (residual * min(1.0, off) <= gap * abs(values[top]) and off <= turn):
                 break
         basis[step + 1] = after / beside[-1]
     coefficients = torch.from_numpy(vectors[:, top].copy()).to(basis)
