@@ -76,7 +76,7 @@ def test_what_is_not_defined_is_said_and_null(files, capsys):
     factory = {"model": "tests.test_cli:biased", "arguments": "{}"}
     assert main(words(folder, "net.safetensors", *out, **factory)) == 0
     assert json.loads((folder / "out.json").read_text())["normalized_margin"] is None
-    assert "not defined" in capsys.readouterr().out
+    assert "normalized margin              —  (no degree)" in capsys.readouterr().out
 
 
 class Evil:

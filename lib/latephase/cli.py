@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--degree", type=float, help="degree of homogeneity, taken as it is; measured if not given"
     )
-    one.add_argument("--batch-size", type=int, default=256)
+    one.add_argument("--batch-size", type=int, help="256, less for large inputs, if not given")
     one.add_argument("--device", default="cpu")
     one.add_argument(
         "--json",
@@ -248,17 +248,19 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _table(found) -> str:
     width = max(map(len, _SCALARS.values()))
-    rows = [f"{label:<{width}}  {_number(getattr(found, n))}" for n, label in _SCALARS.items()]
+    rows = [f"{label:<{width}}  {_number(found, name)}" for name, label in _SCALARS.items()]
     layers = found.layers.drop(columns="shape").to_string(
         index=False, float_format="%.4g", na_rep="—"
     )
     return "\n".join([*rows, "", layers])
 
 
-def _number(value: float | None) -> str:
+def _number(found, name: str) -> str:
+    value = getattr(found, name)
     if value is None or not math.isfinite(value):
-        return "—  (not defined for this network, its margins or its precision)"
-    return f"{value:.6g}"
+        return f"—  ({found.missing.get(name, 'not finite')})"
+    error = found.alignment_error if name == "alignment" else None
+    return f"{value:.6g}" + (f" ± {error:.1g}" if error and error > 1e-6 * abs(value) else "")
 
 
 def _draw(found, stream: BinaryIO, kind: str) -> None:
