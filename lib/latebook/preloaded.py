@@ -27,8 +27,6 @@ from latebook.layout import Book
 
 PACKAGES = ("papermill", "ipykernel.kernelapp", "torch", "pandas", "scipy.integrate")
 PACKAGES += ("scipy.optimize", "matplotlib.pyplot", "seaborn", "myst_nb")
-# Imported by the first derivative that `torch.func` takes.
-PACKAGES += ("torch._dynamo",)
 # Whether this process is a fork of the one that has them.
 HERE = False
 # The exit code of a fork that is not to be taken for the job.

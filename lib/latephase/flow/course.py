@@ -75,7 +75,7 @@ class Course:
             error = ended(self)
             if error is not None:
                 raise error
-            if self._attempt(until):
+            if self._attempt(until) and not self.due:
                 yield self.state
         self._record()
 

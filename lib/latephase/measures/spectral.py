@@ -47,7 +47,7 @@ def layer_table(module: nn.Module, bar: dict | None = None) -> pd.DataFrame:
     named = [(n, w) for n, w in module.named_parameters() if w.ndim >= 2 and w.requires_grad]
     rows: list[dict] = []
     lower: tuple[Tensor, _Top] | None = None
-    for name, w in tqdm(named, "layers", **(bar or {"disable": True})):
+    for name, w in tqdm(named, desc="layers", **(bar or {"disable": True})):
         matrix = _matrix(w)
         top = _top_singular(matrix)
         norm = float(torch.linalg.vector_norm(matrix, dtype=matrix.dtype).double())

@@ -64,7 +64,7 @@ class Batches:
     def outputs(self) -> Tensor:
         """Return the outputs on the whole data, without their graph."""
         with torch.no_grad():
-            bar = tqdm(self.slices, "outputs", **self.bar)
+            bar = tqdm(self.slices, desc="outputs", **self.bar)
             return torch.cat([self.outputs_of(rows) for rows in bar])
 
     def weights(self) -> np.ndarray:
@@ -75,7 +75,7 @@ class Batches:
         """Return Σ weights_i ∇p_i [P], summed in float64; weights of the margins' shape [n, ·]."""
         sizes = [w.numel() for w in self.parameters]
         total = torch.zeros(sum(sizes), dtype=torch.float64)
-        for rows in tqdm(self.slices, "gradient", **self.bar):
+        for rows in tqdm(self.slices, desc="gradient", **self.bar):
             parts = self.gradient_of(rows, y[rows], lambda p, rows=rows: weights[rows])
             for whole, part in zip(total.split(sizes), parts, strict=True):
                 whole += part.reshape(-1).cpu()

@@ -108,7 +108,7 @@ def homogeneity(
     enough = _PLAIN if tolerance > HOMOGENEITY_TOLERANCE else np.inf
     exponents, defects = [], []
     with _Scaled(module, x) as outputs:
-        for seed in tqdm(range(3), "degree", **(bar or {"disable": True})):
+        for seed in tqdm(range(3), desc="degree", **(bar or {"disable": True})):
             parameters = _perturbed(outputs.start, seed, zeroed)
             one, *others = (outputs(parameters, c) for c in (1.0, 0.5, 2.0))
             if not all(np.isfinite(found).all() for found in (one, *others)):
