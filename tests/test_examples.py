@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import latephase
 from latephase.problem.checks import checked_inputs, finite_inputs
-from latephase.problem.examples import called
+from latephase.problem.examples import adapted
 from latephase.problem.task import inputs_and_labels
 
 
@@ -269,7 +269,7 @@ def test_one_entry_of_several_is_the_argument():
 
 
 def test_copies_of_a_called_module_share_the_data():
-    module, rows = called(Words(), BATCH, inputs=NAMES)
+    module, rows = adapted(Words(), BATCH, inputs=NAMES)
     assert torch.equal(rows, torch.arange(12))
     assert deepcopy(module).kept is module.kept
 
@@ -290,4 +290,4 @@ def test_what_is_no_module_is_refused_as_that():
 )
 def test_entries_that_nobody_says_what_to_do_with_are_refused(x, how, message):
     with pytest.raises(ValueError, match=message):
-        called(Words(), x, **how)
+        adapted(Words(), x, **how)

@@ -63,3 +63,10 @@ def test_a_smoothed_margin_that_was_not_reached_is_refused(alpha):
     flow = gradient_flow(start(), TASK, at=LEVELS)
     with pytest.raises(ValueError, match=r"3 records reach, from 10 to 1e\+06"):
         flow.at(alpha)
+
+
+def test_an_extension_beyond_the_last_level_has_records_on_its_way():
+    levels = gradient_flow(start(), TASK, at=[10.0, 100.0])
+    longer, plain = levels.extend(1e6), gradient_flow(start(), TASK, until=1e6)
+    later = [(one.smoothed_margin > 101.0).sum() for one in (longer, plain)]
+    assert later[0] >= 0.5 * later[1] > 2

@@ -298,6 +298,7 @@ class Course:
         course.problem, course.clock = self.problem.recounted(), copy.copy(self.clock)
         course.stepper = self.stepper.counting(course.problem.evaluations)
         course.settings, course.attempts = self.settings | {"until": float(until)}, 0
+        course.between = True
         return course.run(until)
 
     def _distance(self, state: FlowState, until: float) -> float:

@@ -143,7 +143,6 @@ def _landing(course: Course, levels: list[float]) -> Trajectory:
                 f"at: expected levels beyond the start, whose smoothed margin is "
                 f"{ends[0].smoothed_margin:.6g}, got {levels[0]:g}"
             )
-    course.between = True
     return flow.replace(
         **{name: np.array([getattr(end, name) for end in ends]) for name in RECORDED},
         settings=flow.settings | {"margin_drop": course.drop},

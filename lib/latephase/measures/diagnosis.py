@@ -24,7 +24,7 @@ from latephase.problem.checks import (
     raise_on_contradiction,
 )
 from latephase.problem.degree import Homogeneity, few_of, first_break, homogeneity
-from latephase.problem.examples import called
+from latephase.problem.examples import adapted
 from latephase.problem.generalized import KINK_TOL, least_norm
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
 from latephase.problem.margins import Problem
@@ -165,7 +165,7 @@ def diagnose(
     1.0 1.414214 1.0
     """
     x, y = inputs_and_labels(x, y)
-    module, x = called(module, x, forward, inputs)
+    module, x = adapted(module, x, forward, inputs)
     checked_module(module)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")

@@ -99,7 +99,7 @@ def _joined(name: str, parts: list) -> Tensor:
     return torch.cat(tensors)
 
 
-def called(
+def adapted(
     module: nn.Module,
     x: Any,
     forward: Callable | None = None,
@@ -119,7 +119,7 @@ def called(
     if not isinstance(x, Mapping):
         if inputs is not None:
             raise ValueError(f"inputs: expected none beside x of type {kind(x)}, got {inputs!r}")
-        return (module, x) if forward is None else (_Called(module, forward, None), x)
+        return (module, x) if forward is None else (_Adapted(module, forward, None), x)
     names = list(x) if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
     if not names or not set(names) <= x.keys():
         raise ValueError(f"inputs: expected names among {list(x)}, got {inputs!r}")
@@ -134,7 +134,7 @@ def called(
     counts = {len(entry) for entry in entries.values()}
     if len(counts) > 1:
         raise ValueError(f"x: expected entries of one length, got {sorted(counts)}")
-    return _Called(module, forward or _by_name, entries), torch.arange(*counts)
+    return _Adapted(module, forward or _by_name, entries), torch.arange(*counts)
 
 
 def _by_name(module: nn.Module, batch: dict[str, Tensor]) -> Any:
@@ -151,7 +151,7 @@ class _Kept:
         return self
 
 
-class _Called(nn.Module):
+class _Adapted(nn.Module):
     """A module called by a function; with entries, as a function of the examples' numbers [n]."""
 
     def __init__(self, module: nn.Module, call: Callable, entries: dict | None) -> None:
