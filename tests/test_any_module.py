@@ -167,6 +167,7 @@ def test_within_inference_mode():
         ),
         (lambda: Random(), "differ from call to call"),
         (lambda: Detached(), "do not depend on its trainable parameters"),
+        (lambda: nn.Linear(3, 1, dtype=torch.complex64), "'weight' is complex"),
         (lambda: nn.Linear(4, 1), r"examples of shape \[3\] and type torch.float32: RuntimeError"),
     ],
 )
@@ -175,6 +176,27 @@ def test_what_cannot_be_measured_is_one_sentence(make, message):
     y = Y if not isinstance(module, nn.Sequential) else (Y + 1) // 2
     with pytest.raises(ValueError, match=message):
         latephase.diagnose(module, X, y)
+
+
+def test_every_door_opens_under_no_grad_and_in_inference_mode(tmp_path):
+    net = nn.Linear(3, 1, bias=False)
+    for i, context in enumerate((torch.no_grad, torch.inference_mode)):
+        with context():
+            x = torch.tensor(X)
+            flow = latephase.gradient_flow(net, x, Y, until=2.0).extend(3.0)
+            assert flow.smoothed_margin[-1] >= 3.0
+            assert latephase.generalized_gradient(net, x, Y).norm > 0.0
+            run = latephase.train(net, x, Y, latephase.Settings(3), tmp_path / str(i))
+            assert run.steps[-1] == 3
+    with torch.inference_mode():
+        made_inside = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode"):
+        latephase.train(made_inside, X, Y, latephase.Settings(3), tmp_path / "inside")
+
+
+def test_a_detached_output_is_named_by_the_flow_as_well():
+    with pytest.raises(ValueError, match="do not depend on its trainable parameters"):
+        latephase.gradient_flow(Detached(), X, Y)
 
 
 class ReturnsTwo(Plain):

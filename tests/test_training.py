@@ -1,5 +1,7 @@
 """Discrete training: gradients in the log domain, schedules against hand-made ones, refusals."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -402,6 +404,37 @@ def test_a_loss_based_run_that_cannot_move_ends(tmp_path):
 # Bad input.
 
 
+@dataclass
+class Share:
+    """The rule "relative", as a user would write it."""
+
+    rate: float
+
+    def factor(self, log_risk, gradient_norm, norm):
+        return self.rate * norm / gradient_norm
+
+
+class Nameless:
+    def factor(self, log_risk, gradient_norm, norm):
+        return 1.0
+
+
+def test_a_rule_and_a_loss_by_object(tmp_path):
+    x, y = three_classes()
+    plain = train(mlp(), x, y, Settings(6, schedule="relative", rate=0.01), tmp_path / "name")
+    own = Settings(6, schedule=Share(0.01), loss=nn.CrossEntropyLoss())
+    run = train(mlp(), x, y, own, tmp_path / "object")
+    assert run.log_risk.tolist() == plain.log_risk.tolist()
+    assert run.settings.loss == "cross_entropy"
+    assert train(mlp(), x, y, replace(own, steps=8), run.folder).steps[-1] == 8
+    with pytest.raises(ValueError, match=r"run with schedule=.*Share\(rate=0.01\).*0.02"):
+        train(mlp(), x, y, replace(own, schedule=Share(0.02)), run.folder)
+    with pytest.raises(ValueError, match="holds only the repr of"):
+        train(mlp(), x, y, replace(read_run(run.folder).settings, steps=9), run.folder)
+    with pytest.raises(ValueError, match=r"Share\(rate=nan\) answered nan"):
+        train(mlp(), x, y, replace(own, schedule=Share(float("nan"))), tmp_path / "nan")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -416,7 +449,10 @@ def test_a_loss_based_run_that_cannot_move_ends(tmp_path):
         ({"momentum": 1.0}, "momentum: expected 0 or more and below 1"),
         ({"schedule": "loss_based", "momentum": 0.5}, "momentum: expected 0 under 'loss_based'"),
         ({"schedule": "cosine"}, "schedule: expected one of .*'loss_based'.*, got 'cosine'"),
+        ({"schedule": Share}, "schedule: expected one of .* or an object with a method factor"),
+        ({"schedule": Nameless()}, "schedule: expected a rule whose repr tells its settings"),
         ({"loss": "hinge"}, "loss: expected one of"),
+        ({"loss": nn.BCEWithLogitsLoss()}, "loss: binary cross-entropy takes labels 0 and 1"),
         ({"autocast": "float16"}, "autocast: expected one of"),
         ({"labels": "random"}, "labels: expected one of"),
     ],

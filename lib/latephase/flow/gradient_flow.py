@@ -18,11 +18,13 @@ from latephase.problem import vectors
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
+from latephase.problem.modules import differentiating
 from latephase.problem.task import Task, inputs_and_labels
 
 DEFAULT_UNTIL = 1e6
 
 
+@differentiating
 def gradient_flow(
     module: torch.nn.Module,
     x: torch.Tensor | np.ndarray | Task,

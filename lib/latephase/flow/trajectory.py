@@ -19,6 +19,7 @@ from latephase.files import plain_arrays, write_whole
 from latephase.flow.state import State
 from latephase.flow.tuning import TUNING
 from latephase.problem import kkt, vectors
+from latephase.problem.modules import differentiating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,6 +171,7 @@ class Trajectory:
         apart = 0.5 * (self.kkt_stationarity * root) ** 2
         return np.where(np.isnan(apart), 1.0 - self.alignment, apart)
 
+    @differentiating
     def extend(self, until: float) -> Trajectory:
         """Return the trajectory continued to smoothed margin `until`.
 

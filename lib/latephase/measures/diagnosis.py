@@ -28,7 +28,13 @@ from latephase.problem.examples import adapted
 from latephase.problem.generalized import KINK_TOL, least_norm
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
 from latephase.problem.margins import Problem
-from latephase.problem.modules import cast_copy, checked_module, first_outputs, lent
+from latephase.problem.modules import (
+    cast_copy,
+    checked_module,
+    differentiating,
+    first_outputs,
+    lent,
+)
 from latephase.problem.task import inputs_and_labels
 
 if TYPE_CHECKING:
@@ -117,6 +123,7 @@ class Diagnosis:
         )
 
 
+@differentiating
 def diagnose(
     module: torch.nn.Module,
     x: Any,
@@ -169,27 +176,25 @@ def diagnose(
     checked_module(module)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
-    with torch.inference_mode(False):
-        x = finite_inputs(x)
-        x = x.clone() if x.is_inference() else x
-        if dtype is not None or any(w.is_inference() for w in module.parameters()):
-            own = next(w.dtype for w in module.parameters() if w.is_floating_point())
-            module = cast_copy(module, dtype or own)
-        with lent(module) as put_back:
-            batches = Batches(module, x, batch_size, progress, put_back)
-            loss, p, y = _margins(batches, y, loss)
-            if degree is None:
-                few = batches.fed(slice(len(few_of(x))))
-                found = homogeneity(module, few, batches.bar)
-                if found.breaks and (call := first_break(module, few)):
-                    why = f"{found.why}; the first call that is not homogeneous is {call}"
-                    found = replace(found, why=why)
-            elif degree is False:
-                found = Homogeneity(None, math.nan, "it was not asked for")
-            else:
-                found = Homogeneity(float(degree), math.nan)
-            table = layer_table(module, batches.bar) if layers else empty_table()
-            return _diagnosis(batches, p, y, loss, found, table, kink_tol)
+    x = finite_inputs(x)
+    if dtype is not None or any(w.is_inference() for w in module.parameters()):
+        own = next(w.dtype for w in module.parameters() if w.is_floating_point())
+        module = cast_copy(module, dtype or own)
+    with lent(module) as put_back:
+        batches = Batches(module, x, batch_size, progress, put_back)
+        loss, p, y = _margins(batches, y, loss)
+        if degree is None:
+            few = batches.fed(slice(len(few_of(x))))
+            found = homogeneity(module, few, batches.bar)
+            if found.breaks and (call := first_break(module, few)):
+                why = f"{found.why}; the first call that is not homogeneous is {call}"
+                found = replace(found, why=why)
+        elif degree is False:
+            found = Homogeneity(None, math.nan, "it was not asked for")
+        else:
+            found = Homogeneity(float(degree), math.nan)
+        table = layer_table(module, batches.bar) if layers else empty_table()
+        return _diagnosis(batches, p, y, loss, found, table, kink_tol)
 
 
 def _margins(batches: Batches, y: Tensor | np.ndarray, loss: object) -> tuple[Loss, Tensor, Tensor]:

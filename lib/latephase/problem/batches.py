@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latephase.problem.checks import checked_outputs
+from latephase.problem.checks import NO_GRADIENT, checked_outputs
 from latephase.problem.losses import pairwise_margins
 from latephase.problem.modules import called, coarsest
 
@@ -89,7 +89,7 @@ class Batches:
             out = self.outputs_of(rows)
             p = pairwise_margins(out, y.to(out.device))
             if not p.requires_grad:
-                raise ValueError("module: its outputs do not depend on its trainable parameters")
+                raise ValueError(NO_GRADIENT)
             weights = weigh(p.detach()).reshape(p.shape).to(p)
             return torch.autograd.grad(
                 p, self.parameters, weights, allow_unused=True, materialize_grads=True

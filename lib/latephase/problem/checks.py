@@ -18,6 +18,11 @@ DRIFTS = (
     "nothing but the weights and the example decides them"
 )
 
+NO_GRADIENT = (
+    "module: its outputs do not depend on its trainable parameters as far as autograd sees; "
+    "expected that its forward neither detaches what it computes nor leaves PyTorch for NumPy"
+)
+
 
 def own_line(error: Exception) -> str:
     """Return, in brackets, the last line of the user's code that an error passed, "" for none."""
@@ -76,7 +81,9 @@ def _as_tensor(name: str, values: Any) -> Tensor:
     if values.is_meta or values.layout != torch.strided:
         what = "on the meta device, which has none" if values.is_meta else f"of {values.layout}"
         raise ValueError(f"{name}: expected a dense tensor of numbers, got one {what}")
-    return values.detach()
+    values = values.detach()
+    # Autograd takes none that was made under `torch.inference_mode`.
+    return values.clone() if values.is_inference() else values
 
 
 def _as_array(name: str, values: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which call of a module is the first whose result is not homogeneous in the weights."""
+"""Which call of a module is the first that is not homogeneous in the weights, or that rounds."""
 
 from __future__ import annotations
 
@@ -32,6 +32,37 @@ class _Calls(TorchFunctionMode):
             where = self.path[-1] if self.path else ""
             self.calls.append((name, where, float(flat.norm()), float(flat @ at)))
         return result
+
+
+class _Unrounded(TorchFunctionMode):
+    """Refuses a call whose result depends on the weights and is coarser than float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.requires_grad and _coarse(result.dtype):
+            name = getattr(func, "__name__", "").strip("_")
+            raise ValueError(
+                f"module: {placed(name, self.path[-1] if self.path else '')}: it rounds to "
+                f"{result.dtype}, and margins far into the late phase need float64; expected a "
+                "module that computes in the type of its weights"
+            )
+        return result
+
+
+def _coarse(dtype: torch.dtype) -> bool:
+    return torch.finfo(dtype).eps > torch.finfo(torch.float64).eps
+
+
+@contextmanager
+def unrounded(module: torch.nn.Module) -> Iterator[None]:
+    """Refuse calls by which the module, called within, would lose digits of float64 weights."""
+    calls = _Unrounded()
+    with watched(module, calls.path), calls:
+        yield
 
 
 @contextmanager

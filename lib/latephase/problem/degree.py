@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from latephase.problem.checks import checked_inputs
 from latephase.problem.culprit import first_inhomogeneous_call
-from latephase.problem.modules import called, coarsest, frozen_copy
+from latephase.problem.modules import called, coarsest, differentiating, frozen_copy
 from latephase.problem.task import Task
 from latephase.problem.vectors import root_mean_square, to_numpy
 
@@ -41,6 +41,7 @@ class Homogeneity:
     breaks: bool = False
 
 
+@differentiating
 def homogeneity_degree(
     module: torch.nn.Module, x: Tensor | np.ndarray | Task
 ) -> tuple[float | None, float]:
@@ -59,10 +60,9 @@ def homogeneity_degree(
     >>> latephase.homogeneity_degree(torch.nn.Sequential(*layers), x)[0]
     2.0
     """
-    with torch.inference_mode(False):
-        module = frozen_copy(module)
-        found = homogeneity(module, _few(module, x.x if isinstance(x, Task) else x))
-        return found.degree, found.defect
+    module = frozen_copy(module)
+    found = homogeneity(module, _few(module, x.x if isinstance(x, Task) else x))
+    return found.degree, found.defect
 
 
 def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> float:

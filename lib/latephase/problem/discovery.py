@@ -58,7 +58,8 @@ class Discovery(GatedCalls):
         return watched(module, self.path)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "").strip("_")
+        own = getattr(func, "__name__", "")
+        name = own.strip("_")
         if name == "get":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         tensors = [*_tensors(args), *_tensors((kwargs or {}).values())]
@@ -66,7 +67,7 @@ class Discovery(GatedCalls):
         origins = [self.tainted[id(t)][1] for t in tensors if id(t) in self.tainted]
         if not carries and not origins:
             return super().__torch_function__(func, types, args, kwargs)
-        if name in TO_PYTHON:
+        if own in TO_PYTHON:
             raise self.refuse(
                 name,
                 "it makes a Python value of what depends on the weights; control flow on values "

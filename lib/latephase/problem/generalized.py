@@ -22,6 +22,7 @@ from latephase.problem.chain import Chain
 from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
+from latephase.problem.modules import differentiating
 from latephase.problem.task import Task, inputs_and_labels
 from latephase.problem.vectors import to_numpy
 
@@ -62,6 +63,7 @@ class GeneralizedGradient:
         return f"<GeneralizedGradient: {least} {self.norm:.6g}, {self.active} active kinks>"
 
 
+@differentiating
 def generalized_gradient(
     module: torch.nn.Module,
     x: Tensor | np.ndarray | Task,

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from latephase.problem.checks import (
     DRIFTS,
+    NO_GRADIENT,
     checked_inputs,
     checked_labels,
     checked_outputs,
     own_line,
     raise_on_contradiction,
 )
+from latephase.problem.culprit import unrounded
 from latephase.problem.kinks import KinkCensus, SmoothedKinks
 from latephase.problem.losses import Loss, default_loss, other_classes, pairwise_margins
 from latephase.problem.modules import (
@@ -307,7 +309,11 @@ class Problem:
         weights = self._tensor(np.linspace(1.0, 2.0, len(few) * self.pairs))
         leaf = w.clone().requires_grad_(True)
         try:
-            once, again = (self._batch_margins(leaf, few).reshape(-1) for _ in range(2))
+            with unrounded(self.module):
+                once = self._batch_margins(leaf, few).reshape(-1)
+            again = self._batch_margins(leaf, few).reshape(-1)
+            if not once.requires_grad:
+                raise ValueError(NO_GRADIENT)
             (expected,) = torch.autograd.grad(
                 once, leaf, weights, allow_unused=True, materialize_grads=True
             )

@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -29,7 +30,23 @@ def checked_module(module: torch.nn.Module) -> torch.nn.Module:
                 f"module: {name!r} is on the meta device, which holds no numbers; expected "
                 "parameters and buffers on a real device"
             )
+        if w.is_complex():
+            raise ValueError(
+                f"module: {name!r} is complex ({w.dtype}); expected real numbers, of which the "
+                "norms, angles and gradients here are"
+            )
     return module
+
+
+def differentiating(door: Callable) -> Callable:
+    """Return a function that works under `torch.no_grad` and `torch.inference_mode` as well."""
+
+    @wraps(door)
+    def opened(*args, **kwargs):
+        with torch.inference_mode(False), torch.enable_grad():
+            return door(*args, **kwargs)
+
+    return opened
 
 
 def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:

@@ -21,13 +21,13 @@ _REFUSED = {
 }
 # Without gradients: refused where the result is used with one.
 JUMPS = {
-    "argmax", "argmin", "argsort", "bucketize", "eq", "ge", "greater", "greater_equal", "gt",
-    "isclose", "isfinite", "le", "less", "less_equal", "logical_not", "lt", "ne", "nonzero",
-    "not_equal", "searchsorted", "signbit", "unique",
+    "argmax", "argmin", "argsort", "bool", "bucketize", "byte", "char", "eq", "ge", "greater",
+    "greater_equal", "gt", "int", "isclose", "isfinite", "le", "less", "less_equal", "logical_not",
+    "long", "lt", "ne", "nonzero", "not_equal", "searchsorted", "short", "signbit", "unique",
 }
 TO_PYTHON = {
-    "allclose", "array", "bool", "contains", "equal", "float", "format", "index", "int",
-    "is_nonzero", "item", "numpy", "tolist",
+    "__array__", "__bool__", "__contains__", "__float__", "__format__", "__index__", "__int__",
+    "allclose", "equal", "is_nonzero", "item", "numpy", "tolist",
 }
 _NORMS = {"linalg_matrix_norm", "linalg_norm", "linalg_vector_norm", "norm", "normalize"}
 # A lower bound up to this one guards a division.

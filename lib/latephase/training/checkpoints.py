@@ -325,7 +325,7 @@ def read_run(folder: str | os.PathLike) -> Run:
     }
     known = ("architecture", "data_sha256", "versions", "threads", "machine")
     return Run(
-        settings=Settings(**states[-1].content["settings"]),
+        settings=Settings.read(states[-1].content["settings"]),
         folder=folder,
         steps=np.array([state.step for state in states]),
         schedule=tuple(state.content["schedule"] for state in states),

@@ -32,7 +32,7 @@ alike, however easy.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import numpy as np
 
@@ -103,6 +103,55 @@ class LossBased:
         self.redone += 1
         self.redone_in_a_row += 1
         return False
+
+
+@dataclass
+class Own:
+    """A rule of the user's: an object with `factor` as `Rule` has it, which holds no state.
+
+    text: its repr, which tells one run from another. of: None of a run that was read from its
+    folder, where the rule itself is not.
+    """
+
+    text: str
+    of: InitVar[object] = None
+
+    judges_epochs, needs_norms = False, True
+
+    def __post_init__(self, of: object) -> None:
+        self._of = of
+
+    def factor(self, log_risk: float, gradient_norm: float, norm: float) -> float:
+        """Return s, a finite number of 0 or more."""
+        if self._of is None:
+            raise ValueError(
+                f"schedule: the rule of this run was {self.text}, which its folder holds only the "
+                "repr of; expected settings with the rule itself"
+            )
+        factor = float(self._of.factor(log_risk, gradient_norm, norm))
+        if not 0.0 <= factor < math.inf:
+            raise ValueError(
+                f"schedule: {self.text} answered {factor!r} at ln R = {log_risk:g}, ‖∇ln R‖ = "
+                f"{gradient_norm:g} and ‖W‖ = {norm:g}; expected a finite number of 0 or more"
+            )
+        return factor
+
+
+def own_rule(given: object) -> Own:
+    """Return the rule made of an object; ValueError for one that is none, or has no own repr."""
+    if isinstance(given, Own):
+        return given
+    if not callable(getattr(given, "factor", None)) or isinstance(given, type):
+        raise ValueError(
+            f"schedule: expected one of {[*FIRST_ORDER, 'loss_based']}, or an object with a method "
+            f"factor(log_risk, gradient_norm, norm), got {given!r}"
+        )
+    if type(given).__repr__ is object.__repr__:
+        raise ValueError(
+            "schedule: expected a rule whose repr tells its settings, as that of a dataclass does, "
+            f"for a run is known by it when it is continued; {type(given).__name__} has none"
+        )
+    return Own(repr(given), given)
 
 
 def _exp(logarithm):

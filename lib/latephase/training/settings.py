@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from latephase.training.rules import FIRST_ORDER, LossBased, Rule
+from latephase.problem.pytorch_losses import name_of
+from latephase.training.rules import FIRST_ORDER, LossBased, Own, Rule, own_rule
 
 _CHOICES = {
     "schedule": (*FIRST_ORDER, "loss_based"),
@@ -25,13 +27,16 @@ class Settings:
     batch: examples a step; None is the full batch. An epoch is cut into batches of nearly equal
         size, none larger than this.
     schedule: the step rule with its `rate`, one of `latephase.training.rules` but "curvature".
-        R_B there is the mean risk of the batch.
+        R_B there is the mean risk of the batch. Or a rule of one's own: an object with a method
+        factor(ln R_B, ‖∇ln R_B‖, ‖W‖) that returns s, the same for the same three numbers, and a
+        repr that tells its settings, such as a dataclass; `rate` and `growth` are then not used.
     momentum: μ in Δ ← μ Δ - η ∇R_B, W ← W + Δ. Steps are accumulated, not gradients, whose sizes
         differ by any number of orders; with a constant η the two are the same. None under
         "loss_based", whose judgement needs steps that shrink with c.
     seed: of the order of the examples, drawn afresh each epoch, and of dropout if there is any.
-    loss: "cross_entropy" for outputs [n, k], "logistic" for one output, or "exponential"; None is
-        exponential for one output and cross-entropy for several, and the run then names it.
+    loss: "cross_entropy" for outputs [n, k], "logistic" for one output, or "exponential", or the
+        loss of PyTorch's that is one of these, which is kept by its name; None is exponential for
+        one output and cross-entropy for several, and the run then names it.
     checkpoints: at most that many, spread evenly in ln(steps), from step 0 to the last. Early
         steps that would coincide are one; under "loss_based" they lie at ends of epochs.
     autocast: "bfloat16" or None. bfloat16 resolves logits to 0.4 %, so that the weights of the
@@ -44,11 +49,11 @@ class Settings:
 
     steps: int
     batch: int | None = None
-    schedule: str = "constant"
+    schedule: Any = "constant"
     rate: float = 0.1
     momentum: float = 0.0
     seed: int = 0
-    loss: str | None = None
+    loss: Any = None
     checkpoints: int = 40
     autocast: str | None = None
     channels_last: bool = False
@@ -57,6 +62,9 @@ class Settings:
     growth: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", name_of(self.loss))
+        if not isinstance(self.schedule, str):
+            object.__setattr__(self, "schedule", own_rule(self.schedule))
         for name, least in (("steps", 1), ("batch", 1), ("checkpoints", 2), ("seed", 0)):
             value = getattr(self, name)
             if value is None and name == "batch":
@@ -76,13 +84,30 @@ class Settings:
                 "over do not shrink with c, so an epoch done again could rise forever"
             )
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
+            own = name == "schedule" and isinstance(self.schedule, Own)
+            if not own and getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}: expected one of {list(known)}, got {getattr(self, name)!r}"
                 )
 
-    def rule(self) -> Rule | LossBased:
+    def stored(self) -> dict[str, Any]:
+        """Return the settings as a checkpoint has them, a rule of the user's by its repr."""
+        if not isinstance(self.schedule, Own):
+            return asdict(self)
+        return asdict(replace(self, schedule="constant")) | {
+            "schedule": {"own": self.schedule.text}
+        }
+
+    @classmethod
+    def read(cls, stored: dict[str, Any]) -> Settings:
+        """Return the settings that `stored` returned."""
+        own = stored["schedule"]
+        return cls(**stored | {"schedule": Own(own["own"]) if isinstance(own, dict) else own})
+
+    def rule(self) -> Rule | LossBased | Own:
         """Return the step rule at its start."""
+        if isinstance(self.schedule, Own):
+            return self.schedule
         if self.schedule == "loss_based":
             return LossBased(self.rate)
         return Rule(self.schedule, self.rate, self.growth)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latephase.problem.checks import checked_labels, finite_inputs
 from latephase.problem.losses import default_loss
-from latephase.problem.modules import first_outputs
+from latephase.problem.modules import checked_module, differentiating, first_outputs
 from latephase.problem.task import Task, inputs_and_labels
 from latephase.training import checkpoints
 from latephase.training.checkpoints import Run, architecture_of, read_run
@@ -30,6 +30,7 @@ from latephase.training.settings import Settings
 __all__ = ["Run", "Settings", "read_run", "train"]
 
 
+@differentiating
 def train(
     module: torch.nn.Module,
     x: Tensor | np.ndarray | Task,
@@ -76,11 +77,12 @@ def train(
     x, y = inputs_and_labels(x, y)
     if not isinstance(settings, Settings) or not isinstance(folder, str | os.PathLike):
         raise ValueError(f"expected Settings and a folder, got {settings!r} and {folder!r}")
-    if not isinstance(module, torch.nn.Module):
-        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    like = next((p for p in module.parameters() if p.requires_grad), None)
-    if like is None:
-        raise ValueError("module: expected at least one trainable parameter, got none")
+    like = next(p for p in checked_module(module).parameters() if p.requires_grad)
+    if like.is_inference():
+        raise ValueError(
+            "module: its parameters were made under torch.inference_mode, which lets nothing write "
+            "into them; expected a module made outside, or a copy.deepcopy of this one"
+        )
     if len(at) and (settings.schedule == "loss_based" or not np.all(np.diff(at) > 0)):
         raise ValueError(
             f"at: expected ascending levels of α, and none under 'loss_based'; got {list(at)} "
@@ -94,7 +96,7 @@ def train(
     settings = replace(settings, loss=loss.name)
     y, outputs = checked_labels(y, first, len(x), loss.name)
     identity = {
-        "settings": asdict(settings),
+        "settings": settings.stored(),
         "architecture": architecture_of(module),
         "data_sha256": _digest(x, y),
         "versions": {name: version(name) for name in ("latephase", "numpy", "torch")},
