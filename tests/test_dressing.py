@@ -133,7 +133,7 @@ def test_the_cell_for_colab_fetches_the_book_on_colab_and_does_nothing_elsewhere
     assert os.path.join(checkout, "lib") in sys.path
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/reproducibility.md"])
+@pytest.mark.parametrize("page", ["README.md", "book/reproducibility.md"])
 def test_a_printed_command_hands_papermill_a_list_of_seeds(page):
     """As the command line of papermill understands it, which takes a list after -p for text."""
     text = (ROOT / page).read_text(encoding="utf8")

@@ -1,13 +1,19 @@
-"""What readers see of the ledger follows from it: counts, cards, lines."""
+"""What readers see of the ledger follows from it: counts, rows, lines."""
 
+import csv
+import io
 import math
 import re
 from collections import Counter
 
 import pytest
 
-from latebook import evidence, ledger
-from latebook.claims import KINDS, STATUSES
+from latebook import dressing, evidence, ledger
+from latebook.claims import KINDS, STATUSES, load
+from latebook.files import read_yaml
+from latebook.layout import Book
+from latebook.notebooks import read
+from tests.conftest import ROOT
 from tests.test_ledger import entry
 
 INF = math.inf
@@ -28,11 +34,11 @@ ROWS = [
 
 
 def counted(text: str) -> Counter:
-    """What a table of counts says: how many of a kind have a status; and of a kind, all."""
+    """What a strip of counts says: how many of a kind have a status; and of a kind, all."""
     found = Counter()
-    for kind, total, rest in re.findall(r"^\| \*\*(\w+)\*\*, (\d+) \|(.*)$", text, re.MULTILINE):
+    for total, kind, rest in re.findall(r"<b>(\d+)</b> (\w+)</a>(.*)</li>", text):
         found[kind, None] = int(total)
-        for many, status in re.findall(r"\[(\d+) ([^]]+)\]", rest):
+        for many, status in re.findall(r">(\d+) ([^<]+)</span>", rest):
             found[kind, status] = int(many)
     return found
 
@@ -43,7 +49,7 @@ def test_the_counts_are_those_of_the_ledger():
     agree += Counter((row["kind"], None) for row in rows)
     assert counted(evidence.counts(rows)) == agree
     assert agree["prediction", "our prediction was wrong"] == 2
-    assert "Of the 10 claims 2 are marked *set after looking*." in evidence.counts(rows)
+    assert "10 claims; 2 are marked *set after looking*." in evidence.counts(rows)
 
 
 def test_no_status_is_left_out_of_the_counts():
@@ -51,53 +57,83 @@ def test_no_status_is_left_out_of_the_counts():
     assert counted(evidence.counts(rows)).total() == 2 * len(rows)
 
 
-def test_every_row_has_a_card_with_an_anchor_below_its_chapter():
+def test_every_row_has_an_anchor_below_its_chapter():
     other = entry() | {"id": "other/one", "chapter": "other"}
-    page = evidence.page([other, *ROWS], {"first": "The first", "none": "-", "other": "Others"})
+    titles = {"first": "The first", "none": "-", "other": "Others"}
+    page = evidence.page([other, *ROWS], titles, {})
     assert re.findall(r"^## .*$", page, re.MULTILINE) == [
         "## [The first](first.ipynb)",
         "## [Others](other.ipynb)",
     ]
-    assert re.findall(r"^\(claim-(\S+)\)=$", page, re.MULTILINE) == [
+    assert re.findall(r'<details class="claim" id="claim-(\S+)"', page) == [
         *(f"first-{letter}" for letter in "abcdefghij"),
         "other-one",
     ]
+    assert page.count("```") == 4
 
 
-def test_a_card_begins_with_its_status_and_says_all_of_the_row():
-    [card] = evidence.page([ROWS[3]], {"first": "The first"}).split("::::{div} claim\n")[1:]
-    assert card.startswith(
-        "[slower than predicted]{.status .slower-than-predicted} prediction, set after looking\n"
-    )
+def test_a_row_shows_how_it_came_out_and_opens_to_all_the_rest():
+    page = evidence.page([ROWS[3]], {"first": "The first"}, {"first/d": "fig-x"})
+    summary, opened = page.split("</summary>")
     for said in (
-        "**The number is small.**",
-        "Measured 1.5, bound ≤ 1, negative controls 2. Registered to lie from 1.2 to 2.\n",
-        "Source: this fixture.\n",
-        "*Why this bound:* one is small",
-        "it is \\*large\\*",
-        "- large, 2: a large number",
-        "`first/d`",
+        '<span class="status slower-than-predicted">slower than predicted</span>',
+        "The number is small",
+        "1.5 <span>≤ 1</span>",
+        "prediction, set after looking",
     ):
-        assert said in card, said
-    [card] = evidence.page([entry(expect_reason="in another profile")], {"first": "-"}).split(
-        "## "
-    )[1:]
-    assert "in another profile" not in card
+        assert said in summary, said
+    for said in (
+        "1.5, where the bound is ≤ 1. Registered to lie from 1.2 to 2.",
+        "<dt>Source</dt><dd>this fixture.</dd>",
+        "<dt>Why this bound</dt><dd>one is small",
+        "it is *large*",
+        "<dt>By seed</dt><dd>7: 1.5</dd>",
+        "<dd><b>2</b> large: a large number</dd>",
+        '<a href="first.html#fig-x">the figure</a>',
+        '<a href="#claim-first-d">link to this row</a>',
+        "<code>first/d</code>",
+    ):
+        assert said in opened, said
+    page = evidence.page([entry(expect_reason="in another profile")], {"first": "-"}, {})
+    assert "in another profile" not in page
+    assert "no figure" in page
+
+
+def test_the_table_has_every_row_with_its_figure():
+    rows = list(csv.DictReader(io.StringIO(evidence.table(ROWS, {"first/d": "fig-x"}))))
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    row = rows[3]
+    assert (row["value"], row["bound"], row["seeds"]) == ("1.5", "1.0", "7")
+    assert (row["status"], row["figure"]) == ("slower than predicted", "fig-x")
+    assert (row["set after looking"], row["controls"]) == ("True", "large: 2.0")
+
+
+def test_figures_that_show_claims_are_there_and_show_known_claims():
+    book, claims = Book(ROOT, "quick"), load(ROOT / "book" / "claims.yml")
+    shown = read_yaml(ROOT / "book" / "shown_in.yml")
+    ids = [f"{of}/{one}" for of, figures in shown.items() for f in figures.values() for one in f]
+    assert len(ids) == len(set(ids))
+    assert set(ids) <= claims.keys()
+    for of, figures in shown.items():
+        chapter = claims[f"{of}/{next(iter(figures.values()))[0]}"].chapter
+        assert figures.keys() <= set(dressing.figures(read(book.source(chapter))))
 
 
 @pytest.mark.parametrize(
     ("text", "powers"),
     [
-        ("by α = 10^8, or", "by α = 10{sup}`8`, or"),
-        ("e^-2z", "e{sup}`−2z`"),
-        ("t^(-1/L)), falls", "t{sup}`−1/L`), falls"),
-        ("e^(10^(1/2))", "e^(10{sup}`1/2`)"),
-        ("a_1 ^ b", "a\\_1 ^ b"),
+        ("by α = 10^8, or", "by α = 10<sup>8</sup>, or"),
+        ("e^-2z", "e<sup>−2z</sup>"),
+        ("t^(-1/L)), falls", "t<sup>−1/L</sup>), falls"),
+        ("e^(10^(1/2))", "e^(10<sup>1/2</sup>)"),
+        ("a < b & c", "a &lt; b &amp; c"),
+        ("2.1e-07 or 1e+30", "2.1 × 10<sup>−7</sup> or 10<sup>30</sup>"),
+        ("an e-fold, v1e2", "an e-fold, v1e2"),
     ],
 )
 def test_powers_in_the_registry_are_set_as_powers(text, powers):
-    [card] = evidence.page([entry() | {"statement": text}], {"first": "-"}).split("## ")[1:]
-    assert f"**{powers}**" in card
+    page = evidence.page([entry() | {"statement": text}], {"first": "-"}, {})
+    assert f'<span class="claimed">{powers}</span>' in page
 
 
 @pytest.mark.parametrize(
@@ -119,7 +155,7 @@ def test_a_number_is_told_from_its_bound(value, bound, text):
 
 def test_starts_that_were_dropped_are_told():
     row = entry([0.5, 0.6]) | {"dropped": {"3": "lost", "4": "lost", "5": "lost"}}
-    for said in (evidence.lines([row]), evidence.page([row], {"first": "-"})):
+    for said in (evidence.lines([row]), evidence.page([row], {"first": "-"}, {})):
         assert "0.6 (3 of 5 starts dropped)" in said
     assert "dropped" not in evidence.lines([entry()])
 

@@ -37,6 +37,23 @@ def test_every_frame_is_in_the_page_and_nothing_is_loaded():
     assert plt.get_fignums() == []
 
 
+@pytest.mark.parametrize(
+    ("values", "stops"),
+    [
+        (
+            ["α = 1", "α = 10", "α = 1e+03", "α = 1e+30"],
+            {1: "training usually stops here", 2: "float64 ends here", 3: "the limit"},
+        ),
+        (["α = 2", "α = 12", "α = 1e+02"], {1: "training usually stops here"}),
+        (["α = 1", "step 3"], {}),
+    ],
+)
+def test_levels_of_alpha_get_the_stops_that_readers_know(values, stops):
+    page = slider.frames(figures(len(values)), values, "α", "fig-x", "a picture").page
+    found = re.findall(r'<button type="button" value="(\d+)" disabled>([^<]*)<', page)
+    assert {int(frame): words for frame, words in found} == stops
+
+
 @pytest.mark.parametrize(("count", "values"), [(1, ["a"]), (2, ["a"])])
 def test_frames_without_their_values_are_refused(count, values):
     with pytest.raises(ValueError, match=f"got {count} figures and {len(values)} values"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import yaml
 
 from latebook import BookError
+from latebook.dressing import figures
 from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
 from latebook.notebooks import read
@@ -45,10 +46,9 @@ def manifest(book: Book) -> Iterator[tuple[str, str]]:
     for chapter in book.chapters():
         notebook = read(book.source(chapter))
         yield path(book.executed(chapter)), f"the chapter {chapter}, as executed"
-        for cell in notebook.cells:
-            if figure := cell.content["metadata"].get("mystnb", {}).get("figure"):
-                picture = book.product("stage") / f"book/_generated/figures/{figure['name']}.svg"
-                yield path(picture), f"figure {figure['name']} of {chapter}"
+        for figure in figures(notebook):
+            picture = book.product("stage") / f"book/_generated/figures/{figure}.svg"
+            yield path(picture), f"figure {figure} of {chapter}"
 
 
 def write(book: Book) -> None:

@@ -29,6 +29,12 @@ COLAB = Path(__file__).with_name("colab.py").read_text(encoding="utf8")
 ADDRESS = 'repository = ""'
 
 
+def figures(notebook: Notebook) -> list[str]:
+    """The names of a notebook's figures."""
+    about = (cell.content["metadata"].get("mystnb", {}).get("figure") for cell in notebook.cells)
+    return [figure["name"] for figure in about if figure]
+
+
 def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
     """Hide the injected parameters, give each figure its origin and its files, add the foot."""
     made_by, number = notebook.made_by, 0

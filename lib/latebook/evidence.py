@@ -1,9 +1,16 @@
-"""What readers see of the ledger: lines in the terminal, counts by kind, a card for every claim."""
+"""What readers see of the ledger: lines in the terminal, counts by kind, a table of every claim.
 
+The table is HTML of its own, as Markdown has no rows that open. Each row has an anchor, `claim-`
+and its identifier, and leads to the figure that shows it.
+"""
+
+import csv
+import io
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from html import escape
 
 from latebook.claims import HOLDS, KINDS, STATUSES, marked
 
@@ -20,7 +27,7 @@ _MEANS = {
 
 
 def number(value: float | None, bound: float = math.nan) -> str:
-    """A value for a table: three digits, or as many as tell it from the bound; ∞ for infinity."""
+    """A value in short: three digits, or as many as tell it from the bound."""
     if value is None or math.isnan(value):
         return "—"
     if math.isinf(value):
@@ -57,62 +64,122 @@ def lines(rows: list[dict]) -> str:
 
 
 def counts(rows: list[dict]) -> str:
-    """How many rows of each kind have which status, as a MyST table for the landing page."""
+    """How many rows of each kind have which status: a strip of HTML for the landing page."""
     found = Counter((row["kind"], row["status"]) for row in rows)
-    said = [":::{div} counts\n", "| Kind | What it is | How its claims came out |", "|---|---|---|"]
+    said = ["```{raw} html", '<ul class="counts">']
     for kind in KINDS:
         of_kind = {status: found[kind, status] for status in STATUSES if found[kind, status]}
         if total := sum(of_kind.values()):
             came_out = " ".join(_chip(status, f"{n} {status}") for status, n in of_kind.items())
-            said.append(f"| **{kind}**, {total} | {_MEANS[kind]} | {came_out} |")
+            to = f'<a href="all_claims.html?kind={kind}"><b>{total}</b> {kind}</a>'
+            said.append(f"<li>{to} {came_out} <small>{_MEANS[kind]}</small></li>")
     after = sum(row["after_looking"] for row in rows)
-    said += ["", f"Of the {len(rows)} claims {after} are marked *set after looking*.", "", ":::"]
+    said += ["</ul>", "```", "", f"{len(rows)} claims; {after} are marked *set after looking*."]
     return "\n".join(said) + "\n"
 
 
-def page(rows: list[dict], titles: Mapping[str, str]) -> str:
-    """Every row as a card in MyST, by chapter; `titles` has these in the order of the book."""
+def table(rows: list[dict], figures: Mapping[str, str]) -> str:
+    """Every row as comma-separated values; `figures` has the figure that shows a claim, by id."""
+    columns = ["id", "chapter", "kind", "status", "set after looking", "statement", "value"]
+    columns += ["relation", "bound", "values", "seeds", "controls", "source", "metric", "figure"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        listed = {key: " ".join(f"{value!r}" for value in row[key]) for key in ("values", "seeds")}
+        listed["controls"] = "; ".join(f"{n}: {of['value']!r}" for n, of in row["controls"].items())
+        marks = {"set after looking": row["after_looking"], "figure": figures.get(row["id"], "")}
+        writer.writerow(row | listed | marks)
+    return file.getvalue()
+
+
+def page(rows: list[dict], titles: Mapping[str, str], figures: Mapping[str, str]) -> str:
+    """Every row, by chapter, in MyST; `titles` has these in the order of the book.
+
+    `figures` has the name of the figure that shows a claim, by its id.
+    """
     said = []
     for chapter, title in titles.items():
         if of_chapter := [row for row in rows if row["chapter"] == chapter]:
             said.append(f"## [{title}]({chapter}.ipynb)\n")
-            said += ["\n".join(_card(row)) for row in of_chapter]
+            lines = ("\n".join(_row(row, figures.get(row["id"]))) for row in of_chapter)
+            said += ["```{raw} html", '<div class="claims">', *lines, "</div>", "```\n"]
     return "\n".join(said)
 
 
-def _card(row: Mapping) -> Iterator[str]:
-    """A row with what is to be known first in front: how it came out, then what was claimed."""
-    value, bound, controls = _compared(row)
-    where = ""
-    if row["range"]:
-        where = " Registered to lie from {} to {}.".format(*map(number, row["range"]))
-    yield f"(claim-{re.sub(r'[^a-z0-9-]', '-', row['id'])})="
-    yield "::::{div} claim"
+def anchor(id: str) -> str:
+    """Where a claim stands on its page."""
+    return f"claim-{re.sub(r'[^a-z0-9-]', '-', id)}"
+
+
+def _row(row: Mapping, figure: str | None) -> Iterator[str]:
+    """A row that opens: how it came out, what was claimed, and its number; then all the rest."""
+    value, bound, _ = _compared(row)
+    id = anchor(row["id"])
     kind = marked(row["kind"], row["after_looking"])
-    yield f"{_chip(row['status'], row['status'])} {kind}\n"
-    yield f"**{_plain(row['statement'])}**\n"
-    yield f"Measured {value}, bound {bound}, negative controls {controls}.{where}\n"
-    yield f"Source: {_plain(row['source'])}.\n"
-    yield ":::{dropdown} Measure, reason and controls"
-    yield f"*Measured:* {_plain(row['metric'])}.\n"
-    yield f"*Why this bound:* {_plain(row['reason'])}\n"
+    marks = f'data-kind="{row["kind"]}" data-status="{row["status"]}"'
+    yield f'<details class="claim" id="{id}" {marks}>'
+    yield f"<summary>{_chip(row['status'], row['status'])}"
+    yield f'<span class="claimed">{_plain(row["statement"])}</span>'
+    yield f'<span class="measured">{_number(value)} <span>{_number(bound)}</span></span>'
+    yield f'<span class="kind">{kind}</span></summary>'
+    yield "<dl>"
+    yield from _said("Measured", f"{_plain(row['metric'])}.")
+    yield from _said(
+        "Value", f"{_number(value)}, where the bound is {_number(bound)}.{_range(row)}"
+    )
+    yield from _said("Why this bound", _plain(row["reason"]))
     if row["expected"] != HOLDS:
-        yield f"*Why it is expected as it came out:* {_plain(row['expect_reason'])}\n"
-    yield "*Negative controls, which must not meet the bound:*\n"
-    for name, control in row["controls"].items():
-        yield f"- {_plain(name)}, {number(control['value'])}: {_plain(control['what'])}"
-    yield f"\nRow `{row['id']}` of the ledger.\n:::\n::::\n"
+        yield from _said("Why it came out like this", _plain(row["expect_reason"]))
+    seeds = [f"{seed}: {_number(number(v))}" for seed, v in _pairs(row)]
+    yield from _said("By seed", ", ".join(seeds))
+    yield from _said("Negative controls", "they measure the same and must not meet the bound")
+    for name, of in row["controls"].items():
+        what = f"{_plain(name)}: {_plain(of['what'])}"
+        yield f"<dd><b>{_number(number(of['value']))}</b> {what}</dd>"
+    yield from _said("Source", f"{_plain(row['source'])}.")
+    chapter = f"{row['chapter']}.html"
+    shown = f'<a href="{chapter}#{figure}">the figure</a>' if figure else "no figure"
+    where = f'{shown}, <a href="{chapter}">its chapter</a>, <a href="#{id}">link to this row</a>'
+    yield from _said("See", f"{where}, <code>{escape(row['id'])}</code> in the ledger")
+    yield "</dl>\n</details>"
+
+
+def _said(term: str, words: str) -> Iterator[str]:
+    yield f"<dt>{term}</dt><dd>{words}</dd>"
+
+
+def _range(row: Mapping) -> str:
+    if not row["range"]:
+        return ""
+    low, high = (_number(number(end)) for end in row["range"])
+    return f" Registered to lie from {low} to {high}."
+
+
+def _pairs(row: Mapping) -> Iterator[tuple[int, float]]:
+    yield from zip(row["seeds"], row["values"], strict=True)
 
 
 def _chip(status: str, text: str) -> str:
-    return f"[{text}]{{.status .{status.replace(' ', '-')}}}"
+    return f'<span class="status {status.replace(" ", "-")}">{text}</span>'
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes for nothing else; 10^-3 and α^(1/L) are set as powers."""
-    escaped = re.sub(r"([\\`*_\[\]<>{}$|#~])", r"\\\1", text)
-    return re.sub(
+    """Text of the registry as HTML; 1e-3, 10^-3 and α^(1/L) are set as powers."""
+    power = re.sub(
         r"\^(?:\(([^()]+)\)|(-?\w+))",
-        lambda power: "{{sup}}`{}`".format((power[1] or power[2]).replace("-", "−")),
-        escaped,
+        lambda power: f"<sup>{(power[1] or power[2]).replace('-', '−')}</sup>",
+        escape(text, quote=False),
     )
+    plain = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?)0*(\d+)\b", _signed, power)
+    return _number(plain)
+
+
+def _signed(number: re.Match) -> str:
+    return f"{number[1]}e{'−' if number[2] == '-' else ''}{number[3]}"
+
+
+def _number(text: str) -> str:
+    """Numbers in a text as they are set in a book: 2.1e−7 as 2.1 × 10 to the power of −7."""
+    power = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)e(−?\d+)\b", r"\1 × 10<sup>\2</sup>", text)
+    return re.sub(r"(?<![\d.])1 × 10<sup>", "10<sup>", power)

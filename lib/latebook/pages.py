@@ -26,6 +26,8 @@ _LOADED = (
     (r"<link[^>]*sphinx-design[^>]*/>\n?", r'class="[^"]*\bsd-'),
     (r"<script[^>]*design-tabs\.js[^>]*></script>\n?", r'class="[^"]*\bsd-tab-'),
     (r"<link[^>]*mystnb\.[^>]*/>\n?", r'class="[^"]*\bcell\b'),
+    (r"<script[^>]*_static/claims\.js[^>]*></script>\n?", 'id="claims-filter"'),
+    (r"<script[^>]*_static/explore/[^>]*></script>\n?", 'class="explorable'),
     (r"<link[^>]*proof\.css[^>]*/>\n?", r'class="[^"]*\bproof\b'),
 )
 # What stands in a page, and what should.

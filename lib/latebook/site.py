@@ -63,7 +63,10 @@ def _stage(book: Book, stage: Path) -> None:
     entries = ledger.read(book.ledger)
     titles = {chapter: _title(notebook) for chapter, notebook in notebooks.items()}
     write_whole(generated / "counts.md", evidence.counts(entries))
-    write_whole(generated / "claims.md", evidence.page(entries, titles))
+    shown = _shown_in(book, notebooks)
+    write_whole(generated / "claims.md", evidence.page(entries, titles, shown))
+    write_whole(generated / "claims.csv", evidence.table(entries, shown))
+    shutil.copy(book.ledger, generated / "ledger.json")
     for notebook in notebooks.values():
         for name, picture in _glued_pictures(notebook):
             write_whole(generated / f"{name}.svg", picture)
@@ -102,6 +105,20 @@ def _address() -> str:
 def _title(notebook: Notebook) -> str:
     """A chapter's, from its first line."""
     return notebook.cells[0].source.partition("\n")[0].lstrip("# ")
+
+
+def _shown_in(book: Book, notebooks: dict[str, Notebook]) -> dict[str, str]:
+    """The figure that shows a claim, by the claim's id, for figures that the chapters have."""
+    if not (path := book.root / "book" / "shown_in.yml").is_file():
+        return {}
+    drawn = {name for notebook in notebooks.values() for name in dressing.figures(notebook)}
+    return {
+        f"{of}/{claim}": figure
+        for of, figures in read_yaml(path).items()
+        for figure, claims in figures.items()
+        for claim in claims
+        if figure in drawn
+    }
 
 
 def _glued_pictures(notebook: Notebook) -> Iterator[tuple[str, str]]:

@@ -71,19 +71,30 @@ def test_sliders_move_the_picture(reader, page, way):
     with reader.opened(page, way) as window:
         for box in window.locator(".latephase-frames").all():
             slider = box.locator("input[type=range]")
+            # It begins at its beginning.
             seen = [state_of(box, reader.roots[way])]
-            assert seen[0][0] == int(slider.get_attribute("max"))
-            # By pointer, or finger: to the first frame.
+            assert seen[0][0] == 0
+            # By pointer, or finger: to the last frame.
             room = slider.bounding_box()
-            slider.click(position={"x": 3, "y": room["height"] / 2})
+            slider.click(position={"x": room["width"] - 3, "y": room["height"] / 2})
             seen.append(state_of(box, reader.roots[way]))
-            assert seen[1][0] == 0
-            # By keyboard: one on, and to the end.
-            slider.press("ArrowRight")
+            assert seen[1][0] == int(slider.get_attribute("max"))
+            # By keyboard: one back, and to the first.
+            slider.press("ArrowLeft")
             seen.append(state_of(box, reader.roots[way]))
-            assert seen[2][0] == 1
-            slider.press("End")
+            assert seen[2][0] == seen[1][0] - 1
+            slider.press("Home")
             assert state_of(box, reader.roots[way])[:3] == seen[0][:3]
+            # The buttons below lead to where readers would have looked.
+            for stop in box.locator("button[value]").all():
+                stop.press("Enter")
+                assert slider.input_value() == stop.get_attribute("value")
+                assert stop.get_attribute("aria-pressed") == "true"
+            # Played from the end it begins anew, and goes on by itself.
+            slider.press("End")
+            box.get_by_role("button", name="Play").press("Enter")
+            window.wait_for_function("(slider) => slider.value > 1", arg=slider.element_handle())
+            box.get_by_role("button", name="Pause").press("Enter")
             assert len({shown for _, shown, *_ in seen}) == 3
             drawn = [pixels for *_, pixels in seen]
             assert min(apart(a, b) for a, b in combinations(drawn, 2)) > 1e-3, "frames alike"
@@ -106,6 +117,34 @@ def test_search_finds_alignment(reader, way):
     with reader.opened("search.html?q=xylophone", way) as window:
         window.wait_for_function("document.querySelector('#search-results p')?.innerText")
         assert window.locator("#search-results ul.search a").count() == 0
+
+
+@each_way
+def test_claims_can_be_filtered_and_are_opened_by_their_address(reader, way):
+    page = "book/all_claims.html"
+    rows = "details.claim:not([hidden])"
+    with reader.opened(f"{page}?kind=instrument", way) as window:
+        shown = window.locator(rows)
+        assert set(shown.evaluate_all("(a) => a.map((row) => row.dataset.kind)")) == {"instrument"}
+        few = shown.count()
+        window.locator("#claims-filter [name=kind]").select_option("")
+        assert shown.count() > few
+        window.locator("#claims-filter [name=words]").fill("support vector")
+        texts = shown.evaluate_all("(a) => a.map((row) => row.textContent.toLowerCase())")
+        assert texts
+        assert all("support" in text and "vector" in text for text in texts)
+        assert f"{len(texts)} of " in window.locator("#claims-filter output").inner_text()
+        id = shown.last.get_attribute("id")
+    with reader.opened(f"{page}#{id}", way) as window:
+        opened = window.locator("details.claim[open]")
+        assert opened.count() == 1
+        assert opened.get_attribute("id") == id
+        link = opened.locator("a", has_text="the figure")
+        if link.count():
+            to = link.get_attribute("href").partition("#")[2]
+            link.click()
+            window.wait_for_load_state("load")
+            assert window.locator(f"#{to}").count() == 1
 
 
 @each_way

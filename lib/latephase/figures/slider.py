@@ -2,7 +2,7 @@
 
 Nothing is loaded from elsewhere, so that it works offline, from a file, and in the notebook.
 The frames, much alike, are packed together with gzip, which browsers since 2023 unpack; before
-that, and without scripts, the last frame is shown.
+that, without scripts, and in print, the last frame is shown. With them it begins at the first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import gzip
 import html
 import io
 import json
+import math
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,24 +26,62 @@ from latephase.figures import tables
 _PAGE = """\
 <div class="latephase-frames" id="{name}">
 <img src="{last}" alt="{alt}" style="width:100%;max-width:{width}px">
-<p><label>{label} <input type="range" min="0" max="{top}" value="{top}" step="1" disabled
+<p><button type="button" aria-label="Play" disabled>▶</button>
+<label>{label} <input type="range" min="0" max="{top}" value="{top}" step="1" disabled
  aria-label="{label}" style="width:60%"></label> <output>{shown}</output></p>
-<script>(async function () {{
+{stops}<script>(async function () {{
   const box = document.getElementById("{name}"), values = {values};
   const image = box.querySelector("img"), slider = box.querySelector("input");
+  const [play, ...stops] = box.querySelectorAll("button");
   const packed = Uint8Array.from(atob("{packed}"), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const frames = await new Response(stream).json();
-  slider.addEventListener("input", function () {{
-    image.src = "data:image/svg+xml," + encodeURIComponent(frames[slider.value]);
-    box.querySelector("output").value = values[slider.value];
-    slider.setAttribute("aria-valuetext", values[slider.value]);
+  let clock = 0, before = 0;
+  function show(k) {{
+    slider.value = k;
+    image.src = "data:image/svg+xml," + encodeURIComponent(frames[k]);
+    box.querySelector("output").value = values[k];
+    slider.setAttribute("aria-valuetext", values[k]);
+    for (const stop of stops) stop.setAttribute("aria-pressed", stop.value === String(k));
+  }}
+  function rest() {{
+    clearInterval(clock);
+    clock = 0;
+    play.textContent = "▶";
+    play.setAttribute("aria-label", "Play");
+  }}
+  function step() {{
+    show(Number(slider.value) + 1);
+    if (slider.value === slider.max) rest();
+  }}
+  play.addEventListener("click", function () {{
+    if (clock) return rest();
+    show(slider.value === slider.max ? 0 : slider.value);
+    play.textContent = "❚❚";
+    play.setAttribute("aria-label", "Pause");
+    clock = setInterval(step, 900);
   }});
-  slider.setAttribute("aria-valuetext", values[slider.value]);
-  slider.disabled = false;
+  slider.addEventListener("input", function () {{ rest(); show(slider.value); }});
+  for (const stop of stops) {{
+    stop.addEventListener("click", function () {{ rest(); show(stop.value); }});
+    stop.disabled = false;
+  }}
+  addEventListener("beforeprint", function () {{
+    rest();
+    before = slider.value;
+    show(slider.max);
+  }});
+  addEventListener("afterprint", function () {{ show(before); }});
+  slider.disabled = play.disabled = false;
+  show(0);
 }})();</script>
 </div>
 """
+_STOP = '<button type="button" value="{frame}" disabled>{words}</button>'
+# Where readers of "α = 1e+06" would have looked, or have to stop looking.
+_LEVEL = re.compile(r"α = ([\d.]+(?:e[+-]?\d+)?)")
+_STOPS = {10.0: "training usually stops here", 745.0: "float64 ends here"}
+_LIMIT = 1e12
 
 
 @dataclass(frozen=True)
@@ -70,6 +110,8 @@ def frames(
 
     values: what the slider shows for each figure, as "α = 1e+06"; label: what it moves, in words;
     name: an identifier of its own within the page; alt: the description of the picture.
+    Where all values are levels of α, buttons lead to the frames nearest to where training usually
+    stops, where float64 can no longer hold the loss, and to the last if it is as good as the limit.
     Raises ValueError unless there are two figures or more, with a value each.
     """
     if len(figures) < 2 or len(values) != len(figures):
@@ -93,11 +135,26 @@ def frames(
         width=width,
         last="data:image/svg+xml;base64," + b64encode(pictures[-1].encode()).decode(),
         shown=html.escape(values[-1]),
+        stops=_stops(values),
         packed=_packed(pictures),
         # A value must not end the script.
         values=json.dumps(list(values)).replace("<", "\\u003c"),
     )
     return Frames(page, pictures[-1], numbers)
+
+
+def _stops(values: Sequence[str]) -> str:
+    levels = [_LEVEL.fullmatch(value) for value in values]
+    if not all(levels):
+        return ""
+    logs = [math.log(max(float(level[1]), 1e-9)) for level in levels]
+    frames = range(len(logs))
+    stops = {min(frames, key=lambda k, at=at: abs(logs[k] - math.log(at))): words
+             for at, words in _STOPS.items() if at <= math.exp(min(logs[-1], 700))}  # fmt: skip
+    if logs[-1] > math.log(_LIMIT):
+        stops[len(logs) - 1] = "the limit"
+    buttons = (_STOP.format(frame=k, words=words) for k, words in sorted(stops.items()))
+    return f"<p>{' '.join(buttons)}</p>\n" if stops else ""
 
 
 def _packed(pictures: list[str]) -> str:
