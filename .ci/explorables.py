@@ -16,7 +16,7 @@ def main() -> None:
         digits = {"x": 4, "y": 0, "start": 4, "direction": 5}
         sets[name] = {key: found[key].round(n).tolist() for key, n in digits.items()}
     content = json.dumps({"levels": LEVELS, "sets": sets}, separators=(",", ":"))
-    head = "/* Made by .ci/explorables.py: flows of the library, which a browser would not finish. */\n"
+    head = "/* Made by .ci/explorables.py: flows of the library, too long for a browser. */\n"
     text = f"{head}(globalThis.latephase ??= {{}}).given = {content};\n"
     (ROOT / "book" / "_static" / "explore" / "given.js").write_text(text, encoding="utf8")
 

@@ -86,10 +86,13 @@ def test_a_linear_flow_is_the_library_s(computed, rows):
 
 
 def test_a_linear_flow_goes_on_to_where_the_library_s_ends(computed):
-    [record] = computed("S.linearFlow(z, [0, 0], [1e30]).records", z=ROWS)
+    levels = [3.0, 1e4, 1e6, 1e15, 1e30]
+    records = computed("S.linearFlow(z, [0, 0], levels).records", z=ROWS, levels=levels)
     direction, _ = latephase.hard_margin(ROWS, np.ones(len(ROWS)))
-    assert angle(np.array(record["direction"]), direction) < 1e-9
-    assert record["angle"] < 1e-29
+    assert angle(np.array(records[-1]["direction"]), direction) < 1e-9
+    # What is across the limit stays as it is: the angle falls like 1/α.
+    left = [record["angle"] * record["level"] for record in records[1:]]
+    np.testing.assert_allclose(left, left[-1], rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", explorables.POINTS)
@@ -119,7 +122,7 @@ def test_the_largest_margin_is_the_linear_program_s(computed, name):
     np.testing.assert_allclose(found["dual"], program.dual, atol=1e-5)
 
 
-@pytest.mark.parametrize("cap", [np.inf, 16.0])
+@pytest.mark.parametrize("cap", [np.inf, 8.0])
 def test_the_groove_is_the_chapter_s(computed, cap):
     sigmas = np.linspace(0, 50, 251)
     code = f"S.hatFlow(3, 0.5, sigmas, {'Infinity' if np.isinf(cap) else cap})"

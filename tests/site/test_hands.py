@@ -79,12 +79,12 @@ def test_sliders_move_the_picture(reader, page, way):
             slider.click(position={"x": room["width"] - 3, "y": room["height"] / 2})
             seen.append(state_of(box, reader.roots[way]))
             assert seen[1][0] == int(slider.get_attribute("max"))
-            # By keyboard: one back, and to the first.
-            slider.press("ArrowLeft")
-            seen.append(state_of(box, reader.roots[way]))
-            assert seen[2][0] == seen[1][0] - 1
+            # By keyboard: to the first, and one on.
             slider.press("Home")
             assert state_of(box, reader.roots[way])[:3] == seen[0][:3]
+            slider.press("ArrowRight")
+            seen.append(state_of(box, reader.roots[way]))
+            assert seen[2][0] == 1
             # The buttons below lead to where readers would have looked.
             for stop in box.locator("button[value]").all():
                 stop.press("Enter")
@@ -98,6 +98,89 @@ def test_sliders_move_the_picture(reader, page, way):
             assert len({shown for _, shown, *_ in seen}) == 3
             drawn = [pixels for *_, pixels in seen]
             assert min(apart(a, b) for a, b in combinations(drawn, 2)) > 1e-3, "frames alike"
+
+
+@each_way
+def test_points_can_be_dragged_and_moved_by_keys(reader, way):
+    with reader.opened("book/explore.html", way) as window:
+        box = window.locator("[data-explorable=points]")
+        said, handle = box.locator(".said"), box.get_by_role("button", name="Point 12,")
+        window.wait_for_function("document.querySelector('.said').textContent.includes('computed')")
+        told = [said.inner_text()]
+        at = [handle.get_attribute("aria-label")]
+        handle.scroll_into_view_if_needed()
+        room = handle.bounding_box()
+        window.mouse.move(room["x"] + room["width"] / 2, room["y"] + room["height"] / 2)
+        window.mouse.down()
+        window.mouse.move(room["x"] + room["width"] / 2 + 12, room["y"] + room["height"] / 2 + 4)
+        window.mouse.up()
+        at.append(handle.get_attribute("aria-label"))
+        handle.press("ArrowUp")
+        at.append(handle.get_attribute("aria-label"))
+        assert len(set(at)) == 3
+        handle.press("Enter")
+        assert ("label plus" in handle.get_attribute("aria-label")) != ("label plus" in at[2])
+        handle.press("Enter")
+        window.wait_for_function("(was) => document.querySelector('.said').textContent !== was",
+                                 arg=told[0])  # fmt: skip
+        # Points of two half-planes have a linear model to the end; of six sectors they have none.
+        box.get_by_role("button", name="linear model").press("Enter")
+        assert "there is no late phase" in said.inner_text()
+        box.get_by_role("button", name="two half-planes").press("Enter")
+        box.get_by_role("slider").press("End")
+        assert "α = 10³⁰" in said.inner_text()
+
+
+@each_way
+def test_the_groove_is_settled_on_one_axis_and_turns_on_another(reader, way):
+    with reader.opened("book/explore.html", way) as window:
+        box = window.locator("[data-explorable=groove]")
+        said = box.locator(".said")
+        assert said.inner_text().startswith("Settled")
+        box.get_by_role("button", name="ln ln α").press("Enter")
+        assert said.inner_text().startswith("Turning")
+        box.get_by_role("button", name="definable", exact=True).press("Enter")
+        assert said.inner_text().startswith("Settled")
+
+
+@each_way
+def test_losses_and_steps_can_be_chosen(reader, way):
+    with reader.opened("book/explore.html", way) as window:
+        box = window.locator("[data-explorable=tail]")
+        told = set()
+        for loss in ("squared", "hinge", "polynomial", "logistic", "exponential"):
+            box.get_by_role("button", name=loss).press("Enter")
+            told.add(box.locator(".said").inner_text())
+            assert loss in box.locator(".said").inner_text()
+        box.get_by_role("slider").press("Home")
+        assert box.locator(".said").inner_text() not in told
+
+
+def test_a_figure_opens_at_full_size_on_a_phone(reader):
+    with reader.opened("book/alignment.html", "file") as window:
+        button = window.get_by_role("button", name="full size").first
+        button.press("Enter")
+        image = window.locator("dialog img")
+        assert image.bounding_box()["width"] >= 900
+        window.keyboard.press("Escape")
+        assert window.locator("dialog").count() == 0
+
+
+@each_way
+def test_on_paper_a_page_is_light_and_has_no_controls(reader, way):
+    with reader.opened("book/where_it_fails.html", way) as window:
+        window.evaluate("dispatchEvent(new Event('beforeprint'))")
+        window.emulate_media(media="print")
+        assert window.evaluate("document.documentElement.dataset.theme") == "light"
+        for unwanted in ("details.hide", ".latephase-frames input", ".enlarge"):
+            assert window.locator(f"{unwanted}:visible").count() == 0, unwanted
+        slider = window.locator(".latephase-frames input").first
+        assert slider.input_value() == slider.get_attribute("max")
+        window.emulate_media(media="screen")
+        window.evaluate("dispatchEvent(new Event('afterprint'))")
+        theme = "light" if way == "server" else "dark"
+        assert window.evaluate("document.documentElement.dataset.theme") == theme
+        assert slider.input_value() == "0"
 
 
 @each_way
@@ -160,7 +243,11 @@ def test_the_mode_can_be_switched(reader, way):
 
 @each_way
 @pytest.mark.parametrize(
-    "page", ["book/index.html", "book/all_claims.html", "book/where_it_fails.html", "search.html"]
+    "page",
+    [
+        *("book/index.html", "book/all_claims.html", "book/where_it_fails.html"),
+        *("book/explore.html", "search.html"),
+    ],
 )
 def test_the_keyboard_reaches_everything(reader, page, way):
     with reader.opened(page, way) as window:

@@ -58,8 +58,9 @@ def what_is_stale() -> list[str]:
             shown = HTML / "_sources" / source.relative_to(ROOT)
             if not shown.is_file() or _text(shown) != _text(source):
                 stale.append(str(source.relative_to(ROOT)))
-    for source in (ROOT / "book" / "_static").iterdir():
-        shown = HTML / "_static" / source.name
+    static = ROOT / "book" / "_static"
+    for source in (path for path in static.rglob("*") if path.is_file()):
+        shown = HTML / "_static" / source.relative_to(static)
         if not shown.is_file() or shown.read_bytes() != source.read_bytes():
             stale.append(str(source.relative_to(ROOT)))
     return stale

@@ -71,7 +71,8 @@
     let s = dot(start, u), v = dot(start, across), h = 1e-3;
     const records = [];
     for (const level of levels) {
-      while (alpha(s, v) < level) {
+      h = Math.max(h, 1e-3 * Math.abs(s)); // which the last level may have cut short
+      while (alpha(s, v) < level * (1 - 1e-12)) {
         const small = 1e-6 * (1 + Math.abs(v)), soon = 1e-7 * (1 + Math.abs(s));
         const inclined = (f(s, [v + small])[0] - f(s, [v - small])[0]) / (2 * small);
         const later = (f(s + soon, [v])[0] - f(s - soon, [v])[0]) / (2 * soon);
@@ -82,12 +83,12 @@
           h *= Math.max(0.2, 0.8 / Math.sqrt(wrong));
         } else if (reached > level * (1 + 1e-6) + 1e-9) {
           h *= (level - alpha(s, v)) / (reached - alpha(s, v));
+          if (h < 1e-13 * Math.abs(s)) break; // the level is met to the last digit
         } else {
           s += h;
           v = step.end[0];
           h *= Math.min(3, 0.8 / Math.sqrt(wrong + 1e-3));
         }
-        if (h < 1e-9 * (1e-9 + Math.abs(s))) break; // the level is met to the last digit
       }
       const w = [s * u[0] + v * across[0], s * u[1] + v * across[1]], { q } = at(s, v);
       records.push({ level, direction: w.map((part) => part / norm(w)), dual: q,
