@@ -2,6 +2,7 @@
 
 import base64
 import builtins
+import io
 import json
 import os
 import shlex
@@ -13,12 +14,25 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
-from latebook import BookError, dressing, site
+from latebook import BookError, dressing, site, surroundings
 from latebook.claims import MIME
 from latebook.layout import Book
 from latebook.notebooks import Notebook, read
 from tests.conftest import ROOT
+
+
+def clear_picture() -> bytes:
+    """A PNG of two pixels, one clear, one black."""
+    file = io.BytesIO()
+    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (0, 0, 0, 255))
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+PNG = clear_picture()
 
 
 @pytest.fixture
@@ -26,7 +40,7 @@ def notebook():
     """A chapter with its parameters, a figure and a recorded claim."""
     figure = {"mystnb": {"figure": {"name": "fig-x", "caption": "See."}}, "tags": []}
     outputs = [
-        {"image/svg+xml": ["<svg>", "</svg>"], "image/png": base64.b64encode(b"png").decode()},
+        {"image/svg+xml": ["<svg>", "</svg>"], "image/png": base64.b64encode(PNG).decode()},
         {"text/csv": "x,y\n1,2\n"},
         {MIME: {"id": "x"}, "text/plain": "x"},
     ]
@@ -48,9 +62,59 @@ def test_a_figure_gets_its_origin_and_its_files(notebook, tmp_path):
     caption = notebook.cells[1].content["metadata"]["mystnb"]["figure"]["caption"]
     assert "code cell 2 of first.ipynb, profile quick" in caption
     assert "commit 0123456789" in caption
-    for suffix, content in (("svg", b"<svg></svg>"), ("png", b"png"), ("csv", b"x,y\n1,2\n")):
+    for suffix, content in (("svg", b"<svg></svg>"), ("png", PNG), ("csv", b"x,y\n1,2\n")):
         assert (tmp_path / "figures" / f"fig-x.{suffix}").read_bytes() == content
         assert f"<_generated/figures/fig-x.{suffix}>" in caption
+
+
+def test_a_picture_is_offered_on_white_too(notebook, tmp_path):
+    dressing.dress(notebook, "first", "foot\n", tmp_path)
+    with Image.open(tmp_path / "figures" / "fig-x-white.png") as picture:
+        assert [picture.getpixel((k, 0)) for k in range(2)] == [(255,) * 3, (0,) * 3]
+    caption = notebook.cells[1].content["metadata"]["mystnb"]["figure"]["caption"]
+    assert "`PNG on white <_generated/figures/fig-x-white.png>`" in caption
+
+
+def test_a_page_says_how_it_is_cited():
+    made_by = {"date": "2026-11-28T12:00:00Z", "commit": "0123456789abcdef"}
+    said = dressing.citation(Book(ROOT, "quick"), "alignment", "Alignment", made_by)
+    assert "The latephase authors (2026), Alignment, in *Directional convergence, computed*" in said
+    assert "commit 0123456789, profile *quick*" in said
+    assert "@incollection{latephase-alignment,\n  author = {{The latephase authors}}," in said
+
+
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [
+        ({"GITHUB_REPOSITORY": "a/b"}, "https://github.com/a/b"),
+        ({"GITHUB_REPOSITORY": "a/b", "GITHUB_SERVER_URL": "https://git.x"}, "https://git.x/a/b"),
+        ({"CI_PROJECT_URL": "https://gitlab.com/a/b"}, "https://gitlab.com/a/b"),
+        ({"READTHEDOCS_GIT_CLONE_URL": "https://github.com/a/b.git"}, "https://github.com/a/b"),
+        (
+            {"GITHUB_REPOSITORY": "a/b", "LATEPHASE_REPOSITORY": "https://x.y/c/d"},
+            "https://x.y/c/d",
+        ),
+        ({}, None),
+    ],
+)
+def test_a_fork_s_host_tells_its_address(monkeypatch, tmp_path, told, address):
+    for name in [*os.environ]:
+        if name != "PATH":
+            monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    kept = dict(os.environ)
+    try:
+        surroundings.settle(tmp_path, 1)
+        assert os.environ.get("LATEPHASE_REPOSITORY") == address
+    finally:
+        os.environ.clear()
+        os.environ |= kept
+
+
+def test_pages_on_github_have_a_home():
+    assert site._home("https://github.com/Some-One/book") == "https://some-one.github.io/book/"
+    assert site._home("https://gitlab.com/a/b") == site._home("") == ""
 
 
 def test_what_cannot_be_shown_is_taken_out(notebook, tmp_path):

@@ -1,5 +1,6 @@
 """The last hand on finished pages: nothing loaded in vain, icons cut down, names put right."""
 
+import re
 import shutil
 
 import pytest
@@ -93,3 +94,34 @@ def test_another_icon_set_is_refused(html):
     (html / "_static" / "vendor" / "fontawesome" / "6" / "css" / "all.min.css").write_text("p{}")
     with pytest.raises(BookError, match=r"all\.min\.css: expected rules of icons, found none"):
         pages.finish(html)
+
+
+PAGE = """<html><head><title>Alignment &#8212; The book</title></head><body><article class="x">
+<p>Short.</p><p>With <span class="math">\\(\\alpha\\)</span>, which messengers do not set, and so
+it is passed over.</p><p>The <b>weights</b> point where the gradient points, &quot;in the end&quot;,
+after a while%s.</p><a href="../_downloads/0f/fig-x.png"></a></article></body></html>"""
+
+
+def test_a_page_says_what_is_on_it_where_its_address_is_passed_on(html):
+    (html / "book").mkdir()
+    (html / "book" / "page.html").write_text(PAGE % (", and so on" * 40))
+    pages.finish(html, "https://someone.github.io/latephase/")
+    page = (html / "book" / "page.html").read_text()
+    said = dict(re.findall(r'<meta (?:name|property)="([^"]*)" content="([^"]*)" />', page))
+    assert said["og:title"] == "Alignment"
+    assert said["description"] == said["og:description"]
+    start = "The weights point where the gradient points, &quot;in the end&quot;, after a while,"
+    assert said["description"].startswith(start)
+    assert said["description"].endswith(" …")
+    assert len(said["description"]) < 220
+    address = "https://someone.github.io/latephase/"
+    assert said["og:url"] == f"{address}book/page.html"
+    assert said["og:image"] == f"{address}_downloads/0f/fig-x.png"
+    assert page.index("og:title") < page.index("</head>")
+
+
+def test_without_an_address_a_page_names_none(html):
+    (html / "page.html").write_text(PAGE % "")
+    pages.finish(html)
+    assert "og:title" in (html / "page.html").read_text()
+    assert "og:url" not in (html / "page.html").read_text()

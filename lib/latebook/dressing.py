@@ -8,8 +8,10 @@ import base64
 import gzip
 from pathlib import Path
 
+from PIL import Image
+
 from latebook.claims import MIME
-from latebook.files import write_whole
+from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
 from latebook.notebooks import Cell, Notebook, joined, read
 from latebook.provenance import short
@@ -97,6 +99,22 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = 
     )
 
 
+def citation(book: Book, chapter: str, title: str, made_by: dict) -> str:
+    """How to cite a chapter's page: the words, and under a fold the entry for BibTeX."""
+    cited = read_yaml(book.root / "CITATION.cff")
+    whole = read_yaml(book.root / "_config.yml")["title"]
+    authors = " and ".join(author["name"] for author in cited["authors"])
+    year, commit = made_by["date"][:4], short(made_by["commit"])
+    return (
+        f"\n**Cite this page:** {authors} ({year}), {title}, in *{whole}*, "
+        f"version {cited['version']}, commit {commit}, profile *{book.profile}*.\n\n"
+        f"```{{code-block}} bibtex\n:class: bibtex\n@incollection{{latephase-{chapter},\n"
+        f"  author = {{{{{authors}}}}},\n  title = {{{title}}},\n  booktitle = {{{whole}}},\n"
+        f"  year = {{{year}}},\n  note = {{version {cited['version']}, commit {commit}}},\n}}\n"
+        "```\n"
+    )
+
+
 def _colab_cell(address: str) -> dict:
     source = COLAB.replace(ADDRESS, f'repository = "{address}"').rstrip().splitlines(keepends=True)
     about = {"cell_type": "code", "id": "colab", "metadata": {"tags": ["colab"]}}
@@ -121,16 +139,28 @@ def _figure_files(cell: Cell, name: str, generated: Path) -> str:
             continue
         if suffix == "png":
             path.write_bytes(base64.b64decode(content))
+            _on_white(path)
         elif suffix == "csv" and len(content) > _LARGE:
             path, word = path.with_name(f"{path.name}.gz"), f"{word}, compressed"
             path.write_bytes(gzip.compress(content.encode(), 4, mtime=0))
         else:
             write_whole(path, content)
         offers.append(f"{{download}}`{word} <_generated/figures/{path.name}>`")
+        if suffix == "png":
+            offers.append(f"{{download}}`PNG on white <_generated/figures/{name}-white.png>`")
     # What moves, for pages that show it again.
     if moving := _shown(cell, "text/html"):
         write_whole(folder / f"{name}.html", moving)
-    return f"Download: {', '.join(offers)}." if offers else ""
+    return f"[Download: {', '.join(offers)}.]{{.files}}" if offers else ""
+
+
+def _on_white(path: Path) -> None:
+    """Lay the picture of a clear ground on white, for slides, beside it."""
+    with Image.open(path) as clear:
+        drawn = clear.convert("RGBA")
+    white = Image.new("RGBA", drawn.size, "white")
+    white.alpha_composite(drawn)
+    white.convert("RGB").save(path.with_name(f"{path.stem}-white.png"), optimize=True)
 
 
 def _shown(cell: Cell, kind: str) -> str | None:

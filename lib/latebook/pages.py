@@ -1,12 +1,15 @@
 """The last hand on the pages that Jupyter Book made: lighter, and right for every reader.
 
 The theme loads an icon set in two forms of which it needs one, and scripts for features that no
-page has; some of its attributes hide from a screen reader what the eye sees. Both are mended
-here, in the finished HTML, because the theme has no setting for them.
+page has; some of its attributes hide from a screen reader what the eye sees; and it tells a page
+that is shared nothing of what is on it. All that is mended here, in the finished HTML, because the
+theme has no setting for it.
 """
 
 import re
+from html import escape, unescape
 from pathlib import Path
+from urllib.parse import urljoin
 
 from fontTools import subset
 from fontTools.ttLib import TTFont
@@ -52,8 +55,14 @@ _SAID = (
 _ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 
 
-def finish(html: Path) -> None:
-    """Mend every page below `html` and cut the icon set down to the icons that are shown."""
+_DESCRIBED = 200  # letters, of which search engines and messengers show most
+
+
+def finish(html: Path, home: str = "") -> None:
+    """Mend every page below `html` and cut the icon set down to the icons that are shown.
+
+    home: the address at which the site will stand, as https://OWNER.github.io/NAME/, if known.
+    """
     shown = ""
     for path in sorted(html.rglob("*.html")):
         if "_static" in path.relative_to(html).parts:
@@ -64,10 +73,38 @@ def finish(html: Path) -> None:
                 page = re.sub(loaded, "", page)
         for said, better in _SAID:
             page = page.replace(said, better)
+        address = urljoin(home, path.relative_to(html).as_posix()) if home else ""
+        page = page.replace("</head>", f"{_shared(page, address)}</head>", 1)
         write_whole(path, page)
         shown += page
     for folder in (html / "_static" / "vendor" / "fontawesome").glob("*"):
         _cut_icons(folder, shown, html / "_static")
+
+
+def _shared(page: str, address: str) -> str:
+    """What a page says of itself where its address is passed on: title, first words, picture."""
+    body = page.partition("<article")[2]
+    paragraphs = (_words(found) for found in re.findall(r"<p>(.*?)</p>", body, re.DOTALL))
+    about = next((words for words in paragraphs if len(words) > 60 and "\\" not in words), "")
+    if len(about) > _DESCRIBED:
+        about = about[:_DESCRIBED].rpartition(" ")[0] + " …"
+    title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
+    if not (about and title):
+        return ""
+    title = _words(title[1]).partition(" — ")[0]
+    said = {"og:type": "article", "og:title": title, "og:description": about}
+    picture = re.search(r'href="([^"]*_downloads/[^"]*\.png)"', body)
+    if address:
+        said["og:url"] = address
+    if address and picture:
+        said["og:image"] = urljoin(address, picture[1])
+    tags = [f'<meta property="{key}" content="{escape(words)}" />' for key, words in said.items()]
+    return "\n".join([f'<meta name="description" content="{escape(about)}" />', *tags, ""])
+
+
+def _words(html: str) -> str:
+    """The text of a piece of HTML."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", "", html)).split())
 
 
 def _cut_icons(folder: Path, shown: str, static: Path) -> None:

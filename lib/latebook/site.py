@@ -36,7 +36,7 @@ def build(book: Book) -> None:
     for notebook in (stage / "book" / "_generated" / "notebooks").glob("*.ipynb"):
         if (offered := made / "_sources" / "book" / notebook.name).is_file():
             shutil.copy(notebook, offered)
-    pages.finish(made)
+    pages.finish(made, _home(_address()))
     if wrong := gate.check_site(made):
         raise BookError("\n".join(wrong))
     codecheck.write(book)
@@ -53,12 +53,14 @@ def _stage(book: Book, stage: Path) -> None:
     if (style := stage / "book" / "_static").is_dir():
         style.rename(stage / "_static")  # where Jupyter Book looks for style sheets
     mathjax.copy_to(stage / "mathjax" / "mathjax")
+    shutil.copy(Path(__file__).with_name("scorer.js"), stage)
     generated = stage / "book" / "_generated"
     address = _address()
     notebooks = {chapter: read_executed(book.executed(chapter)) for chapter in book.chapters()}
     for chapter, notebook in notebooks.items():
-        takeaway = dressing.notebooks_to_take(book, chapter, generated, address)
-        dressing.dress(notebook, chapter, takeaway, generated)
+        foot = dressing.notebooks_to_take(book, chapter, generated, address)
+        foot += dressing.citation(book, chapter, _title(notebook), notebook.made_by)
+        dressing.dress(notebook, chapter, foot, generated)
         write_whole(stage / "book" / f"{chapter}.ipynb", notebook.text())
     entries = ledger.read(book.ledger)
     titles = {chapter: _title(notebook) for chapter, notebook in notebooks.items()}
@@ -102,6 +104,12 @@ def _address() -> str:
     return address
 
 
+def _home(address: str) -> str:
+    """Where the pages of a repository on GitHub stand, "" for another host."""
+    found = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+)", address)
+    return f"https://{found[1].lower()}.github.io/{found[2]}/" if found else ""
+
+
 def _title(notebook: Notebook) -> str:
     """A chapter's, from its first line."""
     return notebook.cells[0].source.partition("\n")[0].lstrip("# ")
@@ -135,7 +143,8 @@ def _jupyter_book(stage: Path, out: Path, log: Path) -> None:
     command += ["-W", "-n", "--keep-going", "-q"]
     # The theme and its extensions warn of their own deprecations; those are not the book's.
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # Sphinx looks for the search's scorer where it is started.
+    done = subprocess.run(command, cwd=stage, env=environment, capture_output=True, text=True)
     write_whole(log, done.stdout + done.stderr)
     if done.returncode != 0:
         said = log.read_text(encoding="utf8").splitlines()

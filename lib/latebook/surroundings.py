@@ -26,6 +26,7 @@ def settle(build: Path, threads: int) -> None:
     """
     home = build / "home"
     kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_FAMILIES)}
+    kept = _repository() | kept
     os.environ.clear()
     os.environ |= kept | {
         "HOME": str(home),
@@ -42,6 +43,16 @@ def settle(build: Path, threads: int) -> None:
     if matplotlib := importlib.util.find_spec("matplotlib"):
         style = Path(matplotlib.origin).parent / "mpl-data" / "matplotlibrc"
         os.environ["MATPLOTLIBRC"] = str(style)
+
+
+def _repository() -> dict[str, str]:
+    """LATEPHASE_REPOSITORY where the host of a build tells it: GitHub, GitLab, Read the Docs."""
+    name = os.environ.get("GITHUB_REPOSITORY")
+    server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+    address = f"{server}/{name}" if name else os.environ.get("CI_PROJECT_URL", "")
+    address = address or os.environ.get("READTHEDOCS_GIT_CLONE_URL", "")
+    address = address.removesuffix(".git")
+    return {"LATEPHASE_REPOSITORY": address} if address.startswith("https://") else {}
 
 
 def of_a_kernel(build: Path, folder: Path, profile: str, threads: int) -> None:

@@ -203,6 +203,20 @@ def test_search_finds_alignment(reader, way):
 
 
 @each_way
+@pytest.mark.parametrize("words", ["implicit bias", "o-minimal", "KKT", "max margin", "SVM"])
+def test_search_leads_to_what_explains_the_words_that_people_type(reader, words, way):
+    with reader.opened(f"search.html?q={words.replace(' ', '+')}", way) as window:
+        window.locator("#search-results ul.search a").first.wait_for()
+        window.wait_for_function("!document.querySelector('#search-progress')?.innerText")
+        links = window.locator("#search-results ul.search > li > a").evaluate_all(
+            "(links) => links.map((link) => link.getAttribute('href'))"
+        )
+        assert "book/notation.html#term-" in links[0]
+        assert any(link.partition("?")[0].endswith(".html") for link in links[1:4])
+        assert not any("library/" in link for link in links[:4])
+
+
+@each_way
 def test_claims_can_be_filtered_and_are_opened_by_their_address(reader, way):
     page = "book/all_claims.html"
     rows = "details.claim:not([hidden])"
