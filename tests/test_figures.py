@@ -214,6 +214,39 @@ def test_neurons_are_drawn_by_direction_from_the_start_on(axes):
     assert [line.get_label() for line in axes.lines].count("flow") == 1
 
 
+def test_titles_over_axes_of_equal_aspect_stay_in_the_picture():
+    with plt.rc_context():
+        plots.style()
+        figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.7), width_ratios=(1, 1, 1.25))
+        for axes in panels[:2]:
+            axes.set(
+                aspect="equal", xticks=[], yticks=[], xlim=(-2, 2), ylim=(-2, 2), title="α = 1.9"
+            )
+        panels[2].loglog([1, 1e30], [1, 1e-8])
+        panels[2].set(xlabel="smoothed margin α", ylabel="share")
+        figure.canvas.draw()
+        for axes in panels[:2]:
+            assert axes.title.get_window_extent().y1 <= figure.bbox.height
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("span", [(0.02, 0.09), (0.005, 0.4), (0.3, 8.0), (1.0, 1e30)])
+def test_names_of_ticks_within_a_decade_do_not_touch(span):
+    with plt.rc_context():
+        plots.style()
+        figure, axes = plt.subplots(figsize=(4, 3))
+        axes.loglog(span, span)
+        figure.canvas.draw()
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            boxes = [t.label1.get_window_extent() for t in ticks if t.label1.get_text()]
+            low, high = axis.get_view_interval()
+            seen = [t for t in ticks if low <= t.get_loc() <= high and t.label1.get_text()]
+            assert len(seen) >= 1 + (span[1] < 1e3)
+            assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    plt.close(figure)
+
+
 def test_a_figure_is_laid_out_once_for_all_its_formats(monkeypatch):
     placed = []
     place = ConstrainedLayoutEngine.execute

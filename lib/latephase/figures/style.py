@@ -2,10 +2,18 @@
 
 import warnings
 
+import numpy as np
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatter,
+    LogFormatterSciNotation,
+    NullFormatter,
+)
 
 from latephase.figures import tables
 
@@ -60,8 +68,36 @@ def by_alpha(lowest: float, highest: float) -> dict:
 
 class _OnceLayout(ConstrainedLayoutEngine):
     def execute(self, fig: Figure) -> None:
+        for axes in fig.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                _thin(axis)
+        # Axes of equal aspect have their size from the first pass, and their titles' room from
+        # the second.
         super().execute(fig)
+        if any(axes.get_aspect() != "auto" for axes in fig.axes):
+            super().execute(fig)
         fig.set_layout_engine("none")
+
+
+def _thin(axis: Axis) -> None:
+    """Beside the powers of ten name 2 and 5 where few of these are seen, else none.
+
+    All digits would touch each other.
+    """
+    if axis.get_scale() != "log" or not isinstance(axis.get_minor_formatter(), LogFormatter):
+        return
+    low, high = np.sort(axis.get_view_interval())
+    every = LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf))
+
+    def named(value: float, place: int) -> str:
+        return (
+            every(value, place) if round(value / 10 ** np.floor(np.log10(value))) in (2, 5) else ""
+        )
+
+    every.set_locs(axis.get_minorticklocs())
+    powers = np.floor(np.log10(high)) - np.ceil(np.log10(low)) + 1
+    few = powers < 2 or high < 20 * low
+    axis.set_minor_formatter(FuncFormatter(named) if few else NullFormatter())
 
 
 def lay_out_once(figure: Figure) -> None:
