@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-import latephase
+from latephase.flow.gradient_flow import gradient_flow
 from latephase.zoo.networks import two_layer
 from latephase.zoo.tasks import sector_points
 
@@ -30,7 +30,7 @@ def given(name: str, seed: int = 4) -> dict[str, np.ndarray]:
     task = sector_points(12, sectors, gap, seed=seed)
     x, y = task.x.numpy().round(4), task.y.numpy().astype(int)
     network = starting_network(seed)
-    flow = latephase.gradient_flow(network, x, y, tol=1e-4, at=LEVELS)
+    flow = gradient_flow(network, x, y, tol=1e-4, at=LEVELS)
     at = [flow.at(level).index for level in LEVELS]
     start = network[0].weight.detach().numpy().ravel()
     return {"x": x, "y": y, "start": start, "direction": flow.direction[at]}
