@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from tests.site.visits import chromium
 FOLDER = ROOT / "book" / "_static" / "explore"
 SCRIPTS = [FOLDER / "solve.js", FOLDER / "given.js"]
 ROWS = np.array([[0.5, 1.5], [1.6, 0.4], [0.9, 1.9], [0.1, 0.9], [1.3, 1.0], [1.0, 0.15]])
+
+
+given = cache(explorables.given)
 
 
 def in_node(code: str) -> str:
@@ -97,11 +101,11 @@ def test_a_linear_flow_goes_on_to_where_the_library_s_ends(computed):
 
 @pytest.mark.parametrize("name", explorables.POINTS)
 def test_the_given_states_and_the_live_flow_are_the_library_s(computed, name):
-    fresh = explorables.given(name)
-    given = computed(f"G.sets['{name}']")
+    fresh = given(name)
+    kept = computed(f"G.sets['{name}']")
     for key in ("x", "y", "start"):
-        np.testing.assert_allclose(given[key], fresh[key], atol=1e-12)
-    np.testing.assert_allclose(given["direction"], fresh["direction"], atol=1e-3)
+        np.testing.assert_allclose(kept[key], fresh[key], atol=1e-12)
+    np.testing.assert_allclose(kept["direction"], fresh["direction"], atol=1e-3)
     assert computed("G.levels") == list(explorables.LEVELS)
     flow = "[...S.networkFlow(s.x, s.y, s.start, [1, 3, 10, 30, 100])].filter(Boolean)"
     live = computed(f"{{ const s = G.sets['{name}']; return {flow} }}")
@@ -114,7 +118,7 @@ def test_the_given_states_and_the_live_flow_are_the_library_s(computed, name):
 def test_the_largest_margin_is_the_linear_program_s(computed, name):
     found = computed(f"{{ const s = G.sets['{name}']; return S.largestMargin(s.x, s.y, 360) }}")
     around = 2 * np.pi * np.arange(360) / 360
-    fresh = explorables.given(name)
+    fresh = given(name)
     grid = np.stack([np.cos(around), np.sin(around)], axis=1)
     program = variation_margin(fresh["x"], fresh["y"], grid)
     assert found["margin"] == pytest.approx(program.margin, rel=1e-7)
