@@ -8,8 +8,7 @@ clock, and a direction that goes on turning with the logarithm of the clock fall
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.integrate import solve_ivp
@@ -18,26 +17,9 @@ from scipy.special import softmax
 from scipy.stats import linregress, t
 
 from latephase.training.parameter_groups import ParameterGroups
-from latephase.training.scale_free import History
 
 # From which clock on distances count: α = 10, or ten steps.
 START = float(np.log(10.0))
-# The parameters behind a network's last normalization, in torchvision's names: the last layer, and
-# the gains and shifts whose outputs it reads, alone or as a sum.
-LAST = {
-    "resnet": (
-        ("1.fc.weight",),
-        tuple(
-            f"1.layer4.{place}.{kind}"
-            for place in ("0.bn2", "0.downsample.1", "1.bn2")
-            for kind in ("weight", "bias")
-        ),
-    ),
-    "densenet": (
-        ("1.classifier.weight",),
-        ("1.features.norm5.weight", "1.features.norm5.bias"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -106,34 +88,7 @@ def _correlated(residual: np.ndarray) -> float:
     return (1 + lagged) / (1 - lagged)
 
 
-# Stages of recorded runs.
-
-
-def stage(arrays: Mapping[str, np.ndarray], name: str) -> tuple[History, ParameterGroups]:
-    """Return what the arrays of a recorded run hold of one of its stages."""
-    prefix = f"{name}."
-    own = {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
-    names = [field.name for field in fields(ParameterGroups)]
-    return History.of(own), ParameterGroups(**{name: own[name] for name in names})
-
-
-def successive(groups: ParameterGroups, names: tuple[str, ...] | None = None) -> np.ndarray:
-    """Return the distance [K - 1] of the direction of some groups, or all, from the one before."""
-    return np.diagonal(groups.distances(names), 1)
-
-
-def in_seminorm(
-    history: History, groups: ParameterGroups, names: tuple[str, ...], degree: float
-) -> np.ndarray:
-    """Return margins [K, n] over ‖·‖^degree of these groups, scaled to a last mean of 1.
-
-    With exponents λ of the groups that are all the same, degree = 1/λ makes it the normalized
-    margin in the seminorm of Kunin et al. (2023).
-    """
-    chosen = np.isin(groups.groups, names)
-    size = np.log(np.linalg.norm(groups.norms[:, chosen], axis=1))
-    margins = history.margins * np.exp(-degree * (size - size[-1]))[:, None]
-    return margins / np.abs(margins[-1]).mean()
+# Exponents.
 
 
 def largest_exponent(groups: ParameterGroups, tolerance: float) -> tuple[float, float, int]:
@@ -177,25 +132,6 @@ def _singular(rows: np.ndarray) -> np.ndarray:
 def euler_defect(groups: ParameterGroups, exponents: np.ndarray) -> float:
     """Return the largest relative error of Σ_g λ_g ⟨w_g, ∇_g α⟩ = Σ q p over the checkpoints."""
     return float(np.abs(groups.euler @ exponents / groups.weighted_margin - 1).max())
-
-
-def foretold(groups: ParameterGroups, network: str) -> np.ndarray:
-    """Return the exponents [P] that a network's layers give, the balanced ones.
-
-    Each layer of H-AlexNet takes 1/8, and a bias what its layer and those before it have. Behind
-    its last normalization a network is of degree one in the last weights, in the gains and shifts
-    before them together, and in the last bias; all else is free, and taken as zero.
-    """
-    names = groups.groups.tolist()
-    if network == "alexnet":
-        order = {name: k + 1 for k, name in enumerate(n for n in names if n.endswith("weight"))}
-        place = [order[name.replace("bias", "weight")] for name in names]
-        return np.array(
-            [k / 8 if "bias" in n else 1 / 8 for n, k in zip(names, place, strict=True)]
-        )
-    half = {*LAST[network][0], *LAST[network][1]}
-    bias = LAST[network][0][0].replace("weight", "bias")
-    return np.array([1.0 if n == bias else 0.5 * (n in half) for n in names])
 
 
 # Controls of the criterion: late phases with a known answer.

@@ -1,14 +1,83 @@
-"""How far a network is from homogeneous, and how far its margins move, whatever it has learned."""
+"""Live networks into their late phase, how far they are from homogeneous, and what moves."""
 
 from __future__ import annotations
 
 import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from latephase.measures.settling import successive_distances
-from latephase.training.scale_free import History
+from latephase.problem import vectors
+from latephase.problem.task import Task
+from latephase.training.scale_free import History, history
+from latephase.training.train import Settings, train
+
+# Loss-normalized steps of all examples at once: until all are right, and from there on.
+EARLY = {"schedule": "normalized", "rate": 0.2, "momentum": 0.9, "channels_last": True}
+LATE = {"schedule": "normalized", "growth": 0.75, "checkpoints": 2, "channels_last": True}
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A live run: the stage that separates its images, and the late one from there.
+
+    states: weights [P] in float64 after no step, after sixteen, and at the first α above ten.
+    """
+
+    early: History
+    late: History
+    states: dict[str, np.ndarray]
+
+
+def live(
+    module: torch.nn.Module, sets: tuple[Task, Task], steps: int, levels: Sequence[float], **rule
+) -> Live:
+    """Train a module in place to the last level of α, or for that many late steps.
+
+    sets: to train on, and to test on. The early stage has 512 steps, checkpoints at powers of two,
+    and ends where the last image is learned; the late one has checkpoints at the levels. rule:
+    `rate` and `momentum` of the late stage.
+    """
+    with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
+        settings = Settings(512, checkpoints=11, **EARLY)
+        first = train(module, sets[0], settings, f"{folder}/early", at=[0.0])
+        early = history(first, module, *sets)
+        states = {name: _weights(first.load(k, module)) for name, k in _places(first.steps)}
+        first.load(-1, module)
+        settings = Settings(steps, **LATE, **rule)
+        second = train(module, sets[0], settings, f"{folder}/late", at=list(levels))
+        late = history(second, module, *sets)
+        place = int(np.argmax(late.smoothed_margin >= 10.0))
+        states["ten"] = _weights(second.load(place, module))
+        second.load(-1, module)
+    return Live(early, late, states)
+
+
+def _places(steps: np.ndarray) -> list[tuple[str, int]]:
+    return [("start", 0), ("sixteen", int(np.searchsorted(steps, 16)))]
+
+
+def _weights(module: torch.nn.Module) -> np.ndarray:
+    flat = torch.nn.utils.parameters_to_vector(module.parameters())
+    return flat.detach().double().numpy()
+
+
+def rounded(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy in which every weight is changed by one part in ten million, up or down."""
+    other, signs = copy.deepcopy(module), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight *= 1 + 1e-7 * torch.randn(weight.shape, generator=signs).sign()
+    return other
+
+
+def apart(one: Live, other: Live) -> dict[str, float]:
+    """Return the angle between the directions of two runs, in each of their states."""
+    return {name: vectors.angle(w, other.states[name]) for name, w in one.states.items()}
 
 
 def scaling(module: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
@@ -39,26 +108,29 @@ def scaling(module: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
     return float(np.mean(degree)), float(max(*apart, abs(degree[1] - degree[0])))
 
 
-def moved(run: History, units: tuple[str, ...], end: int = -1) -> float:
-    """Return how far the margins' distribution moves while the steps up to record `end` double.
+def shifted(run: History, units: Sequence[str]) -> float:
+    """Return how far the margins' distribution moves while α is squared for the last time.
 
-    The Wasserstein distance of the distributions at both ends over the later mean, in the worst of
-    the units: `History.change`, but of any run, also of one that has examples on the wrong side.
+    The Wasserstein distance of the distributions at the last checkpoint with α ≤ √α_last and at
+    the end, over the later mean, in the worst of the units.
     """
-    pairs = [run.normalized_margins(unit)[[_half(run, end), end]] for unit in units]
-    return max(float(successive_distances(pair)[0]) for pair in pairs)
+    last = max(run.smoothed_margin[-1], 1.0)
+    place = np.flatnonzero(run.smoothed_margin[:-1] <= np.sqrt(last))
+    start = int(place[-1]) if len(place) else 0
+    return _distance(run, units, start, -1)
 
 
-def while_learning(run: History, units: tuple[str, ...]) -> float:
+def moved(run: History, units: Sequence[str], end: int = -1) -> float:
+    """Return the same while the number of steps doubles up to record `end`, of any run."""
+    start = int(np.searchsorted(run.steps, run.steps[end] / 2, side="right")) - 1
+    return _distance(run, units, start, end)
+
+
+def while_learning(run: History, units: Sequence[str]) -> float:
     """Return `moved` over the doubling that ends where for the first time the most are right."""
     return moved(run, units, int(np.argmax((run.margins > 0).sum(axis=1))))
 
 
-def turned(run: History) -> float:
-    """Return by which angle the direction turns in the last doubling, of any run."""
-    return float(run.turn[_half(run, -1) :].sum())
-
-
-def _half(run: History, end: int) -> int:
-    """Return the last record with at most half of the steps of record `end`."""
-    return int(np.searchsorted(run.steps, run.steps[end] / 2, side="right")) - 1
+def _distance(run: History, units: Sequence[str], start: int, end: int) -> float:
+    pairs = [run.normalized_margins(unit)[[start, end]] for unit in units]
+    return max(float(successive_distances(pair)[0]) for pair in pairs)
