@@ -6,15 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.nonhomogeneous_networks import moved, scaling, turned, while_learning
+from experiments.nonhomogeneous_networks import (
+    apart,
+    live,
+    moved,
+    rounded,
+    scaling,
+    shifted,
+    while_learning,
+)
+from latephase.zoo.image_networks import alexnet
+from latephase.zoo.images import bundled_fashion_mnist
 
 UNITS = ("mean",)
 
 
-def run(margins, turn=None):
+def run(margins, alpha=None):
     """Return a run of records at 1, 2, 4, ... steps with the given margins [K, n]."""
     margins = np.array(margins, dtype=float)
-    found = SimpleNamespace(margins=margins, steps=2 ** np.arange(len(margins)), turn=turn)
+    found = SimpleNamespace(margins=margins, steps=2 ** np.arange(len(margins)))
+    found.smoothed_margin = np.array(alpha if alpha is not None else margins.min(axis=1))
     found.normalized_margins = lambda unit: margins / np.abs(margins).mean(1, keepdims=True)
     return found
 
@@ -44,5 +55,22 @@ def test_learning_ends_where_the_most_are_right_for_the_first_time():
     assert moved(learning, UNITS) == 0.0
 
 
-def test_the_last_doubling_begins_at_half_of_the_steps():
-    assert turned(run([[1]] * 4, turn=np.array([4.0, 2.0, 1.0]))) == 1.0
+def test_the_last_squaring_begins_at_the_root_of_the_last_margin():
+    margins = [[9, 9], [1, 3], [1, 1], [1, 1]]
+    assert shifted(run(margins, [1, 9, 50, 100]), UNITS) == pytest.approx(0.5)
+    assert shifted(run(margins, [1, 2, 9, 100]), UNITS) == 0.0
+    assert shifted(run(margins, [-9, -8, -7, -6]), UNITS) == 0.0
+
+
+def test_a_live_run_stops_at_its_levels_and_rounding_sends_it_elsewhere():
+    sets = [bundled_fashion_mnist(per_class=1, split=split) for split in ("train", "test")]
+    image = tuple(sets[0].x.shape[1:])
+    draw = torch.Generator().manual_seed(0)
+    network = alexnet(10, 0.03125, False, image, generator=draw, scale=0.7)
+    other = rounded(network)
+    rule = {"rate": 0.01, "momentum": 0.97}
+    runs = [live(one, sets, 100, [0.1, 0.2], **rule) for one in (network, other)]
+    assert set(runs[0].states) == {"start", "sixteen", "ten"}
+    angles = apart(*runs)
+    assert 0 < angles["start"] < 3e-7
+    assert runs[0].early.steps[0] == runs[0].late.steps[0] == 0

@@ -18,6 +18,8 @@ from latephase.training.train import Settings, train
 
 # Loss-normalized steps of all examples at once: until all are right, and from there on.
 EARLY = {"schedule": "normalized", "rate": 0.2, "momentum": 0.9, "channels_last": True}
+# Levels of α on the way to the last image, which may be passed several at a time.
+_LEARNING = [*-np.geomspace(300.0, 1.0, 9), 0.0]
 LATE = {"schedule": "normalized", "growth": 0.75, "checkpoints": 2, "channels_last": True}
 
 
@@ -38,16 +40,16 @@ def live(
 ) -> Live:
     """Train a module in place to the last level of α, or for that many late steps.
 
-    sets: to train on, and to test on. The early stage has 512 steps, checkpoints at powers of two,
-    and ends where the last image is learned; the late one has checkpoints at the levels. rule:
-    `rate` and `momentum` of the late stage.
+    sets: to train on, and to test on. The early stage has 512 steps and ends where the last image
+    is learned; the late one has checkpoints at the levels. rule: `rate` and `momentum` of the late
+    stage.
     """
+    states = {"start": _weights(module)}
     with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
-        settings = Settings(512, checkpoints=11, **EARLY)
-        first = train(module, sets[0], settings, f"{folder}/early", at=[0.0])
+        begun = train(copy.deepcopy(module), sets[0], Settings(16, **EARLY), f"{folder}/sixteen")
+        states["sixteen"] = _weights(begun.load(-1, copy.deepcopy(module)))
+        first = train(module, sets[0], Settings(512, **EARLY), f"{folder}/early", at=_LEARNING)
         early = history(first, module, *sets)
-        states = {name: _weights(first.load(k, module)) for name, k in _places(first.steps)}
-        first.load(-1, module)
         settings = Settings(steps, **LATE, **rule)
         second = train(module, sets[0], settings, f"{folder}/late", at=list(levels))
         late = history(second, module, *sets)
@@ -57,13 +59,9 @@ def live(
     return Live(early, late, states)
 
 
-def _places(steps: np.ndarray) -> list[tuple[str, int]]:
-    return [("start", 0), ("sixteen", int(np.searchsorted(steps, 16)))]
-
-
 def _weights(module: torch.nn.Module) -> np.ndarray:
-    flat = torch.nn.utils.parameters_to_vector(module.parameters())
-    return flat.detach().double().numpy()
+    # Weights in the format channels_last have no flat view.
+    return torch.cat([w.detach().double().flatten() for w in module.parameters()]).numpy()
 
 
 def rounded(module: torch.nn.Module) -> torch.nn.Module:
