@@ -13,6 +13,7 @@ from experiments.nonhomogeneous_networks import (
     rounded,
     scaling,
     shifted,
+    states,
     while_learning,
 )
 from latephase.zoo.image_networks import alexnet
@@ -67,10 +68,12 @@ def test_a_live_run_stops_at_its_levels_and_rounding_sends_it_elsewhere():
     image = tuple(sets[0].x.shape[1:])
     draw = torch.Generator().manual_seed(0)
     network = alexnet(10, 0.03125, False, image, generator=draw, scale=0.7)
-    other = rounded(network)
-    rule = {"rate": 0.01, "momentum": 0.97}
-    runs = [live(one, sets, 100, [0.1, 0.2], **rule) for one in (network, other)]
-    assert set(runs[0].states) == {"start", "sixteen", "ten"}
-    angles = apart(*runs)
+    ends = [states(one, sets[0]) for one in (network, rounded(network))]
+    angles = apart(*ends)
+    assert set(angles) == {"start", "sixteen", "separated"}
     assert 0 < angles["start"] < 3e-7
-    assert runs[0].early.steps[0] == runs[0].late.steps[0] == 0
+    run = live(network, sets, 100, [0.1, 0.2], rate=0.01, momentum=0.97)
+    assert run.early.steps[0] == run.late.steps[0] == 0
+    assert run.late.smoothed_margin[0] == run.early.smoothed_margin[-1]
+    assert run.early.smoothed_margin[-1] > 0
+    assert 0.2 < run.late.smoothed_margin[-1] < 1.0

@@ -62,10 +62,8 @@ def test_a_network_that_only_grows_does_not_move_in_any_unit():
     assert np.allclose(np.diff(series.log_norm), np.log(2))
     assert series.margins.shape == (3, 20)
     assert series.first_perfect == np.inf
-    assert series.change(10, "mean") == np.inf  # it never has every example right
     right = replace(series, margins=np.abs(series.margins) + 1)
     assert right.first_perfect == 0
-    assert right.change(10, "mean") == right.distances("mean")[-1]
     with pytest.raises(ValueError, match="unit: expected one of"):
         series.normalized_margins("pounds")
 
@@ -96,7 +94,5 @@ def test_following_a_run_needs_no_folder():
     series = scale_free.followed(network, task, task, settings)
     assert series.steps[-1] == 30
     assert np.array_equal(series.margins[-1] > 0, np.ones(10))
-    since = np.flatnonzero(series.steps <= 10)[-1]
-    assert series.length(10) == pytest.approx(series.turn[since:].sum())
     assert series.ratio.shape == (len(series.steps), 1)
     assert series.test_error[-1] == 0

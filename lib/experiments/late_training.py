@@ -151,10 +151,9 @@ def turning(omega: float, levels: np.ndarray, seed: int = 0) -> tuple[np.ndarray
     network of two layers, f = w_2 W_1 x; J turns two hidden units into each other, which leaves
     every margin as it is. omega = 0 is the flow itself.
     """
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(20, 3))
-    x *= np.sign(x[:, :1]) * (np.abs(x[:, :1]) > 0)
-    x[:, 0] += 0.3
+    x = np.random.default_rng(seed).normal(size=(20, 3))
+    # Separated by the first coordinate, along which the start points.
+    x[:, 0] = np.abs(x[:, 0]) + 0.3
     hidden, inputs = 3, x.shape[1]
 
     def margins(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,7 +175,7 @@ def turning(omega: float, levels: np.ndarray, seed: int = 0) -> tuple[np.ndarray
             )
         return g / (2 * (q @ p)) - theta + omega * spun
 
-    start = np.concatenate([np.outer([0.5, 0.3, 0.2], [1.0, 0.2, -0.3]).ravel(), [0.5, 0.3, 0.2]])
+    start = np.concatenate([np.outer([0.5, 0.3, 0.2], [1.0, 0.0, 0.0]).ravel(), [0.5, 0.3, 0.2]])
     start /= np.linalg.norm(start)
     span = (0.5 * np.log(1.0 / margins(start)[0].min()), 0.5 * np.log(1e3 * levels[-1]))
     done = solve_ivp(

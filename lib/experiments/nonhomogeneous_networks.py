@@ -17,22 +17,18 @@ from latephase.training.scale_free import History, history
 from latephase.training.train import Settings, train
 
 # Loss-normalized steps of all examples at once: until all are right, and from there on.
-EARLY = {"schedule": "normalized", "rate": 0.2, "momentum": 0.9, "channels_last": True}
+EARLY = {"schedule": "normalized", "rate": 0.2, "momentum": 0.95, "channels_last": True}
 # Levels of α on the way to the last image, which may be passed several at a time.
-_LEARNING = [*-np.geomspace(300.0, 1.0, 9), 0.0]
+_LEARNING = [*-np.geomspace(300.0, 1.0, 5), 0.0]
 LATE = {"schedule": "normalized", "growth": 0.75, "checkpoints": 2, "channels_last": True}
 
 
 @dataclass(frozen=True, eq=False)
 class Live:
-    """A live run: the stage that separates its images, and the late one from there.
-
-    states: weights [P] in float64 after no step, after sixteen, and at the first α above ten.
-    """
+    """A live run: the stage that separates its images, and the late one from there."""
 
     early: History
     late: History
-    states: dict[str, np.ndarray]
 
 
 def live(
@@ -44,19 +40,24 @@ def live(
     is learned; the late one has checkpoints at the levels. rule: `rate` and `momentum` of the late
     stage.
     """
-    states = {"start": _weights(module)}
     with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
-        begun = train(copy.deepcopy(module), sets[0], Settings(16, **EARLY), f"{folder}/sixteen")
-        states["sixteen"] = _weights(begun.load(-1, copy.deepcopy(module)))
-        first = train(module, sets[0], Settings(512, **EARLY), f"{folder}/early", at=_LEARNING)
+        settings = Settings(512, **EARLY)
+        first = train(module, sets[0], settings, f"{folder}/early", at=_LEARNING)
         early = history(first, module, *sets)
         settings = Settings(steps, **LATE, **rule)
         second = train(module, sets[0], settings, f"{folder}/late", at=list(levels))
-        late = history(second, module, *sets)
-        place = int(np.argmax(late.smoothed_margin >= 10.0))
-        states["ten"] = _weights(second.load(place, module))
-        second.load(-1, module)
-    return Live(early, late, states)
+        return Live(early, history(second, module, *sets))
+
+
+def states(module: torch.nn.Module, task: Task) -> dict[str, np.ndarray]:
+    """Return weights [P] before the first step, after sixteen, and where α is first positive."""
+    found, module = {"start": _weights(module)}, copy.deepcopy(module)
+    for name, steps, at in (("sixteen", 16, []), ("separated", 512, [0.0])):
+        one = copy.deepcopy(module)
+        with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
+            run = train(one, task, Settings(steps, **EARLY), folder, at=at)
+            found[name] = _weights(run.load(-1, one))
+    return found
 
 
 def _weights(module: torch.nn.Module) -> np.ndarray:
@@ -73,9 +74,9 @@ def rounded(module: torch.nn.Module) -> torch.nn.Module:
     return other
 
 
-def apart(one: Live, other: Live) -> dict[str, float]:
-    """Return the angle between the directions of two runs, in each of their states."""
-    return {name: vectors.angle(w, other.states[name]) for name, w in one.states.items()}
+def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the angle between the directions of two runs, in each of their `states`."""
+    return {name: vectors.angle(w, other[name]) for name, w in one.items()}
 
 
 def scaling(module: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:

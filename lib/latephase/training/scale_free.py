@@ -141,27 +141,6 @@ class History:
         """Return the distance [K - 1] of each margin distribution from the one before it."""
         return successive_distances(self.normalized_margins(unit))
 
-    def change(self, start: float, unit: str) -> float:
-        """Return the distance of the distributions at the last checkpoint ≤ start and at the end.
-
-        +inf for a run that ends with an example on the wrong side: it has no late phase.
-        """
-        if self.margins[-1].min() <= 0:
-            return float("inf")
-        first = self._at(start)
-        return float(successive_distances(self.normalized_margins(unit)[[first, -1]])[0])
-
-    def length(self, start: float) -> float:
-        """Return the sum of the angles between successive directions from that checkpoint on, a
-        lower bound on the length of the direction's path; +inf as for `change`.
-        """
-        if self.margins[-1].min() <= 0:
-            return float("inf")
-        return float(self.turn[self._at(start) :].sum())
-
-    def _at(self, step: float) -> int:
-        return int(np.searchsorted(self.steps, step, side="right")) - 1
-
     @property
     def ratio(self) -> np.ndarray:
         """‖A‖_2/‖A‖_F of the dense layers, [K, dense layers]."""
