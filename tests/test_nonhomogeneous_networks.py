@@ -76,4 +76,5 @@ def test_a_live_run_stops_at_its_levels_and_rounding_sends_it_elsewhere():
     assert run.early.steps[0] == run.late.steps[0] == 0
     assert run.late.smoothed_margin[0] == run.early.smoothed_margin[-1]
     assert run.early.smoothed_margin[-1] > 0
-    assert 0.2 < run.late.smoothed_margin[-1] < 1.0
+    assert run.late.smoothed_margin[-1] > 0.2
+    assert run.late.steps[-1] < 100
