@@ -17,7 +17,7 @@ from latephase.training.scale_free import History, history
 from latephase.training.train import Settings, train
 
 # Loss-normalized steps of all examples at once: until all are right, and from there on.
-EARLY = {"schedule": "normalized", "rate": 0.2, "momentum": 0.95, "channels_last": True}
+EARLY = {"schedule": "normalized", "rate": 0.2, "momentum": 0.9, "channels_last": True}
 # Levels of α on the way to the last image, which may be passed several at a time.
 _LEARNING = [*-np.geomspace(300.0, 1.0, 5), 0.0]
 LATE = {"schedule": "normalized", "growth": 0.75, "checkpoints": 2, "channels_last": True}

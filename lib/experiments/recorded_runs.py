@@ -208,7 +208,7 @@ def quantiles(run: Recorded, levels: Iterable[float], count: int = 80) -> pd.Dat
             {
                 "network": run.kind,
                 "run": run.name,
-                ALPHA: max(alpha[k], 1.0),
+                ALPHA: float(f"{max(alpha[k], 1.0):.2g}"),
                 "margin / mean |margin|": np.quantile(margins[k], share),
                 "share of images below": share,
             }
@@ -230,10 +230,10 @@ def of_groups(run: Recorded) -> pd.DataFrame:
     """Return distances per e-fold of α of each group's direction, and of all weights together.
 
     Of a network with batch normalization the groups are the last layer, the gains and shifts
-    before it, all other gains and shifts, and the convolutions.
+    before it, all other gains and shifts, and the convolutions; of another one its tensors.
     """
     names = run.groups.groups.tolist()
-    parts = {name.removeprefix("1."): (name,) for name in names}
+    parts = {f"layer {k + 1}": (name,) for k, name in enumerate(names)}
     if run.kind in LAST:
         last, norm = LAST[run.kind]
         kept = {*last, *norm, last[0].replace("weight", "bias")}
