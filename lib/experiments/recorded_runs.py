@@ -211,6 +211,7 @@ def quantiles(run: Recorded, levels: Iterable[float], count: int = 80) -> pd.Dat
                 ALPHA: float(f"{max(alpha[k], 1.0):.2g}"),
                 "margin / mean |margin|": np.quantile(margins[k], share),
                 "share of images below": share,
+                "checkpoint": k,
             }
         )
         for k in places
