@@ -15,7 +15,9 @@ from latephase.flow.progress import progress
 from latephase.flow.trajectory import RECORDED, Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
-from latephase.problem.degree import checked_degree
+from latephase.problem.checks import checked_inputs
+from latephase.problem.degree import checked_degree, few_of
+from latephase.problem.homogenization import Homogenization
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
 from latephase.problem.modules import differentiating
@@ -40,6 +42,7 @@ def gradient_flow(
     at: Sequence[float] | np.ndarray | None = None,
     companion: bool = False,
     attempts: int = TUNING.attempts,
+    homogenized: bool = False,
 ) -> Trajectory:
     """Return the trajectory of dW/dt = -∇R(W) from the module's parameters to α = `until`.
 
@@ -70,6 +73,9 @@ def gradient_flow(
         unique, or it drives nearby starts apart.
     attempts: the most steps to try. Before α > 0, at most a hundredth of them, or 200, may
         pass without taking a hundredth off the distance of α to 0.
+    homogenized: follow lim Φ(x; sW)/s^L, s → ∞, in place of a module without a degree, from its
+        weights: what has a lower degree in them drops out, as output biases and the branches of
+        residual connections around trained layers. See `latephase.problem.homogenization`.
 
     On a terminal, a flow of more than two seconds shows how far it has come. A KeyboardInterrupt
     has what is recorded by then as its attribute `trajectory`.
@@ -91,6 +97,8 @@ def gradient_flow(
     if at is not None:
         until = levels[-1]
     _check_settings(until, tol, records, kink_smoothing, attempts)
+    if homogenized:
+        module = Homogenization(module, few_of(checked_inputs(x)))
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
     degree = checked_degree(problem.module, problem.x, degree)
     settings = {
@@ -102,7 +110,7 @@ def gradient_flow(
         "smoothed_because": None if kink_smoothing is None else "asked for",
         "jacobian_bytes": int(jacobian_bytes),
         "attempts": int(attempts),
-    }
+    } | ({"homogenized": True} if homogenized else {})
 
     def followed(problem: Problem, settings: dict[str, Any]) -> Trajectory:
         with progress(levels[-1]):

@@ -87,6 +87,14 @@ def watched(module: torch.nn.Module, path: list[str]) -> Iterator[None]:
             handle.remove()
 
 
+def calls_of(module: torch.nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    """Return (name, place) of each call that returns numbers, of module(x)."""
+    calls = _Calls()
+    with watched(module, calls.path), torch.no_grad(), calls:
+        module(x.clone())
+    return [(name, where) for name, where, _, _ in calls.calls]
+
+
 def first_inhomogeneous_call(
     module: torch.nn.Module,
     run: Callable[[float, AbstractContextManager], object],

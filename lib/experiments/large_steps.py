@@ -1,0 +1,175 @@
+"""Logistic regression by steps beyond the edge of stability, and momentum in the dual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments.steepest import dual_variables
+from latephase.measures.max_margin import hard_margin, hard_margin_dual
+from latephase.problem.task import Task
+
+
+def three_held_points(seed: int, others: int = 5) -> np.ndarray:
+    """Return z [3 + others, 3], ‖z‖ < 1: three support vectors of margin 0.05, the others far off.
+
+    Across the direction of the support vector machine the three lie around the origin, so that long
+    steps throw w from one side to another. The others have margins of 0.15 or more: their part in
+    the gradient is soon gone.
+    """
+    rng = np.random.default_rng(seed)
+    frame = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    turn = np.array([0.0, 2.0, 4.0]) * np.pi / 3 + rng.uniform(-0.5, 0.5, 3) + rng.uniform(0, 6.28)
+    radius = rng.uniform(0.6, 0.95, 3)
+    held = np.column_stack([np.full(3, 0.05), radius * np.cos(turn), radius * np.sin(turn)])
+    turn, radius = rng.uniform(0, 6.28, others), rng.uniform(0.2, 0.6, others)
+    far = rng.uniform(0.15, 0.7, others)
+    rest = np.column_stack([far, radius * np.cos(turn), radius * np.sin(turn)])
+    return np.vstack([held, rest]) @ frame.T
+
+
+def constant_steps(
+    z: np.ndarray, rates: np.ndarray, steps: int, exponential: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return w and the risks [steps + 1, runs, d or none] of steps of constant size from w = 0.
+
+    z [runs, n, d], rates [runs]; on the mean of ln(1 + e^{-p}), or of e^{-p}. A run whose numbers
+    leave the range stays at its last finite iterate.
+    """
+    w, path, risks = np.zeros((len(z), z.shape[2])), [], []
+    with np.errstate(over="ignore"):
+        for _ in range(steps + 1):
+            p = (z @ w[..., None])[..., 0]
+            path.append(w)
+            risks.append((np.exp(-p) if exponential else np.logaddexp(0.0, -p)).mean(1))
+            force = np.exp(-p) if exponential else 1.0 / (1.0 + np.exp(np.minimum(p, 700.0)))
+            moved = w + rates[:, None] * (force[..., None] * z).mean(1)
+            w = np.where(np.isfinite(moved).all(1, keepdims=True), moved, w)
+    return np.array(path), np.array(risks)
+
+
+def rises(risks: np.ndarray) -> np.ndarray:
+    """Return whether the risk rises in each step [steps, ...], beyond rounding."""
+    return np.diff(risks, axis=0) > 1e-12 * risks[:-1]
+
+
+def across(w: np.ndarray, direction: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return the distance [...] from v of the part of w [..., d] across a unit direction."""
+    return np.linalg.norm(w - (w @ direction)[..., None] * direction - v, axis=-1)
+
+
+def potential_minimizer(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the support vector machine's direction [d] and the minimizer v [d] across it.
+
+    v minimizes Σ exp(-z_i·v) over the support vectors, among the vectors across the direction: the
+    place where that component of gradient descent comes to rest. By Newton's method.
+    """
+    direction, _ = hard_margin(z, np.ones(len(z)))
+    support = z[hard_margin_dual(z, np.ones(len(z))) > 0.0]
+    beside = np.linalg.svd(direction[None])[2][1:]
+    held = support @ beside.T
+    # Only in the span of the support vectors is the potential strictly convex.
+    span = np.linalg.svd(held, full_matrices=False)
+    basis = span[2][span[1] > 1e-9 * span[1].max()]
+    held = held @ basis.T
+    v = np.zeros(held.shape[1])
+    for _ in range(100):
+        force = np.exp(-held @ v)
+        step = np.linalg.solve((held.T * force) @ held, held.T @ force)
+        v = v + step / max(1.0, np.abs(held @ step).max())
+        if np.linalg.norm(step) <= 1e-13 * max(1.0, np.linalg.norm(v)):
+            break
+    return direction, v @ basis @ beside
+
+
+class Linear:
+    """Margins Z w, started at w = 0."""
+
+    def __init__(self, z: np.ndarray) -> None:
+        self.z, self.start, self.degree = z, np.zeros(z.shape[1]), 1
+
+    def __call__(self, w: np.ndarray) -> tuple[np.ndarray, Callable, float]:
+        """Return p [n], q ↦ Σ q_i ∇p_i, and the largest ‖∇p_i‖."""
+        return self.z @ w, lambda q: q @ self.z, float(np.linalg.norm(self.z, axis=1).max())
+
+
+class SquaredReLUs:
+    """Margins y_i Σ_j ±relu(⟨w_j, x_i⟩)²/√width of neurons with fixed signs; degree 2."""
+
+    def __init__(self, task: Task, width: int, seed: int) -> None:
+        self.x, self.y = task.x.numpy(), task.y.numpy()
+        self.signs = np.where(np.arange(width) % 2, 1.0, -1.0) / width**0.5
+        self.start = 0.5 * np.random.default_rng(seed).standard_normal(width * self.x.shape[1])
+        self.degree = 2
+
+    def __call__(self, w: np.ndarray) -> tuple[np.ndarray, Callable, float]:
+        """Return p [n], q ↦ Σ q_i ∇p_i, and the largest ‖∇p_i‖."""
+        active = np.maximum(self.x @ w.reshape(len(self.signs), -1).T, 0.0)
+        sizes = 2.0 * np.linalg.norm(active * self.signs, axis=1) * np.linalg.norm(self.x, axis=1)
+
+        def pull_back(q: np.ndarray) -> np.ndarray:
+            return 2.0 * (((q * self.y)[:, None] * active * self.signs).T @ self.x).ravel()
+
+        return self.y * (active**2 @ self.signs), pull_back, float(sizes.max())
+
+
+def separated(model: SquaredReLUs, alpha: float = 1.0, steps: int = 20_000) -> np.ndarray:
+    """Return w where normalized descent from the model's start first has a smoothed margin."""
+    w = model.start
+    for _ in range(steps):
+        p, pull_back, size = model(w)
+        if p.min() - np.log(np.exp(p.min() - p).sum()) >= alpha:
+            return w
+        w = w + 0.5 * pull_back(dual_variables(p)) / size**2
+    raise ArithmeticError(f"not separated after {steps} steps")
+
+
+def momentum_descent(
+    model: Linear | SquaredReLUs, w: np.ndarray, kind: str, steps: int, rate: float = 1.0
+) -> np.ndarray:
+    """Return W [steps, P] from w on by steps of one of three kinds, in units of B = max ‖∇p_i‖.
+
+    "constant": W ← W - rate ∇R/B², R the mean of exponentials. "normalized": W ← W - rate ∇R/(RB²).
+    "momentum": Nesterov's method with an entropic distance on the dual problem of a linear model,
+    min ½‖Σ q_i z_i‖² over q ≥ 0, Σ q = 1: with λ = 2/(t + 2), g = Σ q_i ∇p_i/B for the dual
+    variables q = softmax(-p), and m the weighted mean of former g, W ← W + rate ν/(λB) with
+    ν = (1 - λ)m + λg. These are normalized gradients with momentum.
+    """
+    p, pull_back, size = model(w)
+    mean, path = pull_back(np.full(len(p), 1.0 / len(p))) / size, []
+    for t in range(steps):
+        p, pull_back, size = model(w)
+        if kind == "constant":
+            w = w + rate * pull_back(np.exp(-p)) / len(p) / size**2
+        else:
+            step = g = pull_back(dual_variables(p)) / size
+            if kind == "momentum":
+                share = 2.0 / (t + 2.0)
+                step = (1.0 - share) / share * mean + g
+            w = w + rate * step / size
+            if kind == "momentum":
+                p, pull_back, size = model(w)
+                g = pull_back(dual_variables(p)) / size
+                mean = (1.0 - share) * mean + share * g
+        path.append(w)
+    return np.array(path)
+
+
+def margins_along(model: Linear | SquaredReLUs, path: np.ndarray) -> np.ndarray:
+    """Return min p/‖W‖^L [steps]."""
+    lengths = np.linalg.norm(path, axis=1) ** model.degree
+    return np.array([model(w)[0].min() for w in path]) / lengths
+
+
+def certified_gaps(model: Linear | SquaredReLUs, path: np.ndarray) -> np.ndarray:
+    """Return ‖∇α‖/(L‖W‖^(L-1)) over the normalized margin, less one [steps].
+
+    Zero where weights and gradient align on one margin: no knowledge of the limit is needed.
+    """
+    found = []
+    for w in path:
+        p, pull_back, _ = model(w)
+        push = np.linalg.norm(pull_back(dual_variables(p))) / model.degree
+        found.append(push * np.linalg.norm(w) / p.min() - 1.0)
+    return np.array(found)

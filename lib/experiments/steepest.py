@@ -1,0 +1,178 @@
+"""Steepest descent of linear models in four norms, Adam, and the margins that they should reach.
+
+A linear model with margins p = Z w, z_i = y_i x_i, exponential loss. Steepest descent in a norm
+moves along argmax ⟨∇α, u⟩ over ‖u‖ ≤ 1, where α = -ln Σ e^{-p} is the smoothed margin: along
+signs for ℓ∞, along one coordinate for ℓ1, along the polar factor UVᵀ of a matrix for the spectral
+norm. A step of length s raises α by s‖∇α‖_* - ½ B² s² at least, B being the largest dual norm of a
+z_i, since -uᵀ∇²α u is the variance of u·z under the dual variables; and ‖∇α‖_*‖w‖ ≥ ⟨∇α, w⟩ =
+Σ q_i p_i ≥ α. With ‖w‖ growing by s at most, α/‖w‖ falls by no more than ½ B² s²/‖w‖ where α > 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import linprog
+
+from latephase.measures.max_margin import hard_margin
+
+# The norms, by name: of vectors, but for the last, which is of matrices [.., rows, columns].
+NORMS = ("ℓ1", "ℓ2", "ℓ∞", "spectral")
+_EXACT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+
+
+def dual_variables(p: np.ndarray) -> np.ndarray:
+    """Return q = ∂α/∂p = softmax(-p) along the last axis."""
+    q = np.exp(p.min(-1, keepdims=True) - p)
+    return q / q.sum(-1, keepdims=True)
+
+
+def smoothed(z: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return α = -ln Σ exp(-z_i·w) [..., runs] for w [..., runs, d] and z [runs, n, d]."""
+    p = (z @ w[..., None])[..., 0]
+    least = p.min(-1)
+    return least - np.log(np.exp(least[..., None] - p).sum(-1))
+
+
+def length(w: np.ndarray, norm: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return ‖w‖ [...] of vectors [..., d]; shape: of the matrices of the spectral norm."""
+    if norm == "spectral":
+        return np.linalg.norm(w.reshape(*w.shape[:-1], *shape), 2, axis=(-2, -1))
+    return np.linalg.norm(w, {"ℓ1": 1, "ℓ2": 2, "ℓ∞": np.inf}[norm], axis=-1)
+
+
+def dual_length(g: np.ndarray, norm: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return the dual norm [...] of vectors [..., d]; that of the spectral norm is nuclear."""
+    if norm == "spectral":
+        return np.linalg.norm(g.reshape(*g.shape[:-1], *shape), "nuc", axis=(-2, -1))
+    return length(g, {"ℓ1": "ℓ∞", "ℓ2": "ℓ2", "ℓ∞": "ℓ1"}[norm], shape)
+
+
+def steepest(g: np.ndarray, norm: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return the direction u [..., d] of unit norm with ⟨g, u⟩ = ‖g‖_*."""
+    if norm == "ℓ∞":
+        return np.sign(g)
+    if norm == "ℓ2":
+        return g / np.linalg.norm(g, axis=-1, keepdims=True)
+    if norm == "ℓ1":
+        largest = np.abs(g).argmax(-1)[..., None]
+        return np.where(np.arange(g.shape[-1]) == largest, np.sign(g), 0.0)
+    left, _, right = np.linalg.svd(g.reshape(*g.shape[:-1], *shape), full_matrices=False)
+    return (left @ right).reshape(g.shape)
+
+
+def descend(z: np.ndarray, norm: str, steps: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the states w [len(steps) + 1, runs, d] of steepest descent from w = 0.
+
+    z [runs, n, d]. Each run takes the same lengths of steps.
+    """
+    w = np.zeros((len(steps) + 1, len(z), z.shape[2]))
+    for t, step in enumerate(steps):
+        q = dual_variables((z @ w[t][..., None])[..., 0])
+        w[t + 1] = w[t] + step * steepest((q[:, None] @ z)[:, 0], norm, shape)
+    return w
+
+
+def margins(z: np.ndarray, w: np.ndarray, norm: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return min_i z_i·w over ‖w‖ [..., runs] for w [..., runs, d] and z [runs, n, d]."""
+    return (z @ w[..., None])[..., 0].min(-1) / length(w, norm, shape)
+
+
+def falls(z: np.ndarray, w: np.ndarray, norm: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return by how much α/‖w‖ falls in a step at most [runs], in units of ½ B² s²/‖w‖.
+
+    w [steps, runs, d]: a descent, s the lengths of its steps in this norm. Of steepest descent in
+    this norm that is 1 at most, whatever the data; steps that end at α ≤ 0 do not count.
+    """
+    steps = length(np.diff(w, axis=0), norm, shape)[1:]
+    alpha, norms = smoothed(z, w[1:]), length(w[1:], norm, shape)  # not from w = 0
+    unit = 0.5 * (dual_length(z, norm, shape).max(-1) * steps) ** 2 / norms[1:]
+    lower = alpha[:-1] / norms[:-1] - alpha[1:] / norms[1:]
+    return np.where(alpha[:-1] > 0, lower / unit, -np.inf).max(0)
+
+
+def largest_margin(z: np.ndarray, norm: str, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Return (w of norm 1 [d], γ) that maximizes min_i z_i·w: a solver that takes no steps of ours.
+
+    A linear program for ℓ1 and ℓ∞ (HiGHS), `hard_margin` for ℓ2, and for the spectral norm one with
+    more and more cuts uᵀWv ≤ 1. For any q ≥ 0 with Σ q = 1 no w has a margin above the nuclear norm
+    of Σ q_i Z_i: at the program's q that bound and the margin of w are 1e-6 apart, relative, or
+    less, or ArithmeticError is raised.
+    """
+    n, d = z.shape
+    if norm == "ℓ2":
+        return hard_margin(z, np.ones(n))
+    if norm == "spectral":
+        return _largest_spectral(z, shape)
+    if norm == "ℓ1":  # w = u - v with u, v ≥ 0, and Σ (u + v) least
+        cost, rows, bounds = np.ones(2 * d), np.hstack([-z, z]), (0, None)
+        fixed = -np.ones(n)
+    else:  # t largest with Z w ≥ t, |w| ≤ 1
+        cost, rows = np.append(np.zeros(d), -1.0), np.hstack([-z, np.ones((n, 1))])
+        fixed, bounds = np.zeros(n), [(-1, 1)] * d + [(0, None)]
+    found = linprog(cost, rows, fixed, bounds=bounds, method="highs-ds", options=_EXACT).x
+    w = found[:d] - found[d:] if norm == "ℓ1" else found[:d]
+    w = w / length(w, norm, shape)
+    return w, float((z @ w).min())
+
+
+def _largest_spectral(z: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """By cutting planes: t largest with Z w ≥ t and uᵀWv ≤ 1 for more and more unit u and v."""
+    n, d = z.shape
+    cost, cuts = np.append(np.zeros(d), -1.0), np.zeros((0, d))
+    for _ in range(300):
+        rows = np.block([[-z, np.ones((n, 1))], [cuts, np.zeros((len(cuts), 1))]])
+        sides = np.append(np.zeros(n), np.ones(len(cuts)))
+        bounds = [(-1, 1)] * d + [(0, None)]
+        found = linprog(cost, rows, sides, bounds=bounds, method="highs-ds", options=_EXACT)
+        w, q = found.x[:d], -found.ineqlin.marginals[:n]
+        left, sizes, right = np.linalg.svd(w.reshape(shape), full_matrices=False)
+        bound = dual_length(q @ z, "spectral", shape) / q.sum()
+        w = w / sizes[0]
+        if bound - (z @ w).min() <= 1e-6 * bound:
+            return w, float((z @ w).min())
+        over = sizes > 1.0
+        cuts = np.vstack([cuts, np.einsum("ik,kj->kij", left, right)[over].reshape(-1, d)])
+    raise ArithmeticError(f"spectral norm: γ lies between {(z @ w).min():g} and {bound:g}")
+
+
+def adam(z: np.ndarray, eps: float, steps: int, memory: float = 0.95) -> np.ndarray:
+    """Return w [runs, d] after steps of Adam on Σ exp(-z_i·w) from w = 0, with rates 1/√t.
+
+    As `torch.optim.Adam` with betas (0.9, memory), to rounding: PyTorch's own takes twenty seconds
+    to import. A memory of 0.999 would hold α back: the root of an average of squares falls by half
+    a thousandth a step at most, however fast the gradient does.
+    """
+    w, mean, square = (np.zeros((len(z), z.shape[2])) for _ in range(3))
+    for t in range(1, steps + 1):
+        gradient = -(np.exp(-(z @ w[..., None])) * z).sum(1)
+        mean += 0.1 * (gradient - mean)
+        square += (1.0 - memory) * (gradient**2 - square)
+        root = np.sqrt(square / (1.0 - memory**t)) + eps
+        w -= t**-0.5 * mean / (1.0 - 0.9**t) / root
+    return w
+
+
+def slow_adam(z: np.ndarray, eps: float, levels: np.ndarray, rate: float = 0.1) -> np.ndarray:
+    """Return w [levels, runs, d] of Adam with steps too small for its averages to lag, at α's.
+
+    The averages are then the gradient g and its square, and w goes along -g/(|g| + ε), entry by
+    entry. With g = -R h, h = Σ q_i z_i, that is h/(|h| + ε/R), and ε/R = ε e^α needs no small
+    number. From w = 0, by steps that raise α by `rate` to first order.
+    """
+    w, at = np.zeros((len(z), z.shape[2])), np.zeros(len(z), dtype=int)
+    found = np.full((len(levels), *w.shape), np.nan)
+    log_eps = np.log(eps) if eps > 0 else -np.inf
+    while (at < len(levels)).any():
+        p = (z @ w[..., None])[..., 0]
+        alpha = smoothed(z, w)
+        h = (dual_variables(p)[:, None] @ z)[:, 0]
+        # Both terms of |h| + ε e^α by the larger of 1 and ε e^α: only the direction counts.
+        over = np.maximum(0.0, alpha + log_eps)[:, None]
+        u = h / (np.abs(h) * np.exp(-over) + np.exp(alpha[:, None] + log_eps - over))
+        w = w + u * (rate / (h * u).sum(-1, keepdims=True))
+        alpha = smoothed(z, w)
+        for run in np.flatnonzero(at < len(levels)):
+            while at[run] < len(levels) and alpha[run] >= levels[at[run]]:
+                found[at[run], run] = w[run]
+                at[run] += 1
+    return found
