@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from experiments.steepest import dual_variables
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
 from latephase.problem.task import Task
+from latephase.zoo.tasks import separable_points
 
 
 def three_held_points(seed: int, others: int = 5) -> np.ndarray:
@@ -38,7 +40,7 @@ def constant_steps(
     leave the range stays at its last finite iterate.
     """
     w, path, risks = np.zeros((len(z), z.shape[2])), [], []
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(steps + 1):
             p = (z @ w[..., None])[..., 0]
             path.append(w)
@@ -173,3 +175,73 @@ def certified_gaps(model: Linear | SquaredReLUs, path: np.ndarray) -> np.ndarray
         push = np.linalg.norm(pull_back(dual_variables(p))) / model.degree
         found.append(push * np.linalg.norm(w) / p.min() - 1.0)
     return np.array(found)
+
+
+def logistic_runs(
+    seeds: Sequence[int], rates: Sequence[float], steps: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return (rows along the way, a row for each seed and step) of logistic descent.
+
+    The former, on a geometric grid: seed, step η, steps, "risk", "distance to the minimizer". The
+    latter: seed, step η, "distance"; "rose at", η times the least risk that rose, ∞ where none
+    did; "phase", the number of the last step that rose; "edge", η λ/2 at the start, λ the largest
+    curvature; "exponential", the distance with the exponential loss; "longer", as "rose at", of
+    points ten times as long and steps a hundredth.
+    """
+    z = np.repeat([three_held_points(seed) for seed in seeds], len(rates), axis=0)
+    eta = np.tile(rates, len(seeds))
+    limits = [potential_minimizer(one) for one in z]
+    path, risks = constant_steps(z, eta, steps)
+    thrown = constant_steps(z, eta, 100, exponential=True)[0][-1]
+    longer = constant_steps(10.0 * z, eta / 100.0, steps // 10)[1]
+    grid = np.unique(np.append(0, np.geomspace(1, steps, 150).astype(int)))
+    along, ends = [], []
+    for k, (limit, rate) in enumerate(zip(limits, eta, strict=True)):
+        seed, name = seeds[k // len(rates)], f"{rate:g}"
+        apart, up = across(path[grid, k], *limit), rises(risks[:, k])
+        along.append(pd.DataFrame({
+            "seed": seed, "step η": name, "steps": grid, "risk": risks[grid, k],
+            "distance to the minimizer": apart,
+        }))  # fmt: skip
+        curvature = np.linalg.eigvalsh(z[k].T @ z[k] / len(z[k]))[-1] / 4.0
+        ends.append({
+            "seed": seed, "step η": name, "distance": apart[-1],
+            "rose at": rate * np.min(risks[:-1, k][up], initial=np.inf),
+            "phase": int(np.flatnonzero(up)[-1]) + 1 if up.any() else 0,
+            "edge": 0.5 * rate * curvature,
+            "exponential": across(thrown[k], *limit),
+            "longer": rate / 100.0 * np.min(longer[:-1, k][rises(longer[:, k])], initial=np.inf),
+        })  # fmt: skip
+    return pd.concat(along, ignore_index=True), pd.DataFrame(ends)
+
+
+def momentum_runs(seed: int, steps: int) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Return (rows of margin gaps along the steps, numbers of one seed).
+
+    Rows: seed, model, rule, steps, "gap": of "linear", 1 - margin/γ; of "squared ReLU",
+    `certified_gaps` from one separated start. Numbers: "constant", "normalized", "momentum", the
+    slopes of ln gap against ln t from t = 100 on, of the linear model; "network" and "twice", the
+    gaps of the network at the end, over that of normalized steps, with momentum and with steps of
+    twice the length.
+    """
+    task = separable_points(20, 3, margin=0.15, seed=seed)
+    line = Linear(task.y.numpy()[:, None] * task.x.numpy())
+    net = SquaredReLUs(separable_points(14, 5, margin=0.2, seed=seed), 20, seed)
+    gamma, start = hard_margin(task)[1], separated(net)
+    t = np.arange(1, steps + 1)
+    grid = np.unique(np.geomspace(1, steps, 80).astype(int))
+    rows, found, ends = [], {"seed": seed}, {}
+    for rule in ("constant", "normalized", "momentum"):
+        gaps = 1.0 - margins_along(line, momentum_descent(line, line.start, rule, steps)) / gamma
+        late = t >= 100
+        found[rule] = float(np.polyfit(np.log(t[late]), np.log(gaps[late]), 1)[0])
+        rows += [(seed, "linear", rule, count, gaps[count - 1]) for count in grid]
+        if rule != "constant":
+            path = momentum_descent(net, start, rule, steps)[grid - 1]
+            gaps = certified_gaps(net, path)
+            ends[rule] = gaps[-1]
+            rows += [(seed, "squared ReLU", rule, *pair) for pair in zip(grid, gaps, strict=True)]
+    twice = momentum_descent(net, start, "normalized", steps, rate=2.0)[-1:]
+    found["network"] = float(ends["momentum"] / ends["normalized"])
+    found["twice"] = float(certified_gaps(net, twice)[0] / ends["normalized"])
+    return pd.DataFrame(rows, columns=["seed", "model", "rule", "steps", "gap"]), found

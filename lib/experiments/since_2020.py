@@ -10,15 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.integrate import solve_ivp
 
 from experiments.steepest import dual_variables
 from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import largest_drop
 from latephase.measures.max_margin import hard_margin
 from latephase.problem.task import Task
 from latephase.problem.vectors import angle
 from latephase.zoo import networks
+from latephase.zoo.tasks import separable_points
 
 Margins = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -95,6 +98,41 @@ def affine_direction(name: str, w: np.ndarray) -> np.ndarray:
     return _unit(np.append(*AFFINE[name](w)))
 
 
+def affine_runs(seed: int, levels: Sequence[float]) -> pd.DataFrame:
+    """Return angles (rad) of (v, β) to the limit of each way to write ⟨v, x⟩ + β, at α's.
+
+    Columns: seed, way, α, "angle to its limit (rad)", and "wrong limit (rad)": to the limit with a
+    bias for a⟨w, x⟩ + b, to the one through the origin for the others. Fourteen points in four
+    dimensions, separable through the origin, better so with a bias.
+    """
+    task = unbalanced(separable_points(14, 4, margin=0.3, seed=seed), 4.0)
+    y = task.y.numpy().astype(float)
+    z = y[:, None] * task.x.numpy()
+    limits, rows = {name: affine_limit(name, z, y) for name in AFFINE}, []
+    for name in AFFINE:
+        start = np.append(np.full(z.shape[1], 0.1), [0.0] if name == "⟨w, x⟩ + b" else [0.2, 0.5])
+        wrong = limits["⟨w, x⟩ + ab" if name == "a⟨w, x⟩ + b" else "a⟨w, x⟩ + b"]
+        path = followed(affine(name, z, y), start, np.asarray(levels))
+        for alpha, w in zip(levels, path, strict=True):
+            at = affine_direction(name, w)
+            rows.append((seed, name, alpha, angle(at, limits[name]), angle(at, wrong)))
+    columns = ["seed", "way", "smoothed margin α", "angle to its limit (rad)", "wrong limit (rad)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def boundaries(seed: int) -> tuple[Task, pd.DataFrame]:
+    """Return planar points and, for each way, the line where ⟨v, x⟩ + β = 0 at its limit."""
+    task = unbalanced(separable_points(14, 2, margin=0.3, seed=seed), 2.0)
+    y = task.y.numpy().astype(float)
+    rows = []
+    for name in AFFINE:
+        *v, beta = affine_limit(name, y[:, None] * task.x.numpy(), y)
+        foot, along = -beta * np.array(v) / np.dot(v, v), np.array([-v[1], v[0]])
+        for t in (-4.0, 4.0):
+            rows.append((name, *(foot + t * along / np.linalg.norm(along))))
+    return task, pd.DataFrame(rows, columns=["way", "first input", "second input"])
+
+
 def _unit(w: np.ndarray) -> np.ndarray:
     return w / np.linalg.norm(w)
 
@@ -133,31 +171,90 @@ def residual_descent(
     W ← W + s ∇α with s = rise/‖∇α‖²: the step that raises α by `rise` to first order, which is one
     against the gradient of R by s/R. All runs step together until each has passed the last level.
     """
-    x, y = (torch.stack([task.x for task in tasks]), torch.stack([task.y for task in tasks]))
+    x, y = (np.array([getattr(task, name).numpy() for task in tasks]) for name in ("x", "y"))
     stacked = [
-        torch.stack(w).detach() for w in zip(*(m.parameters() for m in modules), strict=True)
+        np.array([w.detach().numpy() for w in layer])
+        for layer in zip(*(module.parameters() for module in modules), strict=True)
     ]
-    for weight in stacked:
-        weight.requires_grad_(True)
-    first, b, second, a, last, c = stacked
-    seen, states = [], np.full((len(levels), len(x), sum(w[0].numel() for w in stacked)), np.nan)
+    seen, states = [], np.full((len(levels), len(x), sum(w[0].size for w in stacked)), np.nan)
     reached = np.zeros(len(x), dtype=int)
     while (reached < len(levels)).any():
-        inner = x @ first.mT + b[:, None]
-        outputs = (x + inner @ second.mT + a[:, None]) @ last.mT + c[:, None]
-        alpha = -torch.logsumexp(-y * outputs[..., 0], 1)
-        gradients = torch.autograd.grad(alpha.sum(), stacked)
-        with torch.no_grad():
-            flat, push = (torch.cat([t.flatten(1) for t in ts], 1) for ts in (stacked, gradients))
-            size = rise / (push**2).sum(1)
-            for weight, gradient in zip(stacked, gradients, strict=True):
-                weight += gradient * size.view(-1, *[1] * (weight.ndim - 1))
-        seen.append(np.column_stack([alpha.detach().numpy(), flat.norm(dim=1).numpy()]))
+        alpha, gradients = _ascent(x, y, *stacked)
+        flat, push = (
+            np.concatenate([w.reshape(len(x), -1) for w in parts], 1)
+            for parts in (stacked, gradients)
+        )
+        seen.append(np.column_stack([alpha, np.linalg.norm(flat, axis=1)]))
+        size = rise / (push**2).sum(1)
+        stacked = [
+            w + g * size.reshape(-1, *[1] * (w.ndim - 1))
+            for w, g in zip(stacked, gradients, strict=True)
+        ]
         for run in np.flatnonzero(reached < len(levels)):
             if seen[-1][run, 0] >= levels[reached[run]]:
-                states[reached[run], run] = flat[run].numpy()
+                states[reached[run], run] = flat[run]
                 reached[run] += 1
     return np.array(seen), states
+
+
+def _ascent(x, y, first, b, second, a, last, c) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return α [runs] and its gradients in the weights of `Residual`, in their order."""
+    inner = x @ first.mT + b[:, None]
+    outer = x + inner @ second.mT + a[:, None]
+    p = y * ((outer @ last.mT)[..., 0] + c)
+    weights = dual_variables(p) * y
+    total, u = weights.sum(1, keepdims=True), last[:, 0]
+    pulled = (u[:, None] @ second)[:, 0]
+    summed = [(weights[:, None] @ part)[:, 0] for part in (x, inner, outer)]
+    alpha = p.min(1) - np.log(np.exp(p.min(1, keepdims=True) - p).sum(1))
+    return alpha, [
+        pulled[..., None] * summed[0][:, None], pulled * total,
+        u[..., None] * summed[1][:, None], u * total, summed[2][:, None], total,
+    ]  # fmt: skip
+
+
+def residual_runs(seeds: Sequence[int], levels: Sequence[float]) -> tuple[pd.DataFrame, ...]:
+    """Return (rows along descent, a row a seed) of residual networks on eight unbalanced points.
+
+    The former: seed, "smoothed margin α", "normalized margin α/‖W‖³", every twentieth step from
+    levels[0] on. The latter: "drop", of the normalized margin from levels[0] on; "large steps", the
+    same for steps that raise α by four, to α = 50; "angles", of W at the levels to the limit of the
+    homogenized flow from the last, at α = 10^30; "limit"; "svm" and "origin", the angles of its
+    leading predictor to the support vector machine of (x, 1) and to that without the 1.
+    """
+    tasks = [unbalanced(separable_points(8, 2, margin=0.3, seed=seed)) for seed in seeds]
+    modules = [Residual(2, 3, torch.Generator().manual_seed(seed)) for seed in seeds]
+    seen, states = residual_descent(modules, tasks, levels, 0.1)
+    thrown, _ = residual_descent(modules, tasks, [levels[0], 50.0], 4.0)
+    rows, ends = [], []
+    for k, (seed, module, task) in enumerate(zip(seeds, modules, tasks, strict=True)):
+        alpha, margin = _normalized(seen[:, k], levels[0])
+        columns = {"smoothed margin α": alpha, "normalized margin α/‖W‖³": margin}
+        rows.append(pd.DataFrame({"seed": seed} | columns).iloc[::20])
+        torch.nn.utils.vector_to_parameters(torch.tensor(states[-1, k]), module.parameters())
+        settings = {"until": 1e30, "tol": 1e-2, "records": 4}
+        flow = gradient_flow(module, task, homogenized=True, **settings)
+        flow.write_to(module, -1, normalized=True)
+        x, predictor = task.x.numpy(), module.leading_predictor()
+        with_one = hard_margin(np.column_stack([x, np.ones(len(x))]), task.y.numpy())[0]
+        without = np.append(hard_margin(task)[0], 0.0)
+        ends.append({
+            "seed": seed,
+            "drop": largest_drop(margin),
+            "large steps": largest_drop(_normalized(thrown[:, k], levels[0])[1]),
+            "limit": flow.direction[-1],
+            "angles": [angle(w, flow.direction[-1]) for w in states[:, k]],
+            "state": states[-1, k],
+            "svm": angle(predictor, with_one),
+            "origin": angle(predictor, without),
+        })  # fmt: skip
+    return pd.concat(rows, ignore_index=True), pd.DataFrame(ends)
+
+
+def _normalized(seen: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return α and α/‖W‖³ [steps] from where α is first reached."""
+    seen = seen[np.argmax(seen[:, 0] >= alpha) :]
+    return seen[:, 0], seen[:, 0] / seen[:, 1] ** 3
 
 
 def small_start(task: Task, seed: int, scale: float, slope: float, until: float) -> dict:
@@ -165,7 +262,7 @@ def small_start(task: Task, seed: int, scale: float, slope: float, until: float)
 
     "margin": least p/‖W‖² at α = until, over (1 + slope)/4 times a linear model's largest margin;
     "off": the part of the outputs on random points, relative, that the linear predictor nearest to
-    them leaves; "angle": between this predictor and the support vector machine.
+    them leaves; "network".
     """
     inputs = task.x.shape[1]
     rng = torch.Generator().manual_seed(seed)
@@ -176,11 +273,10 @@ def small_start(task: Task, seed: int, scale: float, slope: float, until: float)
     points = torch.randn(200, inputs, generator=rng, dtype=torch.float64)
     outputs = network(points).detach().numpy()[:, 0]
     linear = np.linalg.lstsq(points.numpy(), outputs, rcond=None)[0]
-    direction, gamma = hard_margin(task)
     return {
-        "margin": float(flow.normalized_margin[-1] / ((1.0 + slope) / 4.0 * gamma)),
+        "margin": float(flow.normalized_margin[-1] / ((1.0 + slope) / 4.0 * hard_margin(task)[1])),
         "off": float(np.linalg.norm(outputs - points.numpy() @ linear) / np.linalg.norm(outputs)),
-        "angle": angle(linear, direction),
+        "network": network,
     }
 
 

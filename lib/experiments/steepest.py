@@ -10,10 +10,14 @@ z_i, since -uᵀ∇²α u is the variance of u·z under the dual variables; and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 from scipy.optimize import linprog
 
 from latephase.measures.max_margin import hard_margin
+from latephase.zoo.tasks import separable_points
 
 # The norms, by name: of vectors, but for the last, which is of matrices [.., rows, columns].
 NORMS = ("ℓ1", "ℓ2", "ℓ∞", "spectral")
@@ -176,3 +180,56 @@ def slow_adam(z: np.ndarray, eps: float, levels: np.ndarray, rate: float = 0.1) 
                 found[at[run], run] = w[run]
                 at[run] += 1
     return found
+
+
+# Weights are 3 × 3 matrices where a norm asks for matrices.
+SHAPE = (3, 3)
+
+
+def points(seeds: Sequence[int]) -> np.ndarray:
+    """Return z [seeds, 12, 9]: unit vectors, times their labels, that a hyperplane separates."""
+    tasks = [separable_points(12, 9, margin=0.5, seed=seed) for seed in seeds]
+    return np.array([task.y.numpy()[:, None] * task.x.numpy() for task in tasks])
+
+
+def descents(z: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Return the states of steepest descent in each norm, steps 3/(B√t)."""
+    decay = 3.0 / np.sqrt(np.arange(1, count + 1))
+    largest = {norm: dual_length(z, norm, SHAPE).max() for norm in NORMS}
+    return {norm: descend(z, norm, decay / largest[norm], SHAPE) for norm in NORMS}
+
+
+def shares(z: np.ndarray, w: np.ndarray, best: np.ndarray, norm: str) -> np.ndarray:
+    """Return the least margin over ‖w‖ and over the largest one, `best` [runs], as [..., runs]."""
+    return margins(z, w, norm, SHAPE) / best
+
+
+def shares_by_step(
+    z: np.ndarray, runs: dict[str, np.ndarray], best: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    """Return a row for each norm, rule and step of a geometric grid: the worst run's share.
+
+    rule: "its own", and "gradient descent" for the states of ℓ2 in another norm.
+    """
+    rows = []
+    for norm in [name for name in NORMS if name != "ℓ2"]:
+        for rule, name in (("its own", norm), ("gradient descent", "ℓ2")):
+            grid = np.unique(np.geomspace(10, len(runs[name]) - 1, 60).astype(int))
+            worst = shares(z, runs[name][grid], best[norm], norm).min(1)
+            rows += [(norm, rule, *pair) for pair in zip(grid, worst, strict=True)]
+    return pd.DataFrame(rows, columns=["norm", "descent", "steps", "margin over the largest"])
+
+
+def shares_of_adam(
+    z: np.ndarray, best: dict[str, np.ndarray], levels: np.ndarray, epsilons: Sequence[float]
+) -> pd.DataFrame:
+    """Return rows ε, α, norm, run, share of the largest margin, of `slow_adam`."""
+    rows = []
+    for eps in epsilons:
+        states = slow_adam(z, eps, levels, rate=0.2)
+        for norm in ("ℓ∞", "ℓ2"):
+            share = shares(z, states, best[norm], norm)
+            rows += [(f"{eps:g}", levels[k], norm, run, value)
+                     for (k, run), value in np.ndenumerate(share)]  # fmt: skip
+    columns = ["ε", "smoothed margin α", "norm", "run", "margin over the largest"]
+    return pd.DataFrame(rows, columns=columns)
