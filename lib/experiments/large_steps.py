@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from experiments.frames import seedwise
 from experiments.steepest import dual_variables
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
 from latephase.problem.task import Task
@@ -245,3 +246,28 @@ def momentum_runs(seed: int, steps: int) -> tuple[pd.DataFrame, dict[str, float]
     found["network"] = float(ends["momentum"] / ends["normalized"])
     found["twice"] = float(certified_gaps(net, twice)[0] / ends["normalized"])
     return pd.DataFrame(rows, columns=["seed", "model", "rule", "steps", "gap"]), found
+
+
+def verdicts(ends: pd.DataFrame, paces: pd.DataFrame) -> dict:
+    """Return {claim: value and controls} of `logistic_runs` and `momentum_runs`."""
+    names = ends["step η"].unique()
+    settled = ends[ends["step η"] != names[-1]]
+    thrown = settled[settled["step η"] != names[0]]
+    return {
+        "large-steps-component": {
+            "value": seedwise(settled.seed, settled.distance, max),
+            "control": {"exponential loss": seedwise(thrown.seed, thrown.exponential)},
+        },
+        "large-steps-rises": {
+            "value": seedwise(ends.seed, ends["rose at"], min),
+            "control": {"points ten times as long": seedwise(ends.seed, ends.longer, min)},
+        },
+        "accelerated-margin": {
+            "value": paces.momentum,
+            "control": {"without momentum": paces.normalized, "constant steps": paces.constant},
+        },
+        "accelerated-network": {
+            "value": paces.network,
+            "control": {"twice the step": paces.twice},
+        },
+    }

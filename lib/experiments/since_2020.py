@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.integrate import solve_ivp
 
+from experiments.frames import by_seed, seedwise
 from experiments.steepest import dual_variables
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import largest_drop
@@ -293,3 +294,70 @@ def mirrored(task: Task) -> Task:
     """Return the task with -x, of the other label, for each x."""
     x, y = torch.cat([task.x, -task.x]), torch.cat([task.y, -task.y])
     return replace(task, x=x, y=y, name=f"{task.name}, and its mirror image")
+
+
+def start_runs(seeds: Sequence[int]) -> pd.DataFrame:
+    """Return a row for each run of `small_start`: seed, case, task, and what that returns.
+
+    Four points of the plane with their mirror image, from a small start; and for the first two
+    seeds from a large one, and on the four points alone.
+    """
+    rows = []
+    for k, seed in enumerate(seeds):
+        half = separable_points(4, 2, margin=0.3, seed=seed)
+        cases = {"small start": (mirrored(half), 1e-4)}
+        if k < 2:
+            cases |= {"large start": (mirrored(half), 5.0), "half the data": (half, 1e-4)}
+        for name, (task, scale) in cases.items():
+            end = small_start(task, seed, scale, 0.2, 100.0)
+            rows.append({"seed": seed, "case": name, "task": task} | end)
+    return pd.DataFrame(rows)
+
+
+def surface(network: torch.nn.Module, side: np.ndarray) -> pd.DataFrame:
+    """Return the network's outputs on the square of coordinates `side` [k], k² rows."""
+    first, second = (c.ravel() for c in np.meshgrid(side, side))
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(np.column_stack([first, second])))[:, 0]
+    return pd.DataFrame({"first input": first, "second input": second, "output": outputs.numpy()})
+
+
+def verdicts(affine: pd.DataFrame, residual: pd.DataFrame, starts: pd.DataFrame) -> dict:
+    """Return {claim: value and controls} of `affine_runs`, `residual_runs` and `start_runs`."""
+    last = affine[affine.iloc[:, 2] == affine.iloc[:, 2].max()]
+    wrong = by_seed(last, "way", "wrong limit (rad)").loc
+    others = np.roll(residual.index, -1)
+    swapped = [
+        angle(run.state, residual.limit[other]) / run.angles[0]
+        for run, other in zip(residual.itertuples(), others, strict=True)
+    ]
+    starts = starts.assign(off_by=np.abs(starts.margin - 1.0))
+    of_case = {case: seedwise(rows.seed, rows.off_by, max) for case, rows in starts.groupby("case")}
+    return {
+        "affine-limits": {
+            "value": by_seed(last, "way", "angle to its limit (rad)").max(),
+            "control": {
+                "a bias where none should be": wrong["a⟨w, x⟩ + b"],
+                "no bias where one should be": wrong["⟨w, x⟩ + ab"],
+            },
+        },
+        "nearly-homogeneous-margin": {
+            "value": residual["drop"],
+            "control": {"large steps": residual["large steps"]},
+        },
+        "nearly-homogeneous-direction": {
+            "value": [angles[-1] / angles[0] for angles in residual.angles],
+            "control": {"another start": swapped},
+        },
+        "homogenized-limit": {
+            "value": residual.svm,
+            "control": {"without the bias": residual.origin},
+        },
+        "small-start-margin": {
+            "value": of_case["small start"],
+            "control": {
+                "a large start": of_case["large start"],
+                "without the mirror image": of_case["half the data"],
+            },
+        },
+    }

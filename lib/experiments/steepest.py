@@ -1,11 +1,12 @@
 """Steepest descent of linear models in four norms, Adam, and the margins that they should reach.
 
 A linear model with margins p = Z w, z_i = y_i x_i, exponential loss. Steepest descent in a norm
-moves along argmax ⟨∇α, u⟩ over ‖u‖ ≤ 1, where α = -ln Σ e^{-p} is the smoothed margin: along
-signs for ℓ∞, along one coordinate for ℓ1, along the polar factor UVᵀ of a matrix for the spectral
-norm. A step of length s raises α by s‖∇α‖_* - ½ B² s² at least, B being the largest dual norm of a
-z_i, since -uᵀ∇²α u is the variance of u·z under the dual variables; and ‖∇α‖_*‖w‖ ≥ ⟨∇α, w⟩ =
-Σ q_i p_i ≥ α. With ‖w‖ growing by s at most, α/‖w‖ falls by no more than ½ B² s²/‖w‖ where α > 0.
+moves along the u with ‖u‖ ≤ 1 that has the largest ⟨∇α, u⟩, where α = -ln Σ e^{-p} is the smoothed
+margin: along signs for ℓ∞, along one coordinate for ℓ1, along the polar factor UVᵀ of a matrix for
+the spectral norm. A step of length s raises α by s‖∇α‖_* - ½ B² s² at least, B being the largest
+dual norm of a z_i, since -uᵀ∇²α u is the variance of u·z under the dual variables; and
+‖∇α‖_*‖w‖ ≥ ⟨∇α, w⟩ = Σ q_i p_i ≥ α. With ‖w‖ growing by s at most, α/‖w‖ falls by no more than
+½ B² s²/‖w‖ where α > 0.
 """
 
 from __future__ import annotations
@@ -233,3 +234,46 @@ def shares_of_adam(
                      for (k, run), value in np.ndenumerate(share)]  # fmt: skip
     columns = ["ε", "smoothed margin α", "norm", "run", "margin over the largest"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def verdicts(
+    z: np.ndarray,
+    runs: dict[str, np.ndarray],
+    best: dict[str, np.ndarray],
+    adam: pd.DataFrame,
+    stepwise: np.ndarray,
+) -> dict:
+    """Return {claim: value and controls} of `descents`, `shares_of_adam` and steps of Adam."""
+
+    def missing(eps: float, norm: str, alpha: float = 1e3) -> np.ndarray:
+        at = np.isclose(adam.iloc[:, 1], alpha) & (adam["ε"] == f"{eps:g}") & (adam.norm == norm)
+        return 1.0 - adam[at].sort_values("run").iloc[:, 4].to_numpy()
+
+    others = [norm for norm in NORMS if norm != "ℓ2"]
+    own = [1.0 - shares(z, runs[norm][-1], best[norm], norm) for norm in others]
+    gradient = [1.0 - shares(z, runs["ℓ2"][-1], best[norm], norm) for norm in others]
+    watched = [falls(z, runs[norm], "ℓ2", SHAPE) for norm in ("ℓ1", "ℓ∞")]
+    return {
+        "steepest-margins": {
+            "value": np.max(own, axis=0),
+            "control": {"gradient descent": np.min(gradient, axis=0)},
+        },
+        "steepest-falls": {
+            "value": np.max([falls(z, runs[norm], norm, SHAPE) for norm in NORMS], axis=0),
+            "control": {"another norm": np.max(watched, axis=0)},
+        },
+        "adam-without-epsilon": {
+            "value": np.maximum(missing(0.0, "ℓ∞"), 1.0 - stepwise / best["ℓ∞"]),
+            "control": {
+                "gradient descent": gradient[others.index("ℓ∞")],
+                "with ε": missing(1e-8, "ℓ∞"),
+            },
+        },
+        "adam-with-epsilon": {
+            "value": missing(1e-8, "ℓ2"),
+            "control": {
+                "without ε": missing(0.0, "ℓ2"),
+                "before the crossover": missing(1e-8, "ℓ2", 10.0),
+            },
+        },
+    }

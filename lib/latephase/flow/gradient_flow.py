@@ -73,8 +73,8 @@ def gradient_flow(
         unique, or it drives nearby starts apart.
     attempts: the most steps to try. Before α > 0, at most a hundredth of them, or 200, may
         pass without taking a hundredth off the distance of α to 0.
-    homogenized: follow lim Φ(x; sW)/s^L, s → ∞, in place of a module without a degree, from its
-        weights: what has a lower degree in them drops out, as output biases and the branches of
+    homogenized: follow the limit of Φ(x; sW)/s^L as s → ∞ in place of a module without a degree,
+        from its weights: what has a lower degree drops out, as output biases do, and branches of
         residual connections around trained layers. See `latephase.problem.homogenization`.
 
     On a terminal, a flow of more than two seconds shows how far it has come. A KeyboardInterrupt
