@@ -354,7 +354,7 @@ def verdicts(affine: pd.DataFrame, residual: pd.DataFrame, starts: pd.DataFrame)
             "control": {"without the bias": residual.origin},
         },
         "small-start-margin": {
-            "value": of_case["small start"],
+            "value": [*of_case["small start"].values()],
             "control": {
                 "a large start": of_case["large start"],
                 "without the mirror image": of_case["half the data"],
