@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.frames import seedwise
-from experiments.steepest import dual_variables
+from experiments.steepest import dual_variables, smoothed_margin
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
 from latephase.problem.task import Task
 from latephase.zoo.tasks import separable_points
@@ -122,7 +122,7 @@ def separated(model: SquaredReLUs, alpha: float = 1.0, steps: int = 20_000) -> n
     w = model.start
     for _ in range(steps):
         p, pull_back, size = model(w)
-        if p.min() - np.log(np.exp(p.min() - p).sum()) >= alpha:
+        if smoothed_margin(p) >= alpha:
             return w
         w = w + 0.5 * pull_back(dual_variables(p)) / size**2
     raise ArithmeticError(f"not separated after {steps} steps")

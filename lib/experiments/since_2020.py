@@ -15,12 +15,12 @@ import torch
 from scipy.integrate import solve_ivp
 
 from experiments.frames import by_seed, seedwise
-from experiments.steepest import dual_variables
+from experiments.steepest import dual_variables, smoothed_margin
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import largest_drop
 from latephase.measures.max_margin import hard_margin
 from latephase.problem.task import Task
-from latephase.problem.vectors import angle
+from latephase.problem.vectors import angle, unit
 from latephase.zoo import networks
 from latephase.zoo.tasks import separable_points
 
@@ -63,7 +63,7 @@ def followed(margins: Margins, w: np.ndarray, levels: np.ndarray) -> np.ndarray:
         return push / (push @ push)
 
     p = margins(w)[0]
-    now = p.min() - np.log(np.exp(p.min() - p).sum())
+    now = smoothed_margin(p)
     tight = {"method": "Radau", "rtol": 1e-7, "atol": 1e-7}
     start = solve_ivp(raised, (now, levels[0]), w, **tight).y[:, -1]
     at = np.log(levels)
@@ -90,13 +90,13 @@ def affine_limit(name: str, z: np.ndarray, y: np.ndarray) -> np.ndarray:
         plus, minus = z[y > 0], z[y < 0]
         pairs = (plus[:, None] + minus[None]).reshape(-1, d)
         v = hard_margin(pairs, np.ones(len(pairs)))[0]
-        return _unit(np.append(v, 0.5 * ((minus @ v).min() - (plus @ v).min())))
+        return unit(np.append(v, 0.5 * ((minus @ v).min() - (plus @ v).min())))
     return np.append(hard_margin(z, np.ones(n))[0], 0.0)
 
 
 def affine_direction(name: str, w: np.ndarray) -> np.ndarray:
     """Return the unit vector (v, β) [d + 1] of W."""
-    return _unit(np.append(*AFFINE[name](w)))
+    return unit(np.append(*AFFINE[name](w)))
 
 
 def affine_runs(seed: int, levels: Sequence[float]) -> pd.DataFrame:
@@ -134,10 +134,6 @@ def boundaries(seed: int) -> tuple[Task, pd.DataFrame]:
     return task, pd.DataFrame(rows, columns=["way", "first input", "second input"])
 
 
-def _unit(w: np.ndarray) -> np.ndarray:
-    return w / np.linalg.norm(w)
-
-
 class Residual(torch.nn.Module):
     """x ↦ ⟨u, x + A(Bx + b) + a⟩ + c, all trained but the branch around A and B.
 
@@ -161,7 +157,7 @@ class Residual(torch.nn.Module):
         """Return the unit vector [inputs + 1] of that predictor."""
         pulled = (self.last.weight @ self.second.weight).detach()[0]
         first = torch.column_stack([self.first.weight, self.first.bias]).detach()
-        return _unit((pulled @ first).numpy())
+        return unit((pulled @ first).numpy())
 
 
 def residual_descent(
@@ -207,8 +203,7 @@ def _ascent(x, y, first, b, second, a, last, c) -> tuple[np.ndarray, list[np.nda
     total, u = weights.sum(1, keepdims=True), last[:, 0]
     pulled = (u[:, None] @ second)[:, 0]
     summed = [(weights[:, None] @ part)[:, 0] for part in (x, inner, outer)]
-    alpha = p.min(1) - np.log(np.exp(p.min(1, keepdims=True) - p).sum(1))
-    return alpha, [
+    return smoothed_margin(p), [
         pulled[..., None] * summed[0][:, None], pulled * total,
         u[..., None] * summed[1][:, None], u * total, summed[2][:, None], total,
     ]  # fmt: skip

@@ -31,11 +31,15 @@ def dual_variables(p: np.ndarray) -> np.ndarray:
     return q / q.sum(-1, keepdims=True)
 
 
-def smoothed(z: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Return α = -ln Σ exp(-z_i·w) [..., runs] for w [..., runs, d] and z [runs, n, d]."""
-    p = (z @ w[..., None])[..., 0]
+def smoothed_margin(p: np.ndarray) -> np.ndarray:
+    """Return α = -ln Σ exp(-p) along the last axis."""
     least = p.min(-1)
     return least - np.log(np.exp(least[..., None] - p).sum(-1))
+
+
+def smoothed(z: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return α = -ln Σ exp(-z_i·w) [..., runs] for w [..., runs, d] and z [runs, n, d]."""
+    return smoothed_margin((z @ w[..., None])[..., 0])
 
 
 def length(w: np.ndarray, norm: str, shape: tuple[int, int]) -> np.ndarray:
