@@ -417,6 +417,26 @@ def test_a_chain_is_its_general_form(name, classes):
         close(came, expected)
 
 
+@pytest.mark.parametrize("name", ["relu", "frozen signs"])
+def test_smoothed_chains_are_their_general_forms(name):
+    of = problem(CHAINS[name]()).smoothed(0.1)
+    chain, general = kinked(of), Kinked(of)
+    assert isinstance(chain, Chain)
+    assert chain.K == general.K == 0
+    rng, w, none = np.random.default_rng(2), nearby(of), np.zeros(0)
+    lam, v = rng.random(chain.n), rng.normal(size=chain.P)
+    one, two = (form.at(w, none, none) for form in (chain, general))
+    for came, expected in (
+        (one.p, two.p),
+        (one.pull(lam, none)[0], two.pull(lam, none)[0]),
+        (one.push(v)[0], two.push(v)[0]),
+        (one.curvature(lam, none, v), two.curvature(lam, none, v)),
+        (one.rows(), two.rows()),
+        (one.gram(), two.gram()),
+    ):
+        close(came, expected)
+
+
 @pytest.mark.parametrize("form", [Kinked, kinked])
 def test_only_products_of_weights_and_powers_are_curved(form):
     layer = nn.Linear(5, 1, bias=False)

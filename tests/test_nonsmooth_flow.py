@@ -13,8 +13,9 @@ import latephase
 from latephase.flow.course import Course, past
 from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.linear import boxed
+from latephase.flow.newton import Sliding
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, Stepper
-from latephase.flow.sliding import Change, Slider, Sliding
+from latephase.flow.sliding import Change, Slider
 from latephase.flow.trajectory import largest_drop
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem

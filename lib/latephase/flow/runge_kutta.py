@@ -23,7 +23,8 @@ import torch
 
 from latephase.flow.errors import KinkCrossed
 from latephase.flow.linear import vanishing
-from latephase.flow.sliding import Ball, Guess, Slider, Sliding, Solved
+from latephase.flow.newton import Ball, Guess, Sliding, Solved
+from latephase.flow.sliding import Slider
 from latephase.flow.state import State, exp_times
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors

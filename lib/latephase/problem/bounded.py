@@ -14,6 +14,8 @@ _GRAM = 24
 # Rows of B in a block, and the part of the bound that it takes: what makes it takes some more.
 _BLOCK = 1024
 _PART = 8
+# Entries of B up to which its products with vectors, which then take microseconds, are made of it.
+_SMALL = 100_000
 
 
 @dataclass(frozen=True)
@@ -46,28 +48,59 @@ class Room:
 class BoundedRows:
     """B of the margins kept and of the active kinks of a point, as far as `room` goes.
 
-    Of the point: margins, active, push, combine, and _rows_of and _gram, which form B and B Bᵀ.
+    Of the point: margins, active, and what forms B, B Bᵀ, B v and Bᵀw: _rows_of, _gram, _push and
+    _combine.
     """
 
+    margins: np.ndarray
+    active: np.ndarray
+    # B of the margins kept, once `rows` has made it.
+    _held: np.ndarray | None = None
+
+    def select(self, margins: np.ndarray) -> None:
+        """Keep only these margins, ascending, as rows of B."""
+        self.margins, self._held = margins, None
+
+    def count(self) -> int:
+        """Return how many rows B has."""
+        return len(self.margins) + len(self.active)
+
     def rows(self) -> np.ndarray:
-        """Return B = [J; Z_A]; ValueError where it exceeds `jacobian_bytes`."""
-        room, count = self.room, len(self.margins) + len(self.active)
+        """Return B = [J; Z_A], and keep it; ValueError where it exceeds `jacobian_bytes`."""
+        room, count = self.room, self.count()
         if not room.holds(count):
             raise ValueError(
                 f"jacobian_bytes: gradients of {len(self.margins)} margins and {len(self.active)} "
                 f"active kinks in {room.weights} weights need {8 * count * room.weights} bytes, "
                 f"the bound is {room.bound}"
             )
-        return self._rows_of(self.margins, self.active)
+        if self._held is None:
+            self._held = self._rows_of(self.margins, self.active)
+        return self._held
 
     def gram(self) -> np.ndarray | Gram:
         """Return B Bᵀ, unformed where it exceeds `jacobian_bytes`."""
-        fits = len(self.margins) + len(self.active) <= self.room.rows()
-        return self._gram() if fits else Gram(self)
+        count = self.count()
+        if count > self.room.rows():
+            return Gram(self)
+        if count * self.room.weights > _SMALL or not self.room.holds(count, 4):
+            return self._gram()
+        return self.rows() @ self.rows().T
+
+    def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return J v of the margins kept and Z_A v [A]."""
+        if self._held is None:
+            return self._push(v)
+        pushed, kept = self._held @ v, len(self.margins)
+        return pushed[:kept], pushed[kept:]
+
+    def combine(self, w: np.ndarray) -> np.ndarray:
+        """Return Bᵀ w [P]."""
+        return self._combine(w) if self._held is None else w @ self._held
 
     def parts(self, starts: np.ndarray | None = None) -> list[slice]:
         """Return the blocks' rows; none ends between two `starts` among the margins kept."""
-        n, count = len(self.margins), len(self.margins) + len(self.active)
+        n, count = len(self.margins), self.count()
         size = max(1, min(_BLOCK, self.room.bound // (8 * _PART * self.room.weights)))
         edges = np.arange(0, n, size)
         if starts is not None:

@@ -1,9 +1,9 @@
-"""Stacks of linear layers with kinks or powers of ReLU between them, in NumPy: `Kinked`, but fast.
+"""Stacks of linear layers with kinks or smooth bends between them, in NumPy: `Kinked`, but fast.
 
 h_0 = x, z_l = h_l W_lᵀ, h_{l+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, or
-h_{l+1} = max(z_l, 0)^p, p ≥ 2, which has none; and outputs z_{L-1}. With δ_l the derivative in z_l,
-the gradient in W_l is Σ δ_l h_lᵀ: a row of B = [J; Z] is an outer product in each layer, so
-B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
+h_{l+1} = σ(z_l), a power of ReLU or a smoothed one, which has none; and outputs z_{L-1}. With δ_l
+the derivative in z_l, the gradient in W_l is Σ δ_l h_lᵀ: a row of B = [J; Z] is an outer product in
+each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from latephase.problem.bends import Power, Smoothed
 from latephase.problem.bounded import BoundedRows, Room
 
 
@@ -21,8 +22,8 @@ from latephase.problem.bounded import BoundedRows, Room
 class Link:
     """One linear layer without bias, and the kinks of its outputs (low = high = 1: none).
 
-    weight: the part of w that holds W [out, in], or its transpose, or a frozen W itself. power: p
-    of max(z, 0)^p behind it, 1 for none.
+    weight: the part of w that holds W [out, in], or its transpose, or a frozen W itself. smooth:
+    the power of ReLU or the smoothed ReLU behind it.
     """
 
     weight: slice | np.ndarray
@@ -31,7 +32,7 @@ class Link:
     high: float | np.ndarray
     name: str
     where: str
-    power: int = 1
+    smooth: Power | Smoothed | None = None
     transposed: bool = False
 
     def view(self, v: np.ndarray) -> np.ndarray:
@@ -39,10 +40,15 @@ class Link:
         part = v[self.weight]
         return part.reshape(self.shape[::-1]).T if self.transposed else part.reshape(self.shape)
 
-    @property
+    @cached_property
     def bent(self) -> bool:
         """Whether there are kinks behind it."""
         return self.name != ""
+
+    @cached_property
+    def trained(self) -> bool:
+        """Whether its W is part of w."""
+        return isinstance(self.weight, slice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +80,7 @@ class Chain:
         # What `among` returned last.
         self._some: tuple | None = None
         self._by_example = signs.reshape(len(x), self.pairs, -1)
-        self.P = sum(link.shape[0] * link.shape[1] for link in links if _trained(link))
+        self.P = sum(link.shape[0] * link.shape[1] for link in links if link.trained)
         self.sites = [(link.name, link.where, link.shape[:1]) for link in links if link.bent]
         examples, start, units = len(x), 0, 0
         self.parts, lows, spans, owners, owned, site = [], [], [], [], [], []
@@ -96,8 +102,8 @@ class Chain:
         self.site = np.searchsorted(bends, self._link_of)
         self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
         self.margin_owner = np.repeat(np.arange(examples), self.pairs)
-        trained = [i for i, link in enumerate(links) if _trained(link)]
-        self.curved = len(trained) > 1 or any(link.power > 1 for link in links[trained[0] + 1 :])
+        trained = [i for i, link in enumerate(links) if link.trained]
+        self.curved = len(trained) > 1 or any(one.smooth for one in links[trained[0] + 1 :])
         # A row's δ and h of all layers, twice; what all examples have in common, once and a half.
         self.room = Room(bound, self.P, 16 * sum(sum(link.shape) for link in links))
         self.squared = 12 * examples**2 <= bound
@@ -108,7 +114,7 @@ class Chain:
 
     def weights(self, w: np.ndarray) -> list[np.ndarray]:
         """Return the layers' matrices, views of w [P] or frozen ones."""
-        return [link.view(w) if _trained(link) else link.weight for link in self.links]
+        return [link.view(w) if link.trained else link.weight for link in self.links]
 
     def gates(self, z: np.ndarray) -> np.ndarray:
         """Return the natural gates, 1.0 where z > 0 and 0.0 elsewhere."""
@@ -159,13 +165,13 @@ class ChainPoint(BoundedRows):
         self.z = np.empty(chain.K)
         self.gain = np.empty(chain.K) if natural else chain.low + chain.span * self.gates
         self.inputs = [chain.x]
-        # Of each power σ: σ' and σ''.
-        self.slopes: list = [None] * len(chain.links)
+        # Of each smooth σ, its derivatives.
+        self.smooth: list = [None] * len(chain.links)
         parts = zip(chain.links, chain.parts, self.weights, strict=True)
         for i, (link, part, weight) in enumerate(parts):
             z = self.inputs[-1] @ weight.T
-            if link.power > 1:
-                z, *self.slopes[i] = _powers(z, link.power)
+            if link.smooth:
+                z, self.smooth[i] = link.smooth.at(z)
             if link.bent:
                 flat = z.reshape(-1)
                 self.z[part] = flat
@@ -177,10 +183,6 @@ class ChainPoint(BoundedRows):
         self.p = chain.margins(self.inputs.pop())
         self.margins = np.arange(chain.n)
         self._last = self._deltas = None
-
-    def select(self, margins: np.ndarray) -> None:
-        """Keep only these margins, ascending, as rows of B."""
-        self.margins = margins
 
     def part(self, kept: np.ndarray, kinks: np.ndarray) -> ChainPoint:
         """Return the point with these of its rows alone: of the margins kept, and of `active`."""
@@ -215,13 +217,11 @@ class ChainPoint(BoundedRows):
         deltas, c = self._pulled(lam, mu)
         return self._gathered(lambda i: deltas[i].T @ self.inputs[i]), c
 
-    def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return J v of the margins kept and Z_A v [A]."""
+    def _push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         _, _, dz, outputs = self._pushed(self.chain.weights(v))
         return self.chain.margins(outputs)[self.margins], dz[self.active]
 
-    def combine(self, w: np.ndarray) -> np.ndarray:
-        """Return Bᵀ w [P]."""
+    def _combine(self, w: np.ndarray) -> np.ndarray:
         kept = len(self.margins)
         lam = np.zeros(self.chain.n)
         lam[self.margins] = w[:kept]
@@ -237,12 +237,12 @@ class ChainPoint(BoundedRows):
         change: list = [None] * len(deltas)
         for i in range(last, 0, -1):
             above = None if change[i] is None else change[i] @ self.weights[i]
-            if _trained(self.chain.links[i]):
+            if self.chain.links[i].trained:
                 own = deltas[i] @ moved[i]
                 above = own if above is None else above + own
-            change[i - 1] = None if above is None else self._gained(i - 1, above)
-            if self.slopes[i - 1] is not None and dz[i - 1] is not None:
-                own = (deltas[i] @ self.weights[i]) * self.slopes[i - 1][1] * dz[i - 1]
+            change[i - 1] = None if above is None else self._backed(i - 1, above)
+            if self.smooth[i - 1] is not None and dz[i - 1] is not None:
+                own = self.smooth[i - 1].bent(deltas[i] @ self.weights[i], dz[i - 1])
                 change[i - 1] = own if above is None else change[i - 1] + own
 
         def part(i: int) -> np.ndarray | float:
@@ -281,7 +281,7 @@ class ChainPoint(BoundedRows):
     def _product(self, order: np.ndarray, owner: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
         gram = np.zeros((len(owner), len(owner)))
         for i, delta in enumerate(rows):
-            if _trained(self.chain.links[i]):
+            if self.chain.links[i].trained:
                 # The rows that reach layer i stand first.
                 block = self._inner(i, owner[: len(delta)])
                 block *= delta @ delta.T
@@ -297,7 +297,7 @@ class ChainPoint(BoundedRows):
         out = np.zeros((len(owner), self.chain.P))
         for i, delta in enumerate(rows):
             link = self.chain.links[i]
-            if _trained(link):
+            if link.trained:
                 inputs = self.inputs[i][owner[: len(delta)]]
                 left, right = (inputs, delta) if link.transposed else (delta, inputs)
                 block = left[:, :, None] * right[:, None, :]
@@ -305,9 +305,12 @@ class ChainPoint(BoundedRows):
                 out[order[: len(delta)], link.weight] = flat
         return out
 
+    def _backed(self, i: int, slopes: np.ndarray) -> np.ndarray:
+        """Return slopes in what layer i passes on as slopes in its z."""
+        smooth = self.smooth[i]
+        return self._gained(i, slopes) if smooth is None else smooth.backward(slopes)
+
     def _gained(self, i: int, slopes: np.ndarray) -> np.ndarray:
-        if self.slopes[i] is not None:
-            return self.slopes[i][0] * slopes
         if not self.chain.links[i].bent:
             return slopes
         return self.gain[self.chain.parts[i]].reshape(slopes.shape) * slopes
@@ -316,7 +319,7 @@ class ChainPoint(BoundedRows):
         """Return the vector [P] whose piece for layer i is part(i)."""
         out = np.empty(self.chain.P)
         for i, link in enumerate(self.chain.links):
-            if _trained(link):
+            if link.trained:
                 link.view(out)[...] = part(i)
         return out
 
@@ -339,7 +342,7 @@ class ChainPoint(BoundedRows):
                 c[part] = slopes.reshape(-1)
                 slopes = self._gained(i - 1, slopes) + spread[part].reshape(slopes.shape)
             else:
-                slopes = self._gained(i - 1, slopes)
+                slopes = self._backed(i - 1, slopes)
             deltas.append(slopes)
         return deltas[::-1], chain.span * c
 
@@ -349,13 +352,16 @@ class ChainPoint(BoundedRows):
         changes, dz = [], np.empty(self.chain.K)
         for i, link in enumerate(self.chain.links):
             change = None if dh[i] is None else dh[i] @ self.weights[i].T
-            if _trained(link):
+            if link.trained:
                 own = self.inputs[i] @ moved[i].T
                 change = own if change is None else change + own
             if link.bent:
                 dz[self.chain.parts[i]] = 0.0 if change is None else change.reshape(-1)
             changes.append(change)
-            dh.append(None if change is None else self._gained(i, change))
+            if change is not None:
+                smooth = self.smooth[i]
+                change = self._gained(i, change) if smooth is None else smooth.forward(change)
+            dh.append(change)
         outputs = dh.pop()
         return dh, changes, dz, outputs
 
@@ -372,8 +378,8 @@ class ChainPoint(BoundedRows):
         rows = [chain.signs[kept]]
         for i in range(len(chain.links) - 1, 0, -1):
             slopes = rows[-1] @ self.weights[i]
-            if self.slopes[i - 1] is not None:
-                slopes *= self.slopes[i - 1][0][owner[: len(slopes)]]
+            if self.smooth[i - 1] is not None:
+                slopes = self.smooth[i - 1].of(owner[: len(slopes)]).backward(slopes)
             elif chain.links[i - 1].bent:
                 part = chain.parts[i - 1]
                 slopes = self.gain[part].reshape(len(chain.x), -1)[owner[: len(slopes)]] * slopes
@@ -384,14 +390,3 @@ class ChainPoint(BoundedRows):
                 slopes = np.concatenate([slopes, own])
             rows.append(slopes)
         return order, owner, rows[::-1]
-
-
-def _trained(link: Link) -> bool:
-    return isinstance(link.weight, slice)
-
-
-def _powers(z: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return max(z, 0)^p and its first two derivatives, p ≥ 2."""
-    r = np.maximum(z, 0.0)
-    below = r ** (power - 2) if power > 2 else (r > 0.0).astype(float)
-    return r * r * below, power * r * below, power * (power - 1) * below

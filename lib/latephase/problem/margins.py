@@ -197,18 +197,6 @@ class Problem:
         hessian = np.concatenate(blocks, axis=1)
         return 0.5 * (hessian + hessian.T)
 
-    def jacobian_times(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Return J v [n, ·] without forming J: the transpose of the map weights ↦ Jᵀ weights."""
-        self.evaluations["gradient"] += 2
-        point, direction = self._tensor(w), self._tensor(v)
-
-        def product(rows: slice) -> Tensor:
-            p, pull_back = torch.func.vjp(lambda u: self._batch_margins(u, rows), point)
-            _, transpose = torch.func.vjp(lambda weights: pull_back(weights)[0], p)
-            return transpose(direction)[0]
-
-        return to_numpy(torch.cat([product(rows) for rows in self._rows()]))
-
     def kinks(self) -> KinkCensus:
         """Return the calls with kinks that the module makes on its first example."""
         census = KinkCensus()

@@ -43,8 +43,6 @@ class Point(BoundedRows):
         else:
             self.p, self.z = kinked.evaluate(w, self.gates)
         self.margins = np.arange(len(self.p))
-        # B, once `gram` has needed it.
-        self._held = None
 
     def _passes(self) -> Iterator[Pass]:
         if self._kept is not None:
@@ -52,10 +50,6 @@ class Point(BoundedRows):
             return
         for batch in self.kinked.batches:
             yield Pass(self, *batch)
-
-    def select(self, margins: np.ndarray) -> None:
-        """Keep only these margins, ascending, as rows of B."""
-        self.margins, self._held = margins, None
 
     def part(self, kept: np.ndarray, kinks: np.ndarray) -> Point:
         """Return the point with these of its rows alone: of the margins kept, and of `active`."""
@@ -80,20 +74,14 @@ class Point(BoundedRows):
             total = total + gradient
         return total, c
 
-    def combine(self, w: np.ndarray) -> np.ndarray:
-        """Return Bᵀ w [P]."""
-        if self._held is not None:
-            return w @ self._held
+    def _combine(self, w: np.ndarray) -> np.ndarray:
         kept = len(self.margins)
         lam = np.zeros(len(self.p))
         lam[self.margins] = w[:kept]
         return sum(one.combine(lam, w[kept:]) for one in self._passes())
 
-    def push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return J v of the margins kept and Z_A v [A]: the transpose of (λ, μ) ↦ Jᵀλ + Zᵀμ."""
-        if self._held is not None:
-            pushed, kept = self._held @ v, len(self.margins)
-            return pushed[:kept], pushed[kept:]
+    def _push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # The transpose of (λ, μ) ↦ Jᵀλ + Zᵀμ.
         margins, kinks = np.empty(len(self.p)), np.empty(len(self.active))
         for one in self._passes():
             margins[one.margins], kinks[one.active] = one.push(v)
@@ -114,18 +102,13 @@ class Point(BoundedRows):
         return Room(kinked.problem.jacobian_bytes, kinked.P, kinked.row_bytes)
 
     def _gram(self) -> np.ndarray:
-        if self.kinked.layered and not self.room.holds(len(self.margins) + len(self.active), 4):
+        if self.kinked.layered and not self.room.holds(self.count(), 4):
             return to_numpy(self.layer_rows(self.margins, self.active).gram())
         held = self.rows()
         return held @ held.T
 
     def split_gram(self) -> None:
         """Return None: no rows are known to be orthogonal, as they are in a `Chain`."""
-
-    def rows(self) -> np.ndarray:
-        """Return B = [J; Z_A], and keep it; ValueError where it exceeds `jacobian_bytes`."""
-        self._held = super().rows()
-        return self._held
 
     def _rows_of(self, margins: np.ndarray, kinks: np.ndarray) -> np.ndarray:
         if self.kinked.layered:

@@ -1,4 +1,4 @@
-"""Which modules are chains: linear layers, with bends or powers of ReLU between them.
+"""Which modules are chains: linear layers with kinks, powers of ReLU or smoothed ReLUs in between.
 
 What is read off the calls is compared with the module itself at random weights.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latephase.problem.bends import Power, Smoothed
 from latephase.problem.chain import Chain, Link
 from latephase.problem.gates import Bend
 from latephase.problem.losses import other_classes
@@ -54,7 +55,8 @@ def as_chain(kinked: Kinked) -> Chain | None:
             # Before the first trained layer: part of what the data are.
             continue
         if links:
-            links[-1] = replace(links[-1], power=_power(output, event.input))
+            smooth = _smooth(output, event.input, problem.kink_smoothing)
+            links[-1] = replace(links[-1], smooth=smooth)
         else:
             inputs = to_numpy(event.input)
         output = event.output.reshape(len(event.output), -1)
@@ -82,13 +84,14 @@ def _agrees(kinked: Kinked, chain: Chain, w: np.ndarray) -> bool:
     )
 
 
-def _power(before: Tensor, after: Tensor) -> int:
-    """Return the p of after = max(before, 0)^p, 1 for none."""
-    if before.shape != after.shape:
-        return 1
-    r = torch.relu(before)
+def _smooth(before: Tensor, after: Tensor, epsilon: float | None) -> Power | Smoothed | None:
+    """Return the σ of after = σ(before), None where it is none of these."""
+    if before.shape != after.shape or before.ndim != 2:
+        return None
+    known = [Power(2), Power(3)] + ([] if epsilon is None else [Smoothed(epsilon)])
+    z, after = to_numpy(before), to_numpy(after)
     # Products in another order than the module's round otherwise.
-    return next((p for p in (2, 3) if torch.allclose(r**p, after, 1e-12, 0.0)), 1)
+    return next((one for one in known if np.allclose(one.at(z)[0], after, 1e-12, 0.0)), None)
 
 
 def _plain(bound: float | Tensor) -> float | np.ndarray:
