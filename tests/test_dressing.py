@@ -60,7 +60,7 @@ def notebook():
 def test_a_figure_gets_its_origin_and_its_files(notebook, tmp_path):
     dressing.dress(notebook, "first", "foot\n", tmp_path)
     caption = notebook.cells[1].content["metadata"]["mystnb"]["figure"]["caption"]
-    assert "code cell 2 of first.ipynb, profile quick" in caption
+    assert "code cell 1 of first.ipynb, profile quick" in caption
     assert "commit 0123456789" in caption
     for suffix, content in (("svg", b"<svg></svg>"), ("png", PNG), ("csv", b"x,y\n1,2\n")):
         assert (tmp_path / "figures" / f"fig-x.{suffix}").read_bytes() == content

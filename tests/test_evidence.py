@@ -127,8 +127,6 @@ def test_figures_that_show_claims_are_there_and_show_known_claims():
         ("t^(-1/L)), falls", "t<sup>−1/L</sup>), falls"),
         ("e^(10^(1/2))", "e^(10<sup>1/2</sup>)"),
         ("a < b & c", "a &lt; b &amp; c"),
-        ("2.1e-07 or 1e+30", "2.1 × 10<sup>−7</sup> or 10<sup>30</sup>"),
-        ("an e-fold, v1e2", "an e-fold, v1e2"),
     ],
 )
 def test_powers_in_the_registry_are_set_as_powers(text, powers):

@@ -14,19 +14,67 @@
   addEventListener("resize", mark);
 })();
 
-/* Paper is light, whatever the mode of the page. */
+/* Paper is light, whatever the mode of the page, and its answers are open. */
 (function () {
   const root = document.documentElement;
-  let before = "";
+  let before = "", opened = [];
   addEventListener("beforeprint", function () {
     before = before || root.dataset.theme;
     root.dataset.theme = "light";
+    opened = [...opened, ...document.querySelectorAll("details.folded:not([open])")];
+    for (const fold of opened) fold.open = true;
   });
   addEventListener("afterprint", function () {
     root.dataset.theme = before;
     before = "";
+    for (const fold of opened.splice(0)) fold.open = false;
   });
 })();
+
+/* A fold opens where an address leads into it. */
+(function () {
+  function open() {
+    const at = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const fold = at?.closest("details:not([open])");
+    if (!fold) return;
+    fold.open = true;
+    at.scrollIntoView();
+  }
+  addEventListener("load", open);
+  addEventListener("hashchange", open);
+})();
+
+/* What a term means is shown beside its link: under a pointer, and where the keyboard stops. */
+addEventListener("DOMContentLoaded", function () {
+  const points = matchMedia("(hover: hover)");
+  let tip = null, leaving = 0;
+  function hide() {
+    clearTimeout(leaving);
+    tip?.classList.remove("shown");
+    tip = null;
+  }
+  function leave() { leaving = setTimeout(hide, 200); }
+  function show(link) {
+    hide();
+    tip = document.getElementById(link.getAttribute("aria-describedby"));
+    tip.classList.add("shown");
+    const at = link.getClientRects()[0], below = at.bottom + tip.offsetHeight < innerHeight;
+    tip.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${below ? at.bottom : at.top - tip.offsetHeight}px`;
+  }
+  for (const link of document.querySelectorAll("a[aria-describedby^=tip-]")) {
+    link.addEventListener("mouseenter", function () { if (points.matches) show(link); });
+    link.addEventListener("mouseleave", leave);
+    link.addEventListener("focus", function () { if (link.matches(":focus-visible")) show(link); });
+    link.addEventListener("blur", hide);
+  }
+  for (const shown of document.querySelectorAll(".tips > div")) {
+    shown.addEventListener("mouseenter", function () { clearTimeout(leaving); });
+    shown.addEventListener("mouseleave", leave);
+  }
+  addEventListener("keydown", function (event) { if (event.key === "Escape") hide(); });
+  addEventListener("scroll", hide, { passive: true });
+});
 
 /* On a narrow screen a figure of several panels is opened at full size by a tap, and closed by one. */
 addEventListener("DOMContentLoaded", function () {

@@ -1,4 +1,4 @@
-/* The table of claims: filter its rows, and open the one that an address names. */
+/* The table of claims: filter its rows. */
 addEventListener("DOMContentLoaded", function () {
   const form = document.getElementById("claims-filter");
   if (!form) return;
@@ -25,16 +25,8 @@ addEventListener("DOMContentLoaded", function () {
     const left = rows.filter((row) => !row.hidden).length;
     form.querySelector("output").value = `${left} of ${rows.length} claims`;
   }
-  function open() {
-    const row = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (!row || !row.matches(".claim")) return;
-    row.open = true;
-    row.scrollIntoView();
-  }
   form.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
-  addEventListener("hashchange", open);
   form.hidden = false;
   filter();
-  open();
 });

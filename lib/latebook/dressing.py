@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from latebook import folds
 from latebook.claims import MIME
 from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
@@ -38,13 +39,15 @@ def figures(notebook: Notebook) -> list[str]:
 
 
 def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
-    """Hide the injected parameters, give each figure its origin and its files, add the foot."""
+    """Hide the injected parameters, number the code, give each figure its origin and its files,
+    add the foot."""
     made_by, number = notebook.made_by, 0
     for cell in notebook.cells:
-        number += cell.is_code
-        metadata = cell.content["metadata"]
-        if "injected-parameters" in cell.tags:
-            metadata["tags"] = [*cell.tags, "remove-cell"]
+        metadata, injected = cell.content["metadata"], "injected-parameters" in cell.tags
+        number += cell.is_code and not injected  # as they stand in the stored notebook
+        if cell.is_code:
+            more = "remove-cell" if injected else f"{folds.NUMBERED}{number}"
+            metadata["tags"] = [*cell.tags, more]
         if figure := metadata.get("mystnb", {}).get("figure"):
             files = _figure_files(cell, figure["name"], generated)
             figure["caption"] = (
@@ -80,7 +83,7 @@ def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = 
     parameters = book.parameters(chapter)
     copy = f"_generated/notebooks/{chapter}"
     foot = (
-        f"**Take this chapter with you:** {{download}}`the notebook <{copy}.ipynb>`, "
+        f"**{folds.FOOT}** {{download}}`the notebook <{copy}.ipynb>`, "
         f"{{download}}`as executed <{copy}-executed.ipynb>` with the profile *{book.profile}*. "
         "Uploaded to Google Colab, either fetches the book first.\n"
     )

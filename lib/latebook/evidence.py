@@ -121,22 +121,20 @@ def _row(row: Mapping, figure: str | None) -> Iterator[str]:
     yield f'<details class="claim" id="{id}" {marks}>'
     yield f"<summary>{_chip(row['status'], row['status'])}"
     yield f'<span class="claimed">{_plain(row["statement"])}</span>'
-    yield f'<span class="measured">{_number(value)} <span>{_number(bound)}</span></span>'
+    yield f'<span class="measured">{value} <span>{bound}</span></span>'
     yield f'<span class="kind">{kind}</span></summary>'
     yield "<dl>"
     yield from _said("Measured", f"{_plain(row['metric'])}.")
-    yield from _said(
-        "Value", f"{_number(value)}, where the bound is {_number(bound)}.{_range(row)}"
-    )
+    yield from _said("Value", f"{value}, where the bound is {bound}.{_range(row)}")
     yield from _said("Why this bound", _plain(row["reason"]))
     if row["expected"] != HOLDS:
         yield from _said("Why it came out like this", _plain(row["expect_reason"]))
-    seeds = [f"{seed}: {_number(number(v))}" for seed, v in _pairs(row)]
+    seeds = [f"{seed}: {number(v)}" for seed, v in _pairs(row)]
     yield from _said("By seed", ", ".join(seeds))
     yield from _said("Negative controls", "they measure the same and must not meet the bound")
     for name, of in row["controls"].items():
         what = f"{_plain(name)}: {_plain(of['what'])}"
-        yield f"<dd><b>{_number(number(of['value']))}</b> {what}</dd>"
+        yield f"<dd><b>{number(of['value'])}</b> {what}</dd>"
     yield from _said("Source", f"{_plain(row['source'])}.")
     chapter = f"{row['chapter']}.html"
     shown = f'<a href="{chapter}#{figure}">the figure</a>' if figure else "no figure"
@@ -152,7 +150,7 @@ def _said(term: str, words: str) -> Iterator[str]:
 def _range(row: Mapping) -> str:
     if not row["range"]:
         return ""
-    low, high = (_number(number(end)) for end in row["range"])
+    low, high = (number(end) for end in row["range"])
     return f" Registered to lie from {low} to {high}."
 
 
@@ -165,21 +163,9 @@ def _chip(status: str, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of the registry as HTML; 1e-3, 10^-3 and α^(1/L) are set as powers."""
-    power = re.sub(
+    """Text of the registry as HTML; 10^-3 and α^(1/L) are set as powers."""
+    return re.sub(
         r"\^(?:\(([^()]+)\)|(-?\w+))",
         lambda power: f"<sup>{(power[1] or power[2]).replace('-', '−')}</sup>",
         escape(text, quote=False),
     )
-    plain = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?)0*(\d+)\b", _signed, power)
-    return _number(plain)
-
-
-def _signed(number: re.Match) -> str:
-    return f"{number[1]}e{'−' if number[2] == '-' else ''}{number[3]}"
-
-
-def _number(text: str) -> str:
-    """Numbers in a text as they are set in a book: 2.1e−7 as 2.1 × 10 to the power of −7."""
-    power = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)e(−?\d+)\b", r"\1 × 10<sup>\2</sup>", text)
-    return re.sub(r"(?<![\d.])1 × 10<sup>", "10<sup>", power)

@@ -3,7 +3,7 @@
 The theme loads an icon set in two forms of which it needs one, and scripts for features that no
 page has; some of its attributes hide from a screen reader what the eye sees; and it tells a page
 that is shared nothing of what is on it. All that is mended here, in the finished HTML, because the
-theme has no setting for it.
+theme has no setting for it. Here too code and answers are folded, terms explained, numbers set.
 """
 
 import re
@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 from fontTools import subset
 from fontTools.ttLib import TTFont
 
-from latebook import BookError
+from latebook import BookError, folds, numerals, terms
 from latebook.files import write_whole
 
 # What a page loads, and the mark in it without which that is loaded in vain.
@@ -28,6 +28,10 @@ _LOADED = (
     (r"<link[^>]*sphinx-thebe\.css[^>]*/>\n?", None),
     (r"<link[^>]*sphinx-design[^>]*/>\n?", r'class="[^"]*\bsd-'),
     (r"<script[^>]*design-tabs\.js[^>]*></script>\n?", r'class="[^"]*\bsd-tab-'),
+    # Answers fold without a script, see `folds`.
+    (r"<link[^>]*togglebutton\.css[^>]*/>\n?", None),
+    (r"<script>(?:let toggle|var togglebutton)[^<]*</script>\n?", None),
+    (r"<script[^>]*togglebutton\.js[^>]*></script>\n?", None),
     (r"<link[^>]*mystnb\.[^>]*/>\n?", r'class="[^"]*\bcell\b'),
     (r"<script[^>]*_static/claims\.js[^>]*></script>\n?", 'id="claims-filter"'),
     (r"<script[^>]*_static/explore/[^>]*></script>\n?", 'class="explorable'),
@@ -35,8 +39,6 @@ _LOADED = (
 )
 # What stands in a page, and what should.
 _SAID = (
-    # A name that differs from the words that are shown cannot be spoken to the machine.
-    ('<summary aria-label="Toggle hidden content">', "<summary>"),
     # What opens a part of the contents has only a picture.
     (
         '<summary><span class="toctree-toggle"',
@@ -52,6 +54,8 @@ _SAID = (
     ('<table class="indextable', '<table role="presentation" class="indextable'),
     ('100%" class="indextable', '100%" role="presentation" class="indextable'),
 )
+# What a slider's script shows beside it, a word for each frame.
+_FRAMES = re.compile(r"(document\.getElementById\(\"[^\"]*\"\), values = )(\[.*?\]);")
 _ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 
 
@@ -63,18 +67,22 @@ def finish(html: Path, home: str = "") -> None:
 
     home: the address at which the site will stand, as https://OWNER.github.io/NAME/, if known.
     """
-    shown = ""
+    glossary, shown = html / "book" / "notation.html", ""
+    said = terms.first_sentences(glossary.read_text(encoding="utf8")) if glossary.exists() else {}
     for path in sorted(html.rglob("*.html")):
         if "_static" in path.relative_to(html).parts:
             continue
         page = path.read_text(encoding="utf8")
+        address = urljoin(home, path.relative_to(html).as_posix()) if home else ""
+        shared = _shared(page, address)
+        page = numerals.on_page(folds.fold(terms.explain(page, said)))
+        page = _FRAMES.sub(lambda found: f"{found[1]}{numerals.in_text(found[2])};", page)
         for loaded, needed_by in _LOADED:
             if needed_by is None or not re.search(needed_by, page):
                 page = re.sub(loaded, "", page)
-        for said, better in _SAID:
-            page = page.replace(said, better)
-        address = urljoin(home, path.relative_to(html).as_posix()) if home else ""
-        page = page.replace("</head>", f"{_shared(page, address)}</head>", 1)
+        for had, better in _SAID:
+            page = page.replace(had, better)
+        page = page.replace("</head>", f"{shared}</head>", 1)
         write_whole(path, page)
         shown += page
     for folder in (html / "_static" / "vendor" / "fontawesome").glob("*"):
@@ -86,6 +94,7 @@ def _shared(page: str, address: str) -> str:
     body = page.partition("<article")[2]
     paragraphs = (_words(found) for found in re.findall(r"<p>(.*?)</p>", body, re.DOTALL))
     about = next((words for words in paragraphs if len(words) > 60 and "\\" not in words), "")
+    about = numerals.in_text(about)
     if len(about) > _DESCRIBED:
         about = about[:_DESCRIBED].rpartition(" ")[0] + " …"
     title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
