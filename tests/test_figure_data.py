@@ -1,5 +1,7 @@
 """A figure's numbers are the frame that it was drawn from, or else those that were drawn."""
 
+from base64 import b64decode
+
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -166,7 +168,10 @@ def test_a_notebook_stores_the_numbers_beside_the_picture():
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     NotebookClient(notebook, kernel_name="python3").execute()
-    data = notebook.cells[1].outputs[0]["data"]
+    output = notebook.cells[1].outputs[0]
+    data, width = output["data"], output["metadata"]["image/png"]["width"]
+    drawn = int.from_bytes(b64decode(data["image/png"])[16:20])
+    assert drawn == 2 * width, "the PNG has two dots for each of the page"
     assert {"image/svg+xml", "image/png", tables.MIME} <= set(data)
     assert data[tables.MIME].splitlines()[1].endswith(",5")
     attached = notebook.cells[2].outputs[0]["data"][tables.MIME]

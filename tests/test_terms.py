@@ -6,7 +6,7 @@ from latebook.terms import explain, first_sentences
 GLOSSARY = r"""<dl class="simple glossary">
 <dt id="term-KKT">KKT<a class="headerlink" href="#term-KKT">#</a></dt><dt id="term-KKT-point">KKT
 point<a class="headerlink" href="#term-KKT-point">#</a></dt><dd><p>A point, e.g. where
-<span class="math">\(a. b\)</span> holds, of <a href="x.html"><span>the margin</span></a>; see. More.</p>
+<span class="math">\(a. b\)</span> holds, of <a href="x"><span>the margin</span></a>; see. More.</p>
 <p>Still more.</p></dd>
 <dt id="term-hat">hat<a class="headerlink" href="#term-hat">#</a></dt><dd><p>No end</p></dd>
 </dl>"""

@@ -91,7 +91,8 @@ def offer() -> None:
         format_type = Unicode(MIME)
         print_method = ObjectName("_repr_csv_")
 
-    set_matplotlib_formats("svg", "png", bbox_inches=None)
+    # A picture for slides: two dots of it for each of the page.
+    set_matplotlib_formats("svg", "retina", bbox_inches=None)
     formatter = Numbers(parent=shell.display_formatter)
     shell.display_formatter.formatters[MIME] = formatter
     # Choosing the formats of pictures makes every formatter forget figures.
