@@ -42,8 +42,8 @@ def notebook():
     outputs = [
         {"image/svg+xml": ["<svg>", "</svg>"], "image/png": base64.b64encode(PNG).decode()},
         {"text/csv": "x,y\n1,2\n"},
-        {MIME: {"id": "x"}, "text/plain": "x"},
     ]
+    recorded = {MIME: {"id": "first/x"}, "text/plain": "first/x: 2e-07 <= 1 — theorem: confirmed"}
     cells = [
         {"cell_type": "code", "source": "a = 1", "metadata": {"tags": ["injected-parameters"]}},
         {
@@ -51,6 +51,12 @@ def notebook():
             "source": "draw()",
             "metadata": figure,
             "outputs": [{"output_type": "display_data", "data": data} for data in outputs],
+        },
+        {
+            "cell_type": "code",
+            "source": "record()",
+            "metadata": {},
+            "outputs": [{"output_type": "display_data", "data": recorded}],
         },
     ]
     made_by = {"profile": "quick", "commit": "0123456789abcdef"}
@@ -126,6 +132,19 @@ def test_what_cannot_be_shown_is_taken_out(notebook, tmp_path):
     assert notebook.cells[-1].source == "foot\n"
 
 
+def test_code_is_numbered_as_in_the_stored_notebook(notebook, tmp_path):
+    dressing.dress(notebook, "first", "foot\n", tmp_path)
+    tags = [cell.tags for cell in notebook.cells]
+    assert tags == [["injected-parameters", "remove-cell"], ["code-cell-1"], ["code-cell-2"], []]
+
+
+def test_what_was_recorded_leads_to_the_table_of_claims(notebook, tmp_path):
+    dressing.dress(notebook, "first", "foot\n", tmp_path)
+    (output,) = notebook.cells[2].outputs
+    to = '<a href="all_claims.html#claim-first-x"><code>first/x</code></a>'
+    assert f"<li>{to}: 2e-07 ≤ 1 — theorem: confirmed</li>" in output["data"]["text/html"]
+
+
 def test_many_numbers_are_offered_compressed(notebook, tmp_path):
     numbers = "x,y\n" + "1,2\n" * 100_000
     notebook.cells[1].outputs[1]["data"]["text/csv"] = numbers
@@ -160,7 +179,7 @@ def test_the_foot_offers_both_notebooks_and_a_sweep(tmp_path, notebook, address)
     stored.content["cells"].remove(next(c.content for c in stored.cells if c.is_code))
     assert stored.content == read(here.source("alignment")).content
     # What the page offers anyway is left out.
-    kinds = [set(output["data"]) for output in run.cells[2].outputs]
+    kinds = [set(output["data"]) for output in run.outputs]
     assert kinds == [{"image/svg+xml"}, set(), {MIME, "text/plain"}]
 
 

@@ -12,6 +12,7 @@
   }
   addEventListener("load", rendered);
   addEventListener("resize", mark);
+  addEventListener("toggle", mark, true);  // of a fold, which has had no size
 })();
 
 /* Paper is light, whatever the mode of the page, and its answers are open. */

@@ -6,12 +6,14 @@ offers for download.
 
 import base64
 import gzip
+from html import escape
 from pathlib import Path
 
 from PIL import Image
 
 from latebook import folds
 from latebook.claims import MIME
+from latebook.evidence import anchor
 from latebook.files import read_yaml, write_whole
 from latebook.layout import Book
 from latebook.notebooks import Cell, Notebook, joined, read
@@ -56,6 +58,9 @@ def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
                 f"data: {metadata.get('data', 'made in the chapter')}, "
                 f"commit {short(made_by['commit'])}.* {files}"
             )
+        if recorded := [o["data"] for o in cell.outputs if MIME in o.get("data", {})]:
+            others = [o for o in cell.outputs if MIME not in o.get("data", {})]
+            cell.content["outputs"] = [*others, _recorded(recorded)]
         for output in cell.outputs:
             for kind in _HIDDEN:
                 output.get("data", {}).pop(kind, None)
@@ -63,6 +68,18 @@ def dress(notebook: Notebook, chapter: str, foot: str, generated: Path) -> None:
     notebook.content["cells"].append(
         {"cell_type": "markdown", "id": "foot", "metadata": {}, "source": source}
     )
+
+
+def _recorded(shown: list[dict]) -> dict:
+    """What a cell recorded as a list, each claim with a link to its row in the table of claims."""
+    said = (data["text/plain"].partition(": ") for data in shown)
+    rows = "\n".join(
+        f'<li><a href="all_claims.html#{anchor(id)}"><code>{escape(id)}</code></a>: '
+        f"{escape(rest.replace('<=', '≤').replace('>=', '≥'))}</li>"
+        for id, _, rest in said
+    )
+    data = {"text/html": f'<ul class="recorded">\n{rows}\n</ul>'}
+    return {"output_type": "display_data", "metadata": {}, "data": data}
 
 
 def notebooks_to_take(book: Book, chapter: str, generated: Path, address: str = "") -> str:
