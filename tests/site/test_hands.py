@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tests.site.visits import HTML, PAGES, WAYS, picture, pixels
+from tests.site.visits import AXE_RULES, AXE_RUN, HTML, PAGES, WAYS, picture, pixels
 
 each_way = pytest.mark.parametrize("way", WAYS)
 EXPLORABLE = [
@@ -167,12 +167,99 @@ def test_a_figure_opens_at_full_size_on_a_phone(reader):
 
 
 @each_way
+def test_a_caption_leads_to_its_code_which_stands_under_one_fold(reader, way):
+    with reader.opened("book/alignment.html", way) as window:
+        fold, link = window.locator(".page-code"), window.get_by_role("link", name="code cell")
+        assert window.locator("main .cell_input:visible").count() == 0
+        link.first.press("Enter")
+        cell = window.locator(link.first.get_attribute("href"))
+        assert fold.get_attribute("open") is not None
+        room = cell.bounding_box()
+        assert 0 < room["y"] < 600
+        scrolls = "(all) => all.filter((box) => box.scrollWidth > box.clientWidth).map(tabIndexOf)"
+        scrolls = scrolls.replace("tabIndexOf", "(box) => box.tabIndex")
+        assert set(window.locator(".page-code pre").evaluate_all(scrolls)) <= {0}
+        fold.locator("summary").press("Enter")
+        assert fold.get_attribute("open") is None
+        link.nth(1).press("Enter")  # it opens again
+        assert fold.get_attribute("open") is not None
+        window.evaluate(reader.axe)
+        found = window.evaluate(AXE_RUN, AXE_RULES["file"])
+        assert [fault["id"] for fault in found] == []
+
+
+def test_a_tutorial_shows_its_code(reader):
+    with reader.opened("book/your_network.html", "server") as window:
+        assert window.locator("main .cell_input:visible").count() > 5
+        assert window.locator(".page-code").count() == 0
+
+
+@each_way
+def test_answers_to_exercises_fold(reader, way):
+    pages = [page for page in PAGES if 'folded"' in (HTML / page).read_text(encoding="utf8")]
+    if not pages:
+        pytest.skip("no page has exercises yet")
+    with reader.opened(pages[0], way) as window:
+        answer = window.locator("details.folded").first
+        said = answer.locator(":scope > :not(summary)").first
+        assert not said.is_visible()
+        answer.locator("summary").press("Enter")
+        assert said.is_visible()
+        window.evaluate(reader.axe)
+        found = window.evaluate(AXE_RUN, AXE_RULES["file"])
+        assert [fault["id"] for fault in found] == []
+        answer.locator("summary").press("Space")
+        assert not said.is_visible()
+        window.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert said.is_visible()
+        window.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert not said.is_visible()
+
+
+@each_way
+def test_a_term_says_what_it_means(reader, way):
+    with reader.opened("book/verdicts.html", way) as window:
+        link, tip = window.locator("a[aria-describedby]").first, window.locator(".tips > .shown")
+        assert link.get_attribute("aria-describedby") == "tip-term-alignment"
+        link.focus()
+        window.keyboard.press("Shift+Tab")
+        window.keyboard.press("Tab")
+        assert "points where" in tip.inner_text()
+        assert tip.locator("mjx-container").count() == 2
+        room, wide = tip.bounding_box(), window.viewport_size["width"]
+        assert room["x"] >= 0
+        assert room["x"] + room["width"] <= wide
+        window.evaluate(reader.axe)
+        found = window.evaluate(AXE_RUN, AXE_RULES["file"])
+        assert [fault["id"] for fault in found] == []
+        window.keyboard.press("Escape")
+        assert tip.count() == 0
+        window.keyboard.press("Shift+Tab")
+        link.hover()
+        assert tip.count() == 1
+        tip.hover()  # to be read, or copied
+        window.wait_for_timeout(400)
+        assert tip.count() == 1
+        window.mouse.move(1, 1)
+        window.wait_for_function("!document.querySelector('.tips > .shown')")
+
+
+def test_a_finger_goes_where_a_link_leads(reader):
+    context = reader.phone()
+    window = context.new_page()
+    window.goto(reader.roots["file"] + "book/verdicts.html")
+    window.locator("a[aria-describedby]").first.tap()
+    window.wait_for_url("**/notation.html#term-alignment")
+    context.close()
+
+
+@each_way
 def test_on_paper_a_page_is_light_and_has_no_controls(reader, way):
     with reader.opened("book/where_it_fails.html", way) as window:
         window.evaluate("dispatchEvent(new Event('beforeprint'))")
         window.emulate_media(media="print")
         assert window.evaluate("document.documentElement.dataset.theme") == "light"
-        for unwanted in ("details.hide", ".latephase-frames input", ".enlarge"):
+        for unwanted in (".page-code", ".latephase-frames input", ".enlarge"):
             assert window.locator(f"{unwanted}:visible").count() == 0, unwanted
         slider = window.locator(".latephase-frames input").first
         assert slider.input_value() == slider.get_attribute("max")

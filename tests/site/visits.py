@@ -124,6 +124,8 @@ class Reader:
 
     def __init__(self, browser, roots: dict[str, str], axe: str):
         self.roots, self.axe = roots, axe
+        # A browser that a finger uses, for who closes it.
+        self.phone = partial(browser.new_context, **WAYS["file"], has_touch=True, is_mobile=True)
         self._contexts = {way: browser.new_context(**look, **STILL) for way, look in WAYS.items()}
         for way, context in self._contexts.items():
             context.set_default_timeout(60_000)
