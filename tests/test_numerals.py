@@ -18,6 +18,7 @@ from latebook.numerals import in_text, on_page
         ("0.0e+00 of 4.66e+00", "0 of 4.66"),
         ("<td>-1.28e+03</td><td>-0.53</td>", "<td>−1280</td><td>−0.53</td>"),
         ("9.9e+02, 1.3e+04", "990, 1.3 × 10<sup>4</sup>"),
+        ("4.5e-02, 4.5e-03, 1e-2", "0.045, 4.5 × 10<sup>−3</sup>, 10<sup>−2</sup>"),
         ("<td>inf</td><b> nan</b>", "<td>infinite</td><b> undefined</b>"),
         ("+inf without, −inf below", "+∞ without, −∞ below"),
     ],

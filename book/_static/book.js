@@ -48,20 +48,26 @@
 /* What a term means is shown beside its link: under a pointer, and where the keyboard stops. */
 addEventListener("DOMContentLoaded", function () {
   const points = matchMedia("(hover: hover)");
-  let tip = null, leaving = 0;
+  let tip = null, at = null, leaving = 0;
   function hide() {
     clearTimeout(leaving);
     tip?.classList.remove("shown");
     tip = null;
   }
   function leave() { leaving = setTimeout(hide, 200); }
+  function place() {
+    if (!tip) return;
+    const { left, top, bottom } = at.getClientRects()[0];
+    const most = document.documentElement.clientWidth - tip.offsetWidth - 8;
+    tip.style.left = `${Math.max(8, Math.min(left, most))}px`;
+    tip.style.top = `${bottom + tip.offsetHeight < innerHeight ? bottom : top - tip.offsetHeight}px`;
+  }
   function show(link) {
     hide();
+    at = link;
     tip = document.getElementById(link.getAttribute("aria-describedby"));
     tip.classList.add("shown");
-    const at = link.getClientRects()[0], below = at.bottom + tip.offsetHeight < innerHeight;
-    tip.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
-    tip.style.top = `${below ? at.bottom : at.top - tip.offsetHeight}px`;
+    place();
   }
   for (const link of document.querySelectorAll("a[aria-describedby^=tip-]")) {
     link.addEventListener("mouseenter", function () { if (points.matches) show(link); });
@@ -74,7 +80,7 @@ addEventListener("DOMContentLoaded", function () {
     shown.addEventListener("mouseleave", leave);
   }
   addEventListener("keydown", function (event) { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", hide, { passive: true });
+  addEventListener("scroll", place, { passive: true });
 });
 
 /* On a narrow screen a figure of several panels is opened at full size by a tap, and closed by one. */

@@ -10,7 +10,7 @@ from decimal import Decimal
 _POWER = re.compile(
     r"(?<![\w.#/])(?<![A-Za-z_]-)"
     r"(?P<sign>(?<![\w)])[-−+])?(?P<digits>\d{1,3}(?:\.\d+)?)"
-    r"[eE](?P<down>[-−+]?)0*(?P<power>\d{1,4})(?![\w.]\w|\w)"
+    r"[eE](?P<down>[-−+]?)(?P<padded>0*)(?P<power>\d{1,4})(?![\w.]\w|\w)"
 )
 _SIGN = {"-": "−", "−": "−", "+": "+"}
 _INFINITE = re.compile(r"(?<![\w.])[-−+]inf(?!\w)")
@@ -52,8 +52,9 @@ def _set(text: str, raised) -> str:
         power = ("−" if found["down"] in ("-", "−") else "") + found["power"]
         if not float(found["digits"]):
             return "0"
-        if found["down"] == "+" and int(power) <= 3:  # as a program writes 990 to two digits
-            return f"{sign}{Decimal(found['digits']).scaleb(int(power)):f}"
+        exponent = int(power.replace("−", "-"))
+        if found["padded"] and -2 <= exponent <= 3:  # as a program writes 0.045, or 990
+            return f"{sign}{Decimal(found['digits']).scaleb(exponent):f}"
         ten = f"10{raised(power)}"
         return sign + (ten if found["digits"] == "1" else f"{found['digits']}\u00a0×\u00a0{ten}")
 
