@@ -177,10 +177,10 @@ def _figure_files(cell: Cell, name: str, generated: Path) -> str:
 def _on_white(path: Path) -> None:
     """Lay the picture of a clear ground on white, for slides, beside it."""
     with Image.open(path) as clear:
-        drawn = clear.convert("RGBA")
+        drawn, dots = clear.convert("RGBA"), clear.info.get("dpi")
     white = Image.new("RGBA", drawn.size, "white")
     white.alpha_composite(drawn)
-    white.convert("RGB").save(path.with_name(f"{path.stem}-white.png"), optimize=True)
+    white.convert("RGB").save(path.with_name(f"{path.stem}-white.png"), dpi=dots)
 
 
 def _shown(cell: Cell, kind: str) -> str | None:
