@@ -259,7 +259,7 @@ def test_on_paper_a_page_is_light_and_has_no_controls(reader, way):
         window.evaluate("dispatchEvent(new Event('beforeprint'))")
         window.emulate_media(media="print")
         assert window.evaluate("document.documentElement.dataset.theme") == "light"
-        for unwanted in (".page-code", ".latephase-frames input", ".enlarge"):
+        for unwanted in (".page-code", ".bibtex", ".latephase-frames input", ".enlarge"):
             assert window.locator(f"{unwanted}:visible").count() == 0, unwanted
         slider = window.locator(".latephase-frames input").first
         assert slider.input_value() == slider.get_attribute("max")
