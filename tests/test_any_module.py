@@ -3,6 +3,7 @@
 The classes below stand for idioms of public code; each is compared with a plain network.
 """
 
+import random
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -277,3 +278,200 @@ def test_logits_of_a_container():
     for none in (None, "text", {}, (one, two)):
         with pytest.raises(ValueError, match="alone or as the logits of a container"):
             logits(none)
+
+
+class Altered(Plain):
+    """Calls a function of the module and its input before the plain forward."""
+
+    def __init__(self, alter, prepare=lambda module: None):
+        super().__init__()
+        self.kept, self.array, self.tensor = {"calls": []}, np.zeros(2), torch.zeros(2)
+        prepare(self)
+        self.alter = alter
+
+    def forward(self, x):
+        self.alter(self, x)
+        return super().forward(x)
+
+
+class Stateful(Plain):
+    before = None
+
+    def forward(self, x):
+        out = super().forward(x)
+        self.before = out if self.before is None or len(out) != len(self.before) else self.before
+        return out + 0 * self.before
+
+
+ALTERATIONS = [
+    lambda module, x: module.kept["calls"].append(len(x)),
+    lambda module, x: module.array.__iadd__(1),
+    lambda module, x: module.tensor.add_(1),
+    lambda module, x: (torch.rand(1), np.random.rand(), random.random()),  # noqa: NPY002
+    lambda module, x: torch.set_default_dtype(torch.float64),
+    lambda module, x: torch.set_grad_enabled(True),
+    lambda module, x: x.sub_(x.mean(1, keepdim=True)),
+]
+
+
+def states():
+    return torch.get_rng_state().tolist(), random.getstate(), torch.get_default_dtype()
+
+
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_nothing_that_a_forward_changes_stays_changed(alter):
+    module, x = Altered(alter), torch.tensor(X)
+    before = states(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    latephase.diagnose(module, x, Y)
+    assert module.kept == {"calls": []}
+    assert not module.array.any()
+    assert not module.tensor.any()
+    np.testing.assert_array_equal(x, X)
+    assert (states(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+def test_what_a_module_keeps_of_a_batch_does_not_reach_the_next():
+    came, expected = (latephase.diagnose(m, X, Y, batch_size=4) for m in (Stateful(), Plain()))
+    np.testing.assert_allclose(came.margins, expected.margins, rtol=1e-6)
+    assert came.alignment == pytest.approx(expected.alignment, rel=1e-6)
+
+
+@dataclass
+class Scores:
+    scores: torch.Tensor
+    loss: object = None
+
+
+class Returning(Plain):
+    """Changes what it returns."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+def test_the_only_scores_of_a_dataclass_are_taken():
+    came = latephase.diagnose(Returning(Scores), X, Y)
+    np.testing.assert_allclose(came.margins, latephase.diagnose(Plain(), X, Y).margins, rtol=1e-6)
+
+
+@pytest.mark.parametrize("door", [latephase.diagnose, latephase.gradient_flow])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda out: out[:1], r"got \[1, 1\] of 2 examples"),
+        (lambda out: out.sum(), r"got \[\] of 2 examples"),
+        (lambda out: out[:, :0], r"got \[2, 0\] of 2 examples"),
+        (lambda out: out.long(), "dense floating numbers, got torch.int64"),
+        (lambda out: out.to_sparse(), "dense floating numbers, got torch.sparse_coo"),
+        (lambda out: out / (torch.arange(len(out)) < 2)[:, None], "NaN or infinite values"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_one_sentence(door, change, message):
+    with pytest.raises(ValueError, match=message):
+        door(Returning(change), X, Y)
+
+
+def test_a_forward_that_makes_or_freezes_parameters_is_refused():
+    def make(module, x):
+        module.more = nn.Parameter(torch.ones(1))
+
+    for alter in (make, lambda module, x: module.first.weight.requires_grad_(False)):
+        module = Altered(alter)
+        with pytest.raises(ValueError, match="makes or freezes parameters"):
+            latephase.diagnose(module, X, Y)
+        assert all(w.requires_grad for w in module.parameters())
+        assert len(list(module.parameters())) == 2
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        return z.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Bent(Plain):
+    """Puts a function between the layers."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.between = between
+
+    def forward(self, x):
+        return self.last(self.between(self.first(x)))
+
+
+def detached_scale(z):
+    return z / z.norm(dim=1, keepdim=True).detach()
+
+
+@pytest.mark.parametrize(
+    "between", [torch.Tensor.detach, detached_scale, Straight.apply, lambda z: z.data.relu()]
+)
+def test_a_gradient_that_is_not_that_of_the_outputs_is_not_used(between):
+    came = latephase.diagnose(Bent(between), X, Y)
+    assert came.alignment is None
+    assert "is not their derivative" in came.missing["alignment"]
+    np.testing.assert_allclose(
+        came.margins, Y * Bent(between)(torch.tensor(X))[:, 0].tolist(), 1e-4
+    )
+    for door in (latephase.gradient_flow, latephase.gradient_descent):
+        with pytest.raises(ValueError, match=r"is not their derivative|autograd\.Function"):
+            door(Bent(between), X, Y)
+
+
+def test_recurrent_layers_are_named_where_they_break_the_degree():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.last = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.last(self.cells(x[:, None])[0][:, -1])
+
+    assert latephase.diagnose(Recurrent(), X, Y).missing["degree"].endswith("lstm in 'cells'")
+
+
+def test_sparse_gradients_unused_and_empty_parameters():
+    class Bag(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.last = nn.Embedding(7, 4, sparse=sparse), nn.Linear(4, 1, bias=False)
+            self.unused, self.empty = nn.Linear(2, 2), nn.Parameter(torch.zeros(0, 3))
+            self.register_buffer("sparse", torch.eye(3).to_sparse())
+
+        def forward(self, x):
+            return self.last(self.table(x).relu().mean(1))
+
+    x = np.random.default_rng(0).integers(0, 7, size=(12, 5))
+    came, expected = (latephase.diagnose(Bag(sparse), x, Y) for sparse in (True, False))
+    assert came.alignment == expected.alignment
+    flow = latephase.gradient_descent(Bag(False), x, Y, steps=3)
+    assert flow.smoothed_margin[-1] > flow.smoothed_margin[0]
+
+
+def test_attention_has_a_generalized_gradient():
+    layer = nn.TransformerEncoderLayer(3, 1, 8, batch_first=True)
+    module = nn.Sequential(nn.Unflatten(1, (1, 3)), layer, nn.Flatten(), nn.Linear(3, 1))
+    found = latephase.generalized_gradient(module, X, Y)
+    assert found.exact
+    assert latephase.diagnose(module, X, Y).least_norm_alignment is not None
+
+
+def test_wrapped_modules_are_followed_as_what_they_wrap():
+    plain = latephase.generalized_gradient(Plain(), X, Y)
+    wrapped = latephase.generalized_gradient(nn.DataParallel(Plain()), X, Y)
+    np.testing.assert_array_equal(plain.gradient, wrapped.gradient)
+
+
+def test_a_norm_of_one_number_is_an_absolute_value():
+    with pytest.raises(ValueError, match="norm of a single number has the kink"):
+        latephase.gradient_flow(Bent(lambda z: z[..., None].norm(dim=-1)), X, Y)

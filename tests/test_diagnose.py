@@ -209,6 +209,14 @@ def test_layer_table():
         ({"module": 3}, "expected a torch.nn.Module"),
         ({"loss": "hinge"}, "expected one of"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"degree": np.nan}, "degree: expected a positive number"),
+        ({"degree": "2"}, "degree: expected a positive number"),
+        ({"dtype": np.float64}, "dtype: expected a floating torch.dtype"),
+        ({"dtype": torch.complex64}, "dtype: expected a floating torch.dtype"),
+        ({"kink_tol": -1.0}, "kink_tol: expected a number of at least 0"),
+        ({"y": np.ones(30) * 1j}, "y: expected real labels"),
+        ({"loss": nn.CrossEntropyLoss(ignore_index=1)}, "with ignore_index=-100"),
     ],
 )
 def test_bad_input(change, message):

@@ -63,6 +63,12 @@ def test_small_numbers_are_real_numbers_at_every_door(dtype):
     np.testing.assert_array_equal(margins, latephase.diagnose(net, wide, Y).margins)
 
 
+def test_brain_floats_are_numbers_too():
+    x = torch.tensor(X).bfloat16()
+    came = latephase.diagnose(network(), x, Y)
+    np.testing.assert_array_equal(came.margins, latephase.diagnose(network(), x.float(), Y).margins)
+
+
 def test_pictures_of_bytes_are_followed_as_they_are():
     net = nn.Sequential(nn.Conv2d(1, 4, 2, bias=False), nn.Flatten(), nn.Linear(36, 1, bias=False))
     pictures = np.random.default_rng(0).integers(256, size=(6, 1, 4, 4), dtype=np.uint8)
@@ -94,6 +100,9 @@ def test_indices_stay_indices():
         ([[1.0], [1.0, 2.0]], "x: expected numbers, got list: "),
         ([torch.ones(2), torch.ones(3)], "x: expected tensors of one shape"),
         ([], r"at least one example, got shape \[0\]"),
+        (pd.DataFrame({"a": X[:, 0], "b": ["1"] * 12}), r"with other values in \['b'\]"),
+        (X.astype(float) * 1e-300, "leave the range of the module's torch.float32"),
+        (X.astype(float) * 1e200, "leave the range of the module's torch.float32"),
     ],
 )
 def test_what_holds_no_numbers_is_refused(x, message):

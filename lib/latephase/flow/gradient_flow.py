@@ -15,7 +15,7 @@ from latephase.flow.progress import progress
 from latephase.flow.trajectory import RECORDED, Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
-from latephase.problem.checks import checked_inputs
+from latephase.problem.checks import checked_count, checked_inputs, checked_numbers
 from latephase.problem.degree import checked_degree, few_of
 from latephase.problem.homogenization import Homogenization
 from latephase.problem.losses import Loss
@@ -97,6 +97,7 @@ def gradient_flow(
     if at is not None:
         until = levels[-1]
     _check_settings(until, tol, records, kink_smoothing, attempts)
+    checked_numbers(jacobian_bytes=jacobian_bytes)
     if homogenized:
         module = Homogenization(module, few_of(checked_inputs(x)))
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
@@ -180,12 +181,14 @@ def _checked_levels(at: Sequence[float] | np.ndarray, until: float) -> list[floa
 def _check_settings(
     until: float, tol: float, records: int, kink_smoothing: float | None, attempts: int
 ) -> None:
+    checked_numbers(until=until, tol=tol)
     if not 0.0 < until <= 1e300:
         raise ValueError(f"until: expected a smoothed margin in (0, 1e300], got {until!r}")
     if not 0.0 < tol < 1.0:
         raise ValueError(f"tol: expected an error in (0, 1), got {tol!r}")
     for name, count in (("records", records), ("attempts", attempts)):
-        if isinstance(count, bool) or count != int(count) or count < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+        checked_count(name, count)
+    if kink_smoothing is not None:
+        checked_numbers(kink_smoothing=kink_smoothing)
     if kink_smoothing is not None and not 0.0 < kink_smoothing < 1.0:
         raise ValueError(f"kink_smoothing: expected ε in (0, 1) or None, got {kink_smoothing!r}")

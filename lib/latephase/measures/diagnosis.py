@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from latephase.problem import kkt, vectors
 from latephase.problem.batches import Batches, resolves_duals
 from latephase.problem.checks import (
     DRIFTS,
+    FALSE_GRADIENT,
+    checked_count,
     checked_labels,
     finite_inputs,
     raise_on_contradiction,
 )
 from latephase.problem.degree import Homogeneity, few_of, first_break, homogeneity
 from latephase.problem.examples import adapted
-from latephase.problem.generalized import KINK_TOL, least_norm
+from latephase.problem.generalized import KINK_TOL, checked_kink_tol, least_norm
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
 from latephase.problem.margins import Problem
 from latephase.problem.modules import (
@@ -174,8 +177,13 @@ def diagnose(
     x, y = inputs_and_labels(x, y)
     module, x = adapted(module, x, forward, inputs)
     checked_module(module)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}")
+    if batch_size is not None:
+        batch_size = checked_count("batch_size", batch_size)
+    checked_kink_tol(kink_tol)
+    if not isinstance(degree, bool | None) and not (isinstance(degree, Real) and 0 < degree < 1e3):
+        raise ValueError(f"degree: expected a positive number, None or False, got {degree!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype: expected a floating torch.dtype, got {dtype!r}")
     x = finite_inputs(x)
     if dtype is not None or any(w.is_inference() for w in module.parameters()):
         own = next(w.dtype for w in module.parameters() if w.is_floating_point())
@@ -183,7 +191,7 @@ def diagnose(
     with lent(module) as put_back:
         batches = Batches(module, x, batch_size, progress, put_back)
         loss, p, y = _margins(batches, y, loss)
-        if degree is None:
+        if degree is None or degree is True:
             few = batches.fed(slice(len(few_of(x))))
             found = homogeneity(module, few, batches.bar)
             if found.breaks and (call := first_break(module, few)):
@@ -253,9 +261,12 @@ def _diagnosis(batches, p, y, loss, found, table, kink_tol) -> Diagnosis:
             return alignment, *kkt.kkt_residual(*unit, wide.numpy() * shrink, dual, degree)
 
         own = stand(batches.weighted_gradient(y, q))
-        error = alignment_error(batches, y, q, loss)
+        error, honest = alignment_error(batches, y, q, loss)
         least = _least_norm(batches, y, loss, dual, kink_tol, stand)
-        if own[0] is None:
+        if not honest:
+            own, error = (None, None, None), None
+            missing |= dict.fromkeys(("alignment", *_RESIDUALS), FALSE_GRADIENT)
+        elif own[0] is None:
             missing["alignment"] = "the gradient is zero"
     else:
         missing |= dict.fromkeys(("alignment", "dual", *_RESIDUALS), _UNRESOLVED)

@@ -15,6 +15,7 @@ from scipy.linalg import qr, solve_triangular
 from scipy.optimize import nnls
 from torch import Tensor
 
+from latephase.problem.checks import points_and_signs
 from latephase.problem.task import Task, inputs_and_labels
 
 # How closely margin and bound must agree, relative.
@@ -67,11 +68,7 @@ def hard_margin_dual(
 
 def _hard_margin(x, y) -> tuple[np.ndarray, float, np.ndarray]:
     x, y = inputs_and_labels(x, y)
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64).reshape(-1)
-    if x.ndim != 2 or len(x) == 0 or y.shape != (len(x),):
-        raise ValueError(f"expected x [n, d] and y [n], got {list(x.shape)} and {list(y.shape)}")
-    if not (np.isfinite(x).all() and set(y.tolist()) <= {-1.0, 1.0}):
-        raise ValueError("expected finite x and labels -1 and +1")
+    x, y = points_and_signs(x, y)
     largest = np.abs(x).max(initial=0.0) or 1.0
     z = y[:, None] * (x / largest)
     scale = np.linalg.norm(z, axis=1).max() or 1.0

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latephase.problem.degree import few_of
+from latephase.problem.degree import few_of, smallest
+from latephase.problem.losses import pairwise_margins
 
 if TYPE_CHECKING:
     from latephase.problem.batches import Batches
     from latephase.problem.losses import Loss
 
 COUPLED = "module: its output for an example depends on the other examples of the batch"
+_UNKNOWN = ((math.nan, math.nan),) * 2
 # Signs that are drawn, which repeat in larger weights; numbers that are summed at a time.
 _BLOCK = 2**18
 
 
-def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> float | None:
+def alignment_error(
+    batches: Batches, y: Tensor, dual: Tensor, loss: Loss
+) -> tuple[float | None, bool]:
     """Return by how much the alignment changes when weights and gradient change by their last bit.
 
     The change for random signs, of the alignment for the few examples with the largest dual
     variables, and what independent roundings of the gradient add to it. None where that is zero.
-    The weights are put back.
+    Beside it whether the gradient is that of the outputs, by their differences along W as far as
+    the dtype tells. The weights are put back.
     """
     few = len(few_of(batches.x))
     rows = torch.argsort(dual.reshape(len(dual), -1).sum(1), descending=True)[:few]
@@ -34,8 +40,8 @@ def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> fl
         wide = p.cpu().double()
         return loss.dual_variables(wide.reshape(-1) if p.ndim == 2 and p.shape[1] == 1 else wide)
 
-    def measure() -> tuple[float, float]:
-        """Return the alignment, and the root of Σ w² g² over ‖w‖‖g‖; NaN without a gradient."""
+    def measure() -> tuple[float, float, float]:
+        """Return ⟨w, g⟩, the alignment, and the root of Σ w² g² over ‖w‖‖g‖; NaN for g = 0."""
         parts = batches.gradient_of(rows, y[rows.to(y.device)], weigh)
         sums = np.zeros(4)
         for weight, part in zip(batches.parameters, parts, strict=True):
@@ -45,28 +51,53 @@ def alignment_error(batches: Batches, y: Tensor, dual: Tensor, loss: Loss) -> fl
                 product = w * g
                 sums += [float(one) for one in (product.sum(), w @ w, g @ g, product @ product)]
         size = math.sqrt(sums[1] * sums[2]) or math.nan
-        return sums[0] / size, math.sqrt(sums[3]) / size
+        return sums[0], sums[0] / size, math.sqrt(sums[3]) / size
+
+    def margins(c: float) -> Tensor:
+        """Return the margins at weights c W."""
+        with torch.no_grad():
+            for weight, value in zip(batches.parameters, before, strict=True):
+                weight.copy_(c * value)
+            out = batches.outputs_of(rows)
+            return pairwise_margins(out, y[rows.to(y.device)].to(out.device))
+
+    def along(t: float) -> tuple[float, float]:
+        """Return Σ q p by its differences at (1 ± t) W, over 2 t, and Σ q |p|."""
+        try:
+            q, above, below = (weigh(margins(1.0)), *(margins(1 + s * t) for s in (1, -1)))
+        except ValueError:
+            return math.nan, math.nan
+        pairs = ((above - below) / (2.0 * t), above.abs())
+        return tuple(float((q * p.cpu().double().reshape(q.shape)).sum()) for p in pairs)
 
     before = [w.detach().clone() for w in batches.parameters]
     generator = torch.Generator().manual_seed(0)
     # The weights stay changed during a pass.
-    batches.put_back, put_back = (lambda: None), batches.put_back
+    batches.put_back, put_back = partial(batches.put_back, parameters=False), batches.put_back
     try:
-        start, rounding = measure()
+        radial, start, rounding = measure()
+        t = batches.coarsest ** (1 / 3)
+        (once, size), (twice, _) = (along(c * t) for c in (1.0, 2.0)) if t < 0.01 else _UNKNOWN
+        # What the differences do not tell: their curvature, and rounding.
+        off = abs(once - radial) - 10.0 * abs(once - twice)
+        wide = max(abs(once), abs(radial), size)
+        honest = not (size > smallest(batches.module) and off > 0.01 * wide)
         with torch.no_grad():
+            for weight, value in zip(batches.parameters, before, strict=True):
+                weight.copy_(value)
             for weight in batches.parameters:
                 eps = torch.finfo(weight.dtype).eps
                 block = (2 * torch.randint(0, 2, (_BLOCK,), generator=generator) - 1).to(weight)
                 signs = block.repeat(-(-weight.numel() // _BLOCK))[: weight.numel()]
                 weight.addcmul_(weight, signs.reshape(weight.shape), value=eps)
-        moved = measure()[0]
+        moved = measure()[1]
     finally:
         batches.put_back = put_back
         with torch.no_grad():
             for weight, value in zip(batches.parameters, before, strict=True):
                 weight.copy_(value)
     error = abs(moved - start) + batches.coarsest * rounding
-    return None if math.isnan(error) else error
+    return None if math.isnan(error) else error, honest
 
 
 def without_statistics(module: nn.Module) -> str:

@@ -44,7 +44,8 @@ def layer_table(module: nn.Module, bar: dict | None = None) -> pd.DataFrame:
     matrices with both sides above 256 are right to a relative 1e-5, their imbalances to 1e-3. bar:
     options of a bar to show.
     """
-    named = [(n, w) for n, w in module.named_parameters() if w.ndim >= 2 and w.requires_grad]
+    trained = [(n, w) for n, w in module.named_parameters() if w.requires_grad]
+    named = [(n, w) for n, w in trained if w.ndim >= 2 and w.numel()]
     rows: list[dict] = []
     lower: tuple[Tensor, _Top] | None = None
     for name, w in tqdm(named, desc="layers", **(bar or {"disable": True})):

@@ -40,7 +40,7 @@ class Batches:
         x: Tensor,
         size: int | None = BATCH,
         progress: bool | None = None,
-        put_back: Callable[[], None] = lambda: None,
+        put_back: Callable[..., None] = lambda parameters=True: None,
     ) -> None:
         self.module, self.x, self.put_back = module, x, put_back
         self.parameters = [w for w in module.parameters() if w.requires_grad]
@@ -54,18 +54,28 @@ class Batches:
     def fed(self, rows: slice | Tensor) -> Tensor:
         """Return inputs as the module gets them: on its device, and of its type if they float."""
         x = self.x[rows].to(self.like.device)
-        return x.to(self.like.dtype) if x.is_floating_point() else x
+        if not x.is_floating_point() or x.dtype == self.like.dtype:
+            return x
+        fed = x.to(self.like.dtype)
+        gone = (fed.flatten(1) == 0).all(1) & (x.flatten(1) != 0).any(1) if x.ndim > 1 else x[:0]
+        if bool(gone.any()) or not bool(torch.isfinite(fed).all()):
+            raise ValueError(
+                f"x: examples leave the range of the module's {self.like.dtype}; expected inputs "
+                "in other units, or dtype=torch.float64"
+            )
+        return fed
 
     def outputs_of(self, rows: slice | Tensor) -> Tensor:
         """Return the module's outputs on some rows; ValueError where they are no finite logits."""
         self.put_back()
-        return checked_outputs(called(self.module, self.fed(rows)))
+        x = self.fed(rows)
+        return checked_outputs(called(self.module, x), len(x))
 
     def outputs(self) -> Tensor:
         """Return the outputs on the whole data, without their graph."""
         with torch.no_grad():
             bar = tqdm(self.slices, desc="outputs", **self.bar)
-            return torch.cat([self.outputs_of(rows) for rows in bar])
+            return torch.cat([self.outputs_of(rows).detach() for rows in bar])
 
     def weights(self) -> np.ndarray:
         """Return the trainable parameters W [P] in float64."""
@@ -91,9 +101,14 @@ class Batches:
             if not p.requires_grad:
                 raise ValueError(NO_GRADIENT)
             weights = weigh(p.detach()).reshape(p.shape).to(p)
-            return torch.autograd.grad(
-                p, self.parameters, weights, allow_unused=True, materialize_grads=True
-            )
+            try:
+                parts = torch.autograd.grad(
+                    p, self.parameters, weights, allow_unused=True, materialize_grads=True
+                )
+            except RuntimeError as error:
+                said = f"{error}".partition("\n")[0]
+                raise ValueError(f"module: PyTorch finds no gradient: {said}") from error
+            return tuple(part.to_dense() for part in parts)
 
 
 def resolves_duals(p: Tensor, eps: float) -> bool:

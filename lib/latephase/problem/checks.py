@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ DRIFTS = (
 NO_GRADIENT = (
     "module: its outputs do not depend on its trainable parameters as far as autograd sees; "
     "expected that its forward neither detaches what it computes nor leaves PyTorch for NumPy"
+)
+
+
+FALSE_GRADIENT = (
+    "PyTorch's gradient of the outputs is not their derivative; expected that the forward detaches "
+    "nothing that depends on the weights, and that no hook or function has a gradient of its own"
 )
 
 
@@ -59,11 +66,16 @@ def finite_inputs(x: Any) -> Tensor:
     return x
 
 
-def checked_outputs(output: Tensor, finite: bool = True) -> Tensor:
+def checked_outputs(output: Tensor, n: int, finite: bool = True) -> Tensor:
     """Return a module's output; ValueError unless it is [n], [n, 1] or [n, k], and finite."""
-    if not isinstance(output, Tensor) or output.ndim not in (1, 2):
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape}")
+    shape = list(output.shape)
+    if len(shape) not in (1, 2) or shape[0] != n or 0 in shape:
+        raise ValueError(
+            f"module: expected outputs of shape [n], [n, 1] or [n, k], got {shape} of {n} examples"
+        )
+    if not output.is_floating_point() or output.layout != torch.strided:
+        what = output.dtype if output.layout == torch.strided else output.layout
+        raise ValueError(f"module: expected outputs that are dense floating numbers, got {what}")
     if finite and not bool(torch.isfinite(output).all()):
         raise ValueError("module: its outputs contain NaN or infinite values")
     return output
@@ -78,8 +90,14 @@ def _as_tensor(name: str, values: Any) -> Tensor:
             raise ValueError(f"{name}: expected tensors of one shape: {error}") from error
     if not isinstance(values, Tensor):
         return torch.from_numpy(_as_array(name, values))
-    if values.is_meta or values.layout != torch.strided:
-        what = "on the meta device, which has none" if values.is_meta else f"of {values.layout}"
+    strided = values.layout == torch.strided
+    if values.is_meta or values.is_nested or values.is_quantized or not strided:
+        what = (
+            "that is nested"
+            if values.is_nested
+            else f"of {values.dtype if strided else values.layout}"
+        )
+        what = "on the meta device, which has none" if values.is_meta else what
         raise ValueError(f"{name}: expected a dense tensor of numbers, got one {what}")
     values = values.detach()
     # Autograd takes none that was made under `torch.inference_mode`.
@@ -99,6 +117,9 @@ def _as_array(name: str, values: Any) -> np.ndarray:
     if array.dtype.kind not in "fiubc":
         coded = "; write np.unique(y, return_inverse=True)[1]" if name == "y" else ""
         of = "" if hasattr(values, "dtype") else f" of {array.dtype}"
+        if hasattr(values, "select_dtypes"):
+            others = list(values.select_dtypes(exclude=["number", "bool"]).columns)
+            of = f" of {array.dtype}, with other values in {others[:8] or 'places'}"
         raise ValueError(f"{name}: expected numbers, got {kind}{of}{coded}")
     if np.ma.is_masked(values):
         raise ValueError(f"{name}: expected a value everywhere, got a masked array")
@@ -107,21 +128,37 @@ def _as_array(name: str, values: Any) -> np.ndarray:
     return array.copy() if any(step < 0 for step in array.strides) else array
 
 
+def points_and_signs(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return points [n, d] and labels -1 and +1 [n] in float64; ValueError for anything else."""
+    x, y = (values.cpu().double().numpy() for values in (finite_inputs(x), finite_labels(y)))
+    if x.ndim != 2 or y.shape != (len(x),):
+        raise ValueError(f"expected x [n, d] and y [n], got {list(x.shape)} and {list(y.shape)}")
+    if not set(y.tolist()) <= {-1.0, 1.0}:
+        raise ValueError(f"y: expected labels -1 and +1, got {sorted(set(y.tolist()))[:8]}")
+    return x, y
+
+
+def finite_labels(y: Any) -> Tensor:
+    """Return labels, of shape [n] where they come as [n, 1]; ValueError unless real and finite."""
+    y = _as_tensor("y", y)
+    if y.is_complex():
+        raise ValueError(f"y: expected real labels, got {y.dtype}")
+    if y.is_floating_point() and not bool(torch.isfinite(y).all()):
+        raise ValueError("y: NaN or infinite labels")
+    return y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+
+
 def checked_labels(y: Any, output: Tensor, n: int, loss_name: str) -> tuple[Tensor, int]:
     """Return (labels, number of outputs) for a module with such an output; ValueError if wrong.
 
     Binary labels come back float64 in {-1, +1}, others int64 in 0..k-1.
     """
-    y = _as_tensor("y", y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y.reshape(-1)
+    y = finite_labels(y)
     if y.shape != (n,):
         one_hot = "; write y.argmax(1)" if y.ndim == 2 and len(y) == n else ""
         raise ValueError(
             f"y: expected {n} labels, one for each example, got shape {list(y.shape)}{one_hot}"
         )
-    if y.is_floating_point() and not bool(torch.isfinite(y).all()):
-        raise ValueError("y: NaN or infinite labels")
     binary = output.ndim == 1 or output.shape[1] == 1
     found = sorted(set(y.tolist()))
     if binary:
@@ -156,6 +193,8 @@ def raise_on_contradiction(x: Tensor, y: Tensor) -> None:
     """Raise ValueError if two equal examples carry different labels: no module separates them."""
     first_with: dict[bytes, int] = {}
     labels = y.tolist()
+    # NumPy has no floating numbers of less than four bytes but its own half.
+    x = x.float() if x.is_floating_point() and x.element_size() < 4 else x
     for i, row in enumerate(x.cpu().reshape(len(x), -1).numpy() + 0.0):
         j = first_with.setdefault(row.tobytes(), i)
         if labels[i] != labels[j]:
@@ -175,3 +214,32 @@ def in_mode(module: torch.nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def checked_count(name: str, value: Any) -> int:
+    """Return a number of things; ValueError unless it is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return int(value)
+
+
+def checked_numbers(**values: Any) -> None:
+    """Raise ValueError unless all values are real numbers."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"{name}: expected a number, got {value!r}")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put back, at the end, the random states and PyTorch's default type."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    default, python = torch.get_default_dtype(), random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(gpus):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

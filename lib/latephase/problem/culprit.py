@@ -26,8 +26,10 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
-        if isinstance(result, Tensor) and result.is_floating_point() and name != "get":
-            flat = result.detach().reshape(-1).cpu().double()
+        # Recurrent layers and attention return tuples.
+        first = next(iter(result), None) if isinstance(result, (tuple, list)) else result
+        if isinstance(first, Tensor) and first.is_floating_point() and name != "get":
+            flat = first.detach().reshape(-1).cpu().double()
             at = torch.cos(1.7 * torch.arange(flat.numel(), dtype=torch.float64))
             where = self.path[-1] if self.path else ""
             self.calls.append((name, where, float(flat.norm()), float(flat @ at)))

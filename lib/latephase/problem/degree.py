@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latephase.problem.checks import checked_inputs
+from latephase.problem.checks import checked_inputs, checked_numbers, checked_outputs
 from latephase.problem.culprit import first_inhomogeneous_call
 from latephase.problem.modules import called, coarsest, differentiating, frozen_copy
 from latephase.problem.task import Task
@@ -70,12 +70,14 @@ def checked_degree(module: torch.nn.Module, x: Tensor, degree: float | None) -> 
 
     The message names the parameters without which the module would be homogeneous.
     """
+    if degree is not None:
+        checked_numbers(degree=degree)
     module = frozen_copy(module)
     x = _few(module, x)
     measured = homogeneity(module, x)
     if measured.degree is None:
         raise ValueError(_why_not(module, x, measured))
-    if degree is not None and abs(degree - measured.degree) > 1e-6:
+    if degree is not None and not abs(degree - measured.degree) <= 1e-6:
         raise ValueError(
             f"degree: got {degree:g}, but the module's measured degree is {measured.degree:g}"
         )
@@ -106,15 +108,22 @@ def homogeneity(
     tolerance = _tolerance(module)
     # In float64 the defect is the largest of all draws.
     enough = _PLAIN if tolerance > HOMOGENEITY_TOLERANCE else np.inf
+    # Below it numbers have fewer digits.
+    least = smallest(module)
     exponents, defects = [], []
     with _Scaled(module, x) as outputs:
         for seed in tqdm(range(3), desc="degree", **(bar or {"disable": True})):
             parameters = _perturbed(outputs.start, seed, zeroed)
             one, *others = (outputs(parameters, c) for c in (1.0, 0.5, 2.0))
             if not all(np.isfinite(found).all() for found in (one, *others)):
-                return Homogeneity(None, np.inf, "its outputs leave the range of its type")
+                return Homogeneity(None, np.inf, _OUT_OF_RANGE)
             if not np.any(one):
                 continue
+            if max(np.abs(found).max() for found in (one, *others)) < least:
+                return Homogeneity(None, np.inf, _OUT_OF_RANGE)
+            # By a power of two, which leaves all digits: the squares stay in range.
+            unit = 2.0 ** np.floor(np.log2(np.abs(one).max()))
+            one, *others = (found / unit for found in (one, *others))
             for c, other in zip((0.5, 2.0), others, strict=True):
                 ratio = np.vdot(other, one) / np.vdot(one, one)
                 if ratio <= 0.0:
@@ -139,6 +148,7 @@ def homogeneity(
     return Homogeneity(None, defect, why, breaks=True)
 
 
+_OUT_OF_RANGE = "its outputs leave the range of its type"
 _ALL_ZERO = "its outputs are all zero, at perturbed parameters too"
 
 
@@ -158,6 +168,12 @@ def _tolerance(module: torch.nn.Module) -> float:
     return max(HOMOGENEITY_TOLERANCE, _ROUNDINGS * coarsest(module))
 
 
+def smallest(module: torch.nn.Module) -> float:
+    """Return a number of which the module's types have all digits, and of the last as well."""
+    types = {w.dtype for w in module.parameters() if w.is_floating_point()}
+    return max(torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in types)
+
+
 def _few(module: torch.nn.Module, x: Tensor | np.ndarray) -> Tensor:
     return few_of(checked_inputs(x)).to(next(module.parameters()).device)
 
@@ -168,12 +184,14 @@ def _why_not(module: torch.nn.Module, x: Tensor, measured: Homogeneity) -> str:
             f"module: {_ALL_ZERO}; expected examples of which some are not zero, and a module "
             "that passes them on"
         )
+    if measured.why == _OUT_OF_RANGE and not first_break(module, x):
+        return f"module: {_OUT_OF_RANGE}; expected inputs or weights in other units"
     culprits = _breaking_parameters(module, x)
     because = (
         f"without {', '.join(culprits)} it would be homogeneous"
         if culprits
         else f"no bias explains it; the first call that is not homogeneous is "
-        f"{first_break(module, x) or 'out of sight, in compiled code'}"
+        f"{first_break(module, x) or 'none that is seen by itself'}"
     )
     return (
         f"module: expected outputs homogeneous in the parameters, Φ(cw) = c^L Φ(w); the "
@@ -201,7 +219,7 @@ class _Scaled:
         """Return the outputs, of a call in the context `calls`."""
         self._set(parameters, c)
         with torch.no_grad(), calls or nullcontext():
-            outputs = called(self.module, self.x)
+            outputs = checked_outputs(called(self.module, self.x), len(self.x), finite=False)
         return to_numpy(outputs.cpu().double())
 
     def _set(self, parameters: Iterable[Tensor], c: float) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from latephase.problem.batches import BATCH
+from latephase.problem.checks import undisturbed
 
 # What the entry with the labels of a dictionary is called, where nobody says so.
 _LABELS = ("labels", "label", "y", "target", "targets")
@@ -28,7 +29,7 @@ def collected(data: object, labels: str | None = None) -> tuple[Any, Tensor]:
     """
     try:
         # Loaders draw from PyTorch's generator, even where they do not shuffle.
-        with torch.random.fork_rng(devices=[]):
+        with undisturbed():
             bar = tqdm(_batches(data), desc="data", delay=2.0, leave=False, disable=None)
             parts = [_pair(batch, labels) for batch in bar]
         if not parts:
@@ -38,10 +39,12 @@ def collected(data: object, labels: str | None = None) -> tuple[Any, Tensor]:
         if not isinstance(first, Mapping):
             return _joined("x", [x for x, _ in parts]), y
         return {name: _joined(name, [x[name] for x, _ in parts]) for name in first}, y
-    except (TypeError, RuntimeError, IndexError, KeyError) as error:
+    except ValueError:
+        raise
+    except Exception as error:
         raise ValueError(
             f"x: expected a data set whose examples make batches of tensors, got one that raised "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         ) from error
 
 

@@ -147,6 +147,8 @@ class GatedCalls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if kwargs.get("out", self) is None:
+            kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         name = getattr(func, "__name__", "")
         bare = name.strip("_")
         if bare in FOLLOWED and self.follows(bare, args, kwargs):

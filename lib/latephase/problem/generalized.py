@@ -12,19 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import lsq_linear
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latephase.problem.chain import Chain
+from latephase.problem.examples import kind
 from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.losses import Loss
 from latephase.problem.margins import Problem
 from latephase.problem.modules import differentiating
 from latephase.problem.task import Task, inputs_and_labels
-from latephase.problem.vectors import to_numpy
+from latephase.problem.vectors import length, to_numpy
 
 # Above the rounding of float32 in the layers before, and so small that of a million kinks fewer
 # than one is active by chance.
@@ -105,10 +109,15 @@ def generalized_gradient(
     <GeneralizedGradient: least norm 0, 2 active kinks>
     """
     x, y = inputs_and_labels(x, y)
-    if not kink_tol >= 0.0:
-        raise ValueError(f"kink_tol: expected a number of at least 0, got {kink_tol!r}")
+    checked_kink_tol(kink_tol)
     problem = Problem(module, x, y, loss, jacobian_bytes)
     return least_norm(problem, w, kink_tol, dual)
+
+
+def checked_kink_tol(kink_tol: Any) -> None:
+    """Raise ValueError unless a tolerance is one."""
+    if not isinstance(kink_tol, Real) or not kink_tol >= 0.0:
+        raise ValueError(f"kink_tol: expected a number of at least 0, got {kink_tol!r}")
 
 
 def least_norm(
@@ -118,7 +127,15 @@ def least_norm(
     dual: np.ndarray | None = None,
 ) -> GeneralizedGradient:
     """Return `generalized_gradient` of a problem."""
-    w = problem.w0 if w is None else np.asarray(w, dtype=float)
+    # The other kernels of attention have no second derivatives.
+    with sdpa_kernel(SDPBackend.MATH):
+        return _least_norm(problem, w, kink_tol, dual)
+
+
+def _least_norm(
+    problem: Problem, w: np.ndarray | None, kink_tol: float, dual: np.ndarray | None
+) -> GeneralizedGradient:
+    w = problem.w0 if w is None else _numbers("w", w)
     if w.shape != problem.w0.shape or not np.isfinite(w).all():
         raise ValueError(
             f"w: expected {problem.w0.size} finite weights [P], got shape {list(w.shape)}"
@@ -128,7 +145,7 @@ def least_norm(
     if dual is None:
         shaped = torch.from_numpy(problem.shaped(p))
         dual = to_numpy(problem.loss.dual_variables(shaped))
-    dual = np.asarray(dual, dtype=float).reshape(-1)
+    dual = _numbers("dual", dual).reshape(-1)
     if dual.shape != p.shape or not np.isfinite(dual).all():
         raise ValueError(f"dual: expected {p.size} finite weights of margins, got {dual.size}")
     near = np.flatnonzero(np.abs(z) <= kink_tol * _scales(kinks, z))
@@ -142,7 +159,7 @@ def least_norm(
     first_units = np.array([kinks.unit[kinks.site == s].min() for s in range(len(kinks.sites))])
     return GeneralizedGradient(
         gradient=gradient,
-        norm=float(np.linalg.norm(gradient)),
+        norm=length(gradient),
         active=len(active),
         kinks=[
             (*kinks.sites[s][:2], int(kinks.owner[k]), int(kinks.unit[k] - first_units[s]))
@@ -154,11 +171,19 @@ def least_norm(
     )
 
 
+def _numbers(name: str, values: Any) -> np.ndarray:
+    try:
+        return to_numpy(torch.as_tensor(values).double())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected numbers, got {kind(values)}: {error}") from error
+
+
 def _scales(kinks: Kinked | Chain, z: np.ndarray) -> np.ndarray:
     """Return the scale of each kink [K]: the root mean square of z over its call."""
     count = np.maximum(np.bincount(kinks.site, minlength=len(kinks.sites)), 1)
-    square = np.bincount(kinks.site, np.square(z), minlength=len(kinks.sites))
-    return np.sqrt(square / count)[kinks.site]
+    largest = np.abs(z).max(initial=0.0) or 1.0
+    square = np.bincount(kinks.site, np.square(z / largest), minlength=len(kinks.sites))
+    return largest * np.sqrt(square / count)[kinks.site]
 
 
 def _levels(kinks: Kinked | Chain, active: np.ndarray) -> list[np.ndarray]:

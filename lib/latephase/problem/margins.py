@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latephase.problem.checks import (
     DRIFTS,
+    FALSE_GRADIENT,
     NO_GRADIENT,
     checked_inputs,
     checked_labels,
@@ -66,7 +67,7 @@ class Problem:
         if not np.isfinite(self.w0).all():
             raise ValueError("module: its parameters contain NaN or infinite values")
         self.x = checked_inputs(x).to(self.device)
-        output = checked_outputs(first_outputs(self.module, self.x))
+        output = checked_outputs(first_outputs(self.module, self.x), min(2, len(self.x)))
         if not np.array_equal(to_numpy(torch.cat([w.reshape(-1) for w in trainable])), self.w0):
             raise ValueError(
                 "module: its forward changes its trainable parameters in place; expected that it "
@@ -83,6 +84,8 @@ class Problem:
         self._vectorized = self._check_examples_are_independent()
         self.graph_bytes = max(1, self._graph_bytes())
         self._batch = max(1, jacobian_bytes // self.graph_bytes)
+        if not np.isfinite(self.margins(self.w0)).all():
+            raise ValueError("module: its outputs contain NaN or infinite values")
 
     @property
     def n(self) -> int:
@@ -312,12 +315,13 @@ class Problem:
                 self._vectorized = False
                 rows = self._example_jacobians(w, few)
         except (RuntimeError, AssertionError) as error:
-            why = f"no derivatives by torch.func: {error}"
-            if "_higher_order_ops" in why:
+            why = f"no derivatives by torch.func: {error}".partition("\n")[0]
+            if "_higher_order_ops" in str(error):
                 why = "torch.cond and other control flow on values is not followed"
             raise ValueError(f"module: {why}{own_line(error)}") from error
         if (once - again).abs().max() > 1e-9 * once.abs().max():
             raise ValueError(DRIFTS)
+        self._check_gradient(w, weights, few, to_numpy(expected))
         came, expected = rows.T @ to_numpy(weights), to_numpy(expected)
         # Both are float64 sums of the same terms in another order.
         if np.linalg.norm(came - expected) > 1e-9 * (np.linalg.norm(expected) + 1e-300):
@@ -326,3 +330,20 @@ class Problem:
                 "margins of single examples are not defined"
             )
         return self._vectorized
+
+    def _check_gradient(self, w: Tensor, weights: Tensor, rows: Tensor, gradient: np.ndarray):
+        """Raise ValueError unless the gradient of Σ weights_i p_i is that of its values.
+
+        By a difference in a random direction, relative to the root mean square of w.
+        """
+        generator, step = torch.Generator().manual_seed(1), 1e-6
+        v = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+        v = v * (root_mean_square(to_numpy(w)) or 1.0)
+        with torch.no_grad():
+            sides = [self._batch_margins(w + s * v, rows).reshape(-1) for s in (step, -step)]
+        moved = float((weights * (sides[0] - sides[1])).sum()) / (2.0 * step)
+        size = float((weights * sides[0].abs()).sum())
+        along = float(gradient @ to_numpy(v))
+        # A kink between the two sides, and the rounding of their difference, which is 1e-10.
+        if abs(moved - along) > 1e-3 * max(abs(moved), abs(along)) + 1e-6 * size:
+            raise ValueError(f"module: {FALSE_GRADIENT}")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
+import dataclasses
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from latephase.problem.checks import checked_outputs, in_mode, own_line
+from latephase.problem.checks import checked_outputs, in_mode, own_line, undisturbed
 
 
 def checked_module(module: torch.nn.Module) -> torch.nn.Module:
@@ -35,15 +38,23 @@ def checked_module(module: torch.nn.Module) -> torch.nn.Module:
                 f"module: {name!r} is complex ({w.dtype}); expected real numbers, of which the "
                 "norms, angles and gradients here are"
             )
+        if w.requires_grad and torch._debug_has_internal_overlap(w) == 1:
+            raise ValueError(
+                f"module: entries of {name!r} share their memory, as torch.expand makes them; "
+                "expected its clone()"
+            )
     return module
 
 
 def differentiating(door: Callable) -> Callable:
-    """Return a function that works under `torch.no_grad` and `torch.inference_mode` as well."""
+    """Return a function that works under `torch.no_grad` and `torch.inference_mode` as well.
+
+    What the module's forward does to random states and to PyTorch's default type is undone.
+    """
 
     @wraps(door)
     def opened(*args, **kwargs):
-        with torch.inference_mode(False), torch.enable_grad():
+        with undisturbed(), torch.inference_mode(False), torch.enable_grad():
             return door(*args, **kwargs)
 
     return opened
@@ -51,6 +62,9 @@ def differentiating(door: Callable) -> Callable:
 
 def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
     """Return a float64 copy of the module in evaluation mode; ValueError without parameters."""
+    # torch.func takes no module in a wrapper that copies it, nor one that torch.compile has made.
+    module = module.module if isinstance(module, torch.nn.DataParallel) else module
+    module = getattr(module, "_orig_mod", module)
     return cast_copy(checked_module(module), torch.float64).eval()
 
 
@@ -127,42 +141,72 @@ def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
 
 
 @contextmanager
-def lent(module: torch.nn.Module) -> Iterator[Callable[[], None]]:
+def lent(module: torch.nn.Module) -> Iterator[Callable[..., None]]:
     """Borrow the user's module in evaluation mode; all that it holds is put back afterwards.
 
-    Yields what puts its parameters and buffers back at once. Its attributes come back too, and the
-    contents of lists, dictionaries and sets among them.
+    Yields what puts it back at once: parameters (not for parameters=False), buffers, attributes,
+    and the contents of containers, arrays and tensors among them.
     """
-    tensors = [(t, t.detach().clone()) for t in [*module.parameters(), *module.buffers()]]
-    parts = [(part, dict(vars(part))) for part in module.modules()]
-    containers = [
-        (value, copy.copy(value))
-        for _, attributes in parts
-        for value in attributes.values()
-        if type(value) in (list, dict, set, deque)
-    ]
+    with in_mode(module, training=False):
+        weights = [(w, w.detach().clone(), w.requires_grad) for w in module.parameters()]
+        parts = [(part, dict(vars(part))) for part in module.modules()]
+        kept = {id(w): w for w, *_ in weights}
+        contents = [one for _, attributes in parts for one in _contents(attributes, kept)]
 
-    def put_back() -> None:
-        with torch.no_grad():
-            for tensor, before in tensors:
-                if not torch.equal(tensor, before):
-                    tensor.copy_(before)
+        def put_back(parameters: bool = True) -> None:
+            for part, attributes in parts:
+                vars(part).clear()
+                vars(part).update(attributes)
+            for value, before in contents:
+                _refill(value, before)
+            for tensor, before, trained in weights if parameters else ():
+                _refill(tensor, before)
+                tensor.requires_grad_(trained)
 
-    try:
-        with in_mode(module, training=False):
+        try:
             yield put_back
-    finally:
-        for part, attributes in parts:
-            vars(part).clear()
-            vars(part).update(attributes)
-        for value, before in containers:
-            if type(value) in (dict, set):
-                value.clear()
-                value.update(before)
-            else:
-                value.clear()
-                value.extend(before)
-        put_back()
+        finally:
+            put_back()
+
+
+_REFILLED = {list, set, deque, dict, OrderedDict, defaultdict, Counter}
+_WALKED = (list, tuple, set, deque, dict, Tensor, np.ndarray)
+
+
+def _contents(value: Any, seen: dict[int, object]) -> Iterator[tuple]:
+    """Yield (value, copy) of the containers, arrays and tensors in an object, but those seen."""
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    if isinstance(value, Tensor):
+        if not (value.is_meta or value.is_nested) and (held := _value(value)).shape == value.shape:
+            yield value, held
+    elif isinstance(value, np.ndarray):
+        yield value, value.copy()
+    else:
+        if type(value) in _REFILLED:
+            yield value, copy.copy(value)
+        for one in value.values() if isinstance(value, dict) else value:
+            if isinstance(one, _WALKED):
+                yield from _contents(one, seen)
+
+
+def _refill(value: Any, before: Any) -> None:
+    """Put the copy of a container, an array or a tensor back into it."""
+    if isinstance(value, Tensor):
+        with torch.no_grad():
+            dense = value.layout == torch.strided
+            if not (dense and torch.equal(value, before)):
+                value.copy_(before)
+    elif isinstance(value, np.ndarray):
+        if value.flags.writeable:
+            value[...] = before
+    elif isinstance(value, (dict, set)):
+        value.clear()
+        value.update(before)
+    else:
+        value.clear()
+        value.extend(before)
 
 
 def coarsest(module: torch.nn.Module) -> float:
@@ -173,7 +217,17 @@ def coarsest(module: torch.nn.Module) -> float:
 
 def called(module: torch.nn.Module, x: Tensor) -> Tensor:
     """Return the logits of module(x); it gets a copy of x, into which it may write."""
-    return logits(module(x.clone()))
+    try:
+        return logits(module(x.clone()))
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"module: it raised {_said(error)}{own_line(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """Return an error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {f'{error}'.partition(chr(10))[0]}"
 
 
 def logits(output: object) -> Tensor:
@@ -189,6 +243,7 @@ def logits(output: object) -> Tensor:
     if isinstance(named, Tensor):
         return named
     values = output.values() if isinstance(output, Mapping) else output
+    values = vars(output).values() if dataclasses.is_dataclass(output) else values
     values = values if isinstance(values, Iterable) and not isinstance(values, str) else []
     found = [v for v in values if isinstance(v, Tensor) and v.ndim in (1, 2)]
     found = [tensor for tensor in found if tensor.is_floating_point()]
@@ -233,8 +288,10 @@ def call_with(
 def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
     """Return the module's outputs of the first two examples, in evaluation mode, finite or not.
 
-    Raises ValueError where it does not take them, and for outputs that are no logits.
+    Raises ValueError where it does not take them, for outputs that are no logits, and where the
+    call changes which parameters there are to train.
     """
+    parameters = _trained(module)
     with in_mode(module, training=False), torch.no_grad():
         try:
             outputs = module(x[:2].clone())
@@ -242,6 +299,17 @@ def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
             whole = "" if x.is_floating_point() else "; make numbers that are no indices floating"
             raise ValueError(
                 f"x: the module does not take examples of shape {list(x.shape[1:])} and type "
-                f"{x.dtype}: {type(error).__name__}: {error}{own_line(error)}{whole}"
+                f"{x.dtype}: {_said(error)}{own_line(error)}{whole}"
             ) from error
-    return checked_outputs(logits(outputs), finite=False)
+    changed = [name for name, _ in _trained(module).items() ^ parameters.items()]
+    if changed:
+        raise ValueError(
+            f"module: its forward makes or freezes parameters ({changed[0]!r} among them); "
+            "expected that those to train are there before it is called"
+        )
+    return checked_outputs(logits(outputs), len(x[:2]), finite=False)
+
+
+def _trained(module: torch.nn.Module) -> dict[str, int]:
+    """Return the identities of the parameters to train, by name."""
+    return {name: id(w) for name, w in module.named_parameters() if w.requires_grad}

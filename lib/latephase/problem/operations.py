@@ -55,6 +55,8 @@ def _clamp(calls, input, min=None, max=None, inplace=False):
             raise calls.refuse("clamp", "between tensors in place; expected torch.maximum")
         low = input if min is None else _larger(calls, "clamp", input, min, 1)
         return low if max is None else _larger(calls, "clamp", low, max, -1)
+    min = None if min == -math.inf else min
+    max = None if max == math.inf else max
     if (min, max) == (0, None):
         return calls.bend("clamp", input, 0.0, inplace=inplace)
     if (min, max) == (None, 0):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 # What a loss of PyTorch's must be set to; `reduction` only scales the risk.
-_PLAIN = {"weight": None, "pos_weight": None, "label_smoothing": 0.0}
+_PLAIN = {"weight": None, "pos_weight": None, "label_smoothing": 0.0, "ignore_index": -100}
 _FUNCTIONS = {F.cross_entropy: "cross_entropy", F.soft_margin_loss: "logistic"}
 _MODULES = {nn.CrossEntropyLoss: "cross_entropy", nn.SoftMarginLoss: "logistic"}
 _OF_ZERO_AND_ONE = (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits)
@@ -27,7 +27,7 @@ def name_of(loss: object) -> object:
     name = next((name for kind, name in _MODULES.items() if type(loss) is kind), name)
     for setting, plain in _PLAIN.items() if name else ():
         value = getattr(loss, setting, plain)
-        if value is not plain and value != plain:
+        if value is not plain and value != plain and not (setting == "ignore_index" and value < 0):
             raise ValueError(
                 f"loss: expected {type(loss).__name__} with {setting}={plain}, got "
                 f"{value}; that risk has another late phase"

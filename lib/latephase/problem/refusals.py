@@ -51,7 +51,18 @@ def why_not(name: str, args: tuple, kwargs: dict) -> str:
         power = kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else None))
         if power not in (None, 2, 2.0, "fro"):
             return f"the norm of order {power!r} has kinks that are not followed"
+        if args and isinstance(args[0], Tensor) and _single(name, args, kwargs):
+            return "the norm of a single number has the kink of its absolute value; expected abs"
     return ""
+
+
+def _single(name: str, args: tuple, kwargs: dict) -> bool:
+    """Return whether a norm is of one number."""
+    shape, default = args[0].shape, 1 if name == "normalize" else None
+    place = 2 if name in ("norm", "normalize", "linalg_vector_norm", "linalg_norm") else 9
+    dim = kwargs.get("dim", args[place] if len(args) > place else default)
+    dims = range(len(shape)) if dim is None else [dim] if isinstance(dim, int) else dim
+    return all(shape[d] == 1 for d in dims)
 
 
 def is_square(name: str, args: tuple) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from latephase.problem.examples import collected, kind
 
@@ -76,4 +77,8 @@ def inputs_and_labels(x: Any, y: Any = None) -> tuple[Any, Any]:
         return x.x, x.y
     if y is None or isinstance(y, str):
         return collected(x, y)
+    if isinstance(x, Dataset | DataLoader):
+        raise ValueError(
+            f"y: expected none beside a {kind(x)}, whose batches have labels; got {kind(y)}"
+        )
     return x, y

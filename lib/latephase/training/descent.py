@@ -35,10 +35,17 @@ from tqdm import tqdm
 
 from latephase.flow.state import State
 from latephase.flow.trajectory import Trajectory, largest_drop, trajectory_of
-from latephase.problem.checks import checked_inputs, checked_labels
+from latephase.problem.checks import (
+    FALSE_GRADIENT,
+    NO_GRADIENT,
+    checked_count,
+    checked_inputs,
+    checked_labels,
+    checked_numbers,
+)
 from latephase.problem.degree import checked_degree
 from latephase.problem.losses import Loss, default_loss, pairwise_margins
-from latephase.problem.modules import called, copied, first_outputs
+from latephase.problem.modules import called, copied, differentiating, first_outputs
 from latephase.problem.task import Task, inputs_and_labels
 from latephase.problem.vectors import arc, to_numpy
 from latephase.training.rules import FIRST_ORDER, Rule, checked_rule
@@ -51,6 +58,7 @@ _TURN = 0.05
 _LARGEST_RELATIVE_STEP = 0.1
 
 
+@differentiating
 def gradient_descent(
     module: torch.nn.Module,
     x: Tensor | np.ndarray | Task,
@@ -89,6 +97,10 @@ def gradient_descent(
     iteration leaves the range of the numbers.
     """
     positive = {"until": until, "steps": steps, "rate": rate, "per_efold": per_efold}
+    checked_numbers(**positive)
+    checked_count("steps", steps)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating torch.dtype, got {dtype!r}")
     for name, value in positive.items():
         if not value > 0:
             raise ValueError(f"{name}: expected a positive number, got {value!r}")
@@ -98,6 +110,7 @@ def gradient_descent(
     descent = _Descent(module, x, y, loss, degree, dtype, device)
     kept = _Kept(per_efold)
     iterate = descent.evaluate()
+    descent.check_gradient(iterate)
     with tqdm(total=steps, disable=not progress, unit="step") as bar:
         for step in range(steps + 1):
             _raise_unless_finite(iterate, step, rate, dtype)
@@ -146,7 +159,8 @@ class _Descent:
         parts = self.w.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.data = part.view(parameter.shape)
-        self.x = checked_inputs(x).to(device, dtype)
+        x = checked_inputs(x)
+        self.x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
         output = first_outputs(self.network, self.x)
         self.loss = default_loss(loss, 1 if output.ndim == 1 else output.shape[1])
         self.y = checked_labels(y, output, len(self.x), self.loss.name)[0].to(device)
@@ -155,11 +169,19 @@ class _Descent:
     def evaluate(self) -> _Iterate:
         margins = pairwise_margins(called(self.network, self.x), self.y)
         alpha = self.loss.smoothed_margin(margins)
-        dual, *gradients = torch.autograd.grad(alpha, [margins, *self.parameters])
-        gradient = torch.cat([g.reshape(-1) for g in gradients])
+        if not margins.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        dual, gradient = self._gradient(alpha, margins)
         norm = vector_norm(self.w)
         sizes = alpha.item(), norm.item(), vector_norm(gradient).item()
         return _Iterate(*sizes, self.w / norm, gradient, margins.detach(), dual)
+
+    def check_gradient(self, iterate: _Iterate) -> None:
+        """Raise ValueError unless ⟨W, ∇α⟩ = L Σ q p, as it is of a homogeneous module."""
+        products = self.degree * iterate.dual * iterate.margins
+        off = torch.dot(iterate.gradient, self.w) - products.sum()
+        if abs(off.item()) > 0.01 * products.abs().sum().item():
+            raise ValueError(f"module: {FALSE_GRADIENT}")
 
     def size(self, rule: Rule, iterate: _Iterate) -> float:
         """Return η of the step W ← W + η ∇α."""
@@ -188,6 +210,14 @@ class _Descent:
         squared = a @ a
         return vector_norm(squared @ squared).item() ** 0.25 * iterate.norm**power
 
+    def _gradient(self, of: Tensor, *inputs: Tensor, **options: bool) -> tuple[Tensor, ...]:
+        """Return the derivatives of a number in some tensors, then in w."""
+        found = torch.autograd.grad(
+            of, [*inputs, *self.parameters], allow_unused=True, materialize_grads=True, **options
+        )
+        own = [part.to_dense().reshape(-1) for part in found[len(inputs) :]]
+        return *found[: len(inputs)], torch.cat(own)
+
     def _gram(self) -> Tensor:
         """Return ⟨∇p_i, ∇p_j⟩ at the current W; with several classes over all pairs.
 
@@ -198,8 +228,7 @@ class _Descent:
         for i in range(len(self.x)):
             margins = pairwise_margins(called(self.network, self.x[i : i + 1]), self.y[i : i + 1])
             for margin in margins.reshape(-1):
-                gradients = torch.autograd.grad(margin, self.parameters, retain_graph=True)
-                rows.append(torch.cat([g.reshape(-1) for g in gradients]))
+                rows.append(self._gradient(margin, retain_graph=True)[0])
         jacobian = torch.stack(rows)
         return jacobian @ jacobian.T
 
