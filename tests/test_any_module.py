@@ -458,6 +458,7 @@ def test_sparse_gradients_unused_and_empty_parameters():
     assert flow.smoothed_margin[-1] > flow.smoothed_margin[0]
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_attention_has_a_generalized_gradient():
     layer = nn.TransformerEncoderLayer(3, 1, 8, batch_first=True)
     module = nn.Sequential(nn.Unflatten(1, (1, 3)), layer, nn.Flatten(), nn.Linear(3, 1))

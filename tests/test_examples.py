@@ -300,3 +300,41 @@ def test_what_is_no_module_is_refused_as_that():
 def test_entries_that_nobody_says_what_to_do_with_are_refused(x, how, message):
     with pytest.raises(ValueError, match=message):
         adapted(Words(), x, **how)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        X + 1j,
+        X.astype(str),
+        np.ma.masked_array(X, mask=X > 1),
+        torch.tensor(X).to_sparse(),
+        [[1], []],
+    ],
+)
+def test_the_exact_solver_takes_no_more_than_the_others(x):
+    with pytest.raises(ValueError, match=r"x: expected (numbers|a value|a dense|a floating)"):
+        latephase.hard_margin(x, Y)
+
+
+def test_the_exact_solver_takes_what_the_others_do():
+    expected = latephase.hard_margin(X, Y)
+    for x in (torch.tensor(X, requires_grad=True), pd.DataFrame(X)):
+        np.testing.assert_array_equal(latephase.hard_margin(x, Y)[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *({"until": "3"}, {"tol": None}, {"records": 2.5}, {"attempts": "x"}),
+        *({"jacobian_bytes": "1"}, {"degree": "1"}, {"degree": np.nan}, {"kink_smoothing": "a"}),
+    ],
+)
+def test_a_setting_that_is_no_number_is_named(setting):
+    (name,) = setting
+    net = nn.Linear(3, 1, bias=False)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        latephase.gradient_flow(net, X, Y, **setting)
+    if name in ("until", "degree"):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            latephase.gradient_descent(net, X, Y, **setting)

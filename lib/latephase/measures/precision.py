@@ -58,7 +58,7 @@ def alignment_error(
         with torch.no_grad():
             for weight, value in zip(batches.parameters, before, strict=True):
                 weight.copy_(c * value)
-            out = batches.outputs_of(rows)
+            out = batches.outputs_of(rows).detach()
             return pairwise_margins(out, y[rows.to(y.device)].to(out.device))
 
     def along(t: float) -> tuple[float, float]:

@@ -305,6 +305,8 @@ class Problem:
             again = self._batch_margins(leaf, few).reshape(-1)
             if not once.requires_grad:
                 raise ValueError(NO_GRADIENT)
+            if not torch.isfinite(once).all():
+                raise ValueError("module: its outputs contain NaN or infinite values")
             (expected,) = torch.autograd.grad(
                 once, leaf, weights, allow_unused=True, materialize_grads=True
             )

@@ -307,7 +307,7 @@ def first_outputs(module: torch.nn.Module, x: Tensor) -> Tensor:
             f"module: its forward makes or freezes parameters ({changed[0]!r} among them); "
             "expected that those to train are there before it is called"
         )
-    return checked_outputs(logits(outputs), len(x[:2]), finite=False)
+    return checked_outputs(logits(outputs), len(x[:2]), finite=False).detach()
 
 
 def _trained(module: torch.nn.Module) -> dict[str, int]:
