@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from problems import save
 
-from experiments import discrete
+from experiments import discrete_time
 from latephase.training import together
 from latephase.zoo import networks
 from latephase.zoo.tasks import separable_points
@@ -49,7 +49,7 @@ def starts(width: int, dimension: int, seeds: range) -> tuple[together.Family, n
 def sweep(family: together.Family, w: np.ndarray) -> float:
     """Return the seconds of both ways from the weights w [r, P]."""
     begin = time.process_time()
-    end = discrete.flow_to(family, w, level=1.0)[-1]
+    end = discrete_time.flow_to(family, w, level=1.0)[-1]
     # A level that no run reaches: all take the same number of steps.
     together.descend(family, end, 0.1, levels=1e9, rule="logarithmic", steps=STEPS)
     return time.process_time() - begin

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import latephase
-from experiments import discrete, explorables
+from experiments import explorables, other_losses
 from experiments.margin_maximization import variation_margin
 from experiments.where_it_fails import Hat, follow
 from latephase.problem.vectors import angle
@@ -140,9 +140,9 @@ def test_the_groove_is_the_chapter_s(computed, cap):
 FORCES = {
     "exponential": lambda p: np.exp(-p),
     "logistic": lambda p: 1 / (1 + np.exp(p)),
-    "polynomial": discrete.polynomial(2.0),
-    "hinge": discrete.hinge,
-    "squared": discrete.squared,
+    "polynomial": other_losses.polynomial(2.0),
+    "hinge": other_losses.hinge,
+    "squared": other_losses.squared,
 }
 
 
