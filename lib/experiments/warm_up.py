@@ -125,16 +125,12 @@ def level_lines(x: np.ndarray, y: np.ndarray, reach: float) -> tuple[np.ndarray,
     return *grid, -logsumexp(-margins, axis=0)
 
 
-def mark_stops(axes: Axes, height: float = 0.97) -> None:
+def mark_stops(axes: Axes) -> None:
     """Mark on an axis of α where training usually stops, where float64 ends, and the limit."""
-    look = {
-        "color": style.GREY,
-        "fontsize": 9,
-        "va": "top",
-        "transform": axes.get_xaxis_transform(),
-    }
-    stops = {USUAL: " training\n usually ends", FLOAT64: " float64\n ends"}
-    for alpha, words in stops.items():
+    look = {"color": style.GREY, "fontsize": 9, "va": "top"}
+    look["transform"] = axes.get_xaxis_transform()
+    stops = {USUAL: " training usually ends", FLOAT64: " float64 ends"}
+    for height, (alpha, words) in zip((1.0, 0.94), stops.items(), strict=True):
         axes.axvline(alpha, color=style.GREY, linestyle=":", linewidth=1)
         axes.text(alpha, height, words, ha="left", **look)
-    axes.text(axes.get_xlim()[1], height, "the limit →", ha="right", **look)
+    axes.text(axes.get_xlim()[1], 0.88, "the limit →", ha="right", **look)
