@@ -21,6 +21,7 @@ from scipy import stats
 
 from experiments.frames import by_seed, gather, seedwise  # noqa: F401  (for the chapter)
 from experiments.variation_norm import largest_margin
+from experiments.warm_up import mark_stops  # noqa: F401  (for the chapter)
 from latephase.flow import course
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory, largest_drop
@@ -146,6 +147,25 @@ def distances(run, points: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(columns).assign(model=run.model, seed=run.seed)
 
 
+def differences(run, points: np.ndarray) -> pd.DataFrame:
+    """Return predictors at points [m, 3] less that of the linear program, each of mean square one.
+
+    A row for each point and predictor: the run's network at its first and last α, and lazy
+    training's.
+    """
+    seen = torch.from_numpy(points)
+    ends = run.flow.smoothed_margin[[0, -1]]
+    of = {"just separated": outputs(run, ends[0], seen), "the limit": outputs(run, ends[1], seen)}
+    of["tangent kernel"] = lazy(run, points)
+    best, plane = program(run, points), pd.DataFrame(points[:, :2])
+    plane.columns = ["first coordinate", "second coordinate"]
+    parts = [
+        plane.assign(difference=np.sqrt(len(points)) * (unit(f) - unit(best)), predictor=name)
+        for name, f in of.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def limit_verdicts(
     rounded: pd.DataFrame, plain: pd.DataFrame, away: pd.DataFrame, points: np.ndarray
 ) -> dict[str, dict]:
@@ -233,6 +253,31 @@ def records(run) -> pd.DataFrame:
         ),
     }
     return pd.DataFrame(about | columns)
+
+
+def angles(run) -> pd.DataFrame:
+    """Return the angle to the last direction at every record before it."""
+    flow = run.flow
+    off = [angle(one, flow.direction[-1]) for one in flow.direction[:-1]]
+    columns = {ALPHA: flow.smoothed_margin[:-1], "angle to the limit (degrees)": np.degrees(off)}
+    return pd.DataFrame(columns).assign(model=run.model, seed=run.seed)
+
+
+def fall(drop: float) -> str:
+    """Say how far γ̃ fell: a zero in words."""
+    if drop == 0:
+        return "did not fall in any step"
+    power = int(np.floor(np.log10(drop)))
+    raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"fell by at most {drop / 10.0**power:.1f} × 10{raised} of itself in any step"
+
+
+def left_out(starts: dict[int, str]) -> str:
+    """Say which starts were left out, and why."""
+    if not starts:
+        return "No start had to be left out."
+    which = ", ".join(map(str, starts))
+    return f"Left out, as some example was silent on every neuron that could speak for it: {which}."
 
 
 def lengths(run) -> pd.DataFrame:
