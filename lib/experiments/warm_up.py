@@ -131,6 +131,6 @@ def mark_stops(axes: Axes) -> None:
     look["transform"] = axes.get_xaxis_transform()
     stops = {USUAL: " training usually ends", FLOAT64: " float64 ends"}
     for height, (alpha, words) in zip((1.0, 0.94), stops.items(), strict=True):
-        axes.axvline(alpha, color=style.GREY, linestyle=":", linewidth=1)
+        axes.axvline(alpha, ymax=height, color=style.GREY, linestyle=":", linewidth=1)
         axes.text(alpha, height, words, ha="left", **look)
     axes.text(axes.get_xlim()[1], 0.88, "the limit →", ha="right", **look)
