@@ -98,8 +98,8 @@ def test_starts_that_lose_an_example_are_named():
     assert flows == [None]
     assert list(silent) == [7]
     assert "stays zero, for 1 example (1)" in silent[7]
-    assert apparatus.listed(silent) == f"7 ({silent[7]})"
-    assert apparatus.listed({}) == "none"
+    assert apparatus.told(silent, "All.", "Not:") == f"Not: 7 ({silent[7]})."
+    assert apparatus.told({}, "All.", "Not:") == "All."
 
 
 def test_bounds_on_rank_hold_along_a_flow_and_not_for_other_weights():

@@ -26,6 +26,7 @@ from latephase.measures import settling
 from latephase.measures.alignment import Gradients, along, saliency, with_duals_from_margins
 from latephase.measures.layers import balancedness, neighbor_defect, rank_defect
 from latephase.measures.max_margin import hard_margin
+from latephase.problem.degree import homogeneity_degree
 from latephase.problem.generalized import generalized_gradient
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle, misalignment, unit
@@ -52,6 +53,33 @@ def rectified(seed: int, rng: torch.Generator) -> Iterator[tuple]:
     plane = tasks.planar_points(14, deleted=0.5, seed=seed)
     own = torch.Generator().manual_seed(seed)
     yield "three-layer ReLU", seed, networks.mlp([3, 12, 12, 1], generator=own), plane
+
+
+def biased(seed: int, rng: torch.Generator, width: int, until: float) -> pd.DataFrame:
+    """Return the flow to α = until of a squared-ReLU network with biases in both layers.
+
+    A row for each step of `primal`, on points of the plane without a constant coordinate.
+    """
+    task = tasks.planar_points(14, deleted=0.5, seed=seed)
+    net = networks.two_layer(2, width, "squared_relu", generator=rng, scale=0.5)
+    inner, outer = torch.randn(width + 1, generator=rng, dtype=torch.float64).split([width, 1])
+    net[0].bias, net[2].bias = torch.nn.Parameter(0.5 * inner), torch.nn.Parameter(outer)
+    problem = Problem(net, task.x[:, :2], task.y)
+    alpha, value = primal(problem, until=until)
+    columns = {"model": "squared ReLU, biases", "seed": seed, ALPHA: alpha, MISALIGNMENT: value}
+    columns["defect of homogeneity"] = homogeneity_degree(net, task.x[:, :2])[1]
+    columns["defect of Euler's identity"] = off_euler(problem, 3.0)
+    return pd.DataFrame(columns)
+
+
+def wanderer(early: pd.Series, late: pd.Series) -> tuple[float, float, float]:
+    """Return the margins of the run that gains most, early and late, and the nearest other's late.
+
+    early, late: the margin of each run, by the same index.
+    """
+    which = (late / early).idxmax()
+    other = min(late.drop(which), key=lambda margin: abs(margin - late[which]))
+    return early[which], late[which], other
 
 
 def separated(runs: pd.DataFrame, until: float, **settings) -> tuple[list, dict[int, str]]:
@@ -107,9 +135,10 @@ def of_kinks(runs: pd.DataFrame) -> dict[str, tuple[dict, dict]]:
     }
 
 
-def listed(why: dict[int, str]) -> str:
-    """Return the starts that were lost and why, in words."""
-    return "; ".join(f"{start} ({reason})" for start, reason in why.items()) or "none"
+def told(why: dict[int, str], none: str, lead: str) -> str:
+    """Return the starts that were lost and why as a sentence that begins with `lead`, or `none`."""
+    listed = "; ".join(f"{start} ({reason})" for start, reason in why.items())
+    return f"{lead} {listed}." if why else none
 
 
 def seen(run) -> Gradients:
