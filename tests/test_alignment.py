@@ -98,7 +98,7 @@ def test_starts_that_lose_an_example_are_named():
     assert flows == [None]
     assert list(silent) == [7]
     assert "stays zero, for 1 example (1)" in silent[7]
-    assert apparatus.told(silent, "All.", "Not:") == f"Not: 7 ({silent[7]})."
+    assert apparatus.told(silent, "All.", "Not:") == f"Not: start 7 ({silent[7]})."
     assert apparatus.told({}, "All.", "Not:") == "All."
 
 
