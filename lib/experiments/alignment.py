@@ -135,7 +135,7 @@ def of_kinks(runs: pd.DataFrame) -> dict[str, tuple[dict, dict]]:
     }
 
 
-def told(why: dict[int, str], none: str, lead: str) -> str:
+def told(why: dict[int | str, str], none: str, lead: str) -> str:
     """Return the starts that were lost and why as a sentence that begins with `lead`, or `none`."""
     listed = "; ".join(f"start {start} ({reason})" for start, reason in why.items())
     return f"{lead} {listed}." if why else none
