@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from experiments.nonhomogeneous_networks import (
+    Live,
     apart,
+    claimed,
+    depths,
     live,
     moved,
     rounded,
@@ -61,6 +64,24 @@ def test_the_last_squaring_begins_at_the_root_of_the_last_margin():
     assert shifted(run(margins, [1, 9, 50, 100]), UNITS) == pytest.approx(0.5)
     assert shifted(run(margins, [1, 2, 9, 100]), UNITS) == 0.0
     assert shifted(run(margins, [-9, -8, -7, -6]), UNITS) == 0.0
+
+
+def test_a_start_is_judged_by_its_worst_network():
+    early, late = run([[1, -1], [1, 3], [1, 1]]), run([[1, 1], [1, 3]], [1, 3])
+    early.alignment = np.array([0.1, 0.2])
+    shallow, deep = (SimpleNamespace(**vars(late)) for _ in range(2))
+    shallow.alignment, deep.alignment = np.array([0.0, 0.75]), np.array([0.0, 0.5])
+    deep.smoothed_margin = np.array([1, 9])
+    names = ["H-AlexNet", "with biases", "DenseNet", "ResNet"]
+    runs = {name: [Live(early, shallow), Live(early, deep)] for name in names}
+    runs["ResNet"] = runs["ResNet"][::-1]
+    assert depths(runs) == [3, 3]
+    nets = {name: [torch.nn.Linear(3, 2, bias=False)] * 2 for name in names}
+    found = claimed(runs, nets, torch.ones(2, 3), {0: 1.0})
+    assert found["alignment"] == ([0.5, 0.5], {"at the start": [0.9, 0.9]})
+    assert found["degree"][0] == pytest.approx([7.0, 7.0])
+    assert [*found["degree"][1]] == ["biased twin", "DenseNet", "ResNet"]
+    assert found["densenet-settles"][1]["edge"] == {0: 1.0}
 
 
 def test_a_live_run_stops_at_its_levels_and_rounding_sends_it_elsewhere():

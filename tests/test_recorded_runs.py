@@ -60,6 +60,15 @@ def test_a_run_has_its_frames(run):
     assert run.wrong == 0 < run.wrong_at_first
 
 
+def test_what_is_claimed_of_runs_is_of_those_that_had_not_been_made(run):
+    runs = {"seen": run, "unseen": run}
+    found = recorded_runs.findings(runs)
+    claims = recorded_runs.claimed(runs, found, ["unseen"], ({0: -2.0}, {0: -3.0}))
+    for name in ("recorded-figure", "recorded-direction", "seen-direction"):
+        assert len(claims[name][0]) == 1
+    assert len(claims["exponents"][0]) == 2
+
+
 def test_the_exponents_of_the_layers_satisfy_the_measured_system(run):
     given = recorded_runs.foretold(run)
     assert given.max() == 1.0
@@ -73,3 +82,13 @@ def test_margins_in_a_seminorm_are_those_over_its_power(run):
     norms = run.groups.norms[:, 0]
     assert np.allclose(ratio, ((norms[-1] / norms) ** 2)[:, None], rtol=1e-4)
     assert np.abs(found[-1]).mean() == pytest.approx(1.0)
+
+
+def test_a_sentence_has_words_for_all_and_for_none(run):
+    found = recorded_runs.findings({"one": run})
+    said = recorded_runs.sentences({"one": run}, found)
+    assert said["resolved-count"] == "all 1"
+    assert said["separated-sentence"] == "All runs separate their images."
+    short = run.late.smoothed_margin[-1] < 1000.0
+    assert said["shallow-sentence"].startswith("These ended" if short else "All of them")
+    assert said["settled-sentence"] == "By the criterion no margins settle."

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from experiments.late_training import settling
 from latephase.measures.settling import successive_distances
 from latephase.problem import vectors
 from latephase.problem.task import Task
@@ -79,6 +81,19 @@ def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str,
     return {name: vectors.angle(w, other[name]) for name, w in one.items()}
 
 
+def rounding(
+    modules: Sequence[torch.nn.Module], task: Task
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Return how far rounding takes each network, as `apart`, and how far two starts are apart.
+
+    The latter where α is first positive, of each start and the next.
+    """
+    ends = [states(module, task) for module in modules]
+    again = [states(rounded(module), task) for module in modules]
+    pairs = [apart(one, other) for one, other in zip(ends, again, strict=True)]
+    return pairs, [apart(one, other)["separated"] for one, other in pairwise(ends)]
+
+
 def scaling(module: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
     """Return (L, defect): by which power outputs follow the scale of the weights, and how badly.
 
@@ -133,3 +148,65 @@ def while_learning(run: History, units: Sequence[str]) -> float:
 def _distance(run: History, units: Sequence[str], start: int, end: int) -> float:
     pairs = [run.normalized_margins(unit)[[start, end]] for unit in units]
     return max(float(successive_distances(pair)[0]) for pair in pairs)
+
+
+# Units that compare shapes, and units that weights give.
+SHAPES = ("mean", "logits")
+NORMS = ("frobenius", "spectral", "norm")
+
+
+def changes(live: Mapping[str, Sequence[Live]]) -> dict[str, list[float]]:
+    """Return for each network how far its margins' shape moves, one number for each start."""
+    return {name: [shifted(run.late, SHAPES) for run in runs] for name, runs in live.items()}
+
+
+def turns(live: Mapping[str, Sequence[Live]]) -> list[float]:
+    """Return for each start the least bound of the criterion on the networks' directions."""
+    bounds = [
+        [
+            settling(np.log(np.maximum(run.late.smoothed_margin, 1e-9)), run.late.turn).bound
+            for run in runs
+        ]
+        for runs in live.values()
+    ]
+    return [min(of_start) for of_start in zip(*bounds, strict=True)]
+
+
+def depths(live: Mapping[str, Sequence[Live]]) -> list[float]:
+    """Return for each start the least α at which one of the networks ends."""
+    starts = zip(*live.values(), strict=True)
+    return [min(run.late.smoothed_margin[-1] for run in runs) for runs in starts]
+
+
+def claimed(
+    live: Mapping[str, Sequence[Live]],
+    networks: Mapping[str, Sequence[torch.nn.Module]],
+    x: torch.Tensor,
+    edge: dict[int, float],
+) -> dict[str, tuple[list[float], dict]]:
+    """Return {claim: (its numbers, a start each, and its controls)} of live runs.
+
+    networks: as trained; edge: how far margins move where steps throw a network about, by its seed.
+    """
+    found, change = {}, changes(live)
+    keys = ("h-alexnet", "biased", "densenet", "resnet")
+    for key, (name, runs) in zip(keys, live.items(), strict=True):
+        learning = [while_learning(run.early, SHAPES) for run in runs]
+        found[f"{key}-settles"] = (change[name], {"while learning": learning, "edge": edge})
+    degrees = {name: [scaling(one, x) for one in nets] for name, nets in networks.items()}
+    broken = {name: [defect for _, defect in pairs] for name, pairs in degrees.items()}
+    broken["biased twin"] = broken.pop("with biases")
+    of_degree_8 = [max(defect, abs(degree - 8)) for degree, defect in degrees["H-AlexNet"]]
+    starts = [*zip(*live.values(), strict=True)]
+    homogeneous = live["H-AlexNet"]
+    return found | {
+        "degree": (of_degree_8, {n: broken[n] for n in ("biased twin", "DenseNet", "ResNet")}),
+        "other-units": (
+            [shifted(run.late, NORMS) for run in homogeneous],
+            {"while learning": [while_learning(run.early, NORMS) for run in homogeneous]},
+        ),
+        "alignment": (
+            [max(1 - run.late.alignment[-1] for run in runs) for runs in starts],
+            {"at the start": [min(1 - run.early.alignment[0] for run in runs) for runs in starts]},
+        ),
+    }

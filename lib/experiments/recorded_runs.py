@@ -8,7 +8,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 
-from experiments.late_training import Settling, euler_defect, largest_exponent, settling
+from experiments.late_training import (
+    Settling,
+    euler_defect,
+    largest_exponent,
+    settling,
+    single_exponent_defect,
+)
+from experiments.nonhomogeneous_networks import shifted, while_learning
+from latephase.figures import style
 from latephase.measures.settling import successive_distances
 from latephase.training.parameter_groups import ParameterGroups
 from latephase.training.scale_free import History
@@ -28,6 +36,22 @@ LAST = {
         ("1.classifier.weight",),
         ("1.features.norm5.weight", "1.features.norm5.bias"),
     ),
+}
+
+
+NETWORKS = ["H-AlexNet", "DenseNet", "ResNet", "with biases", "bare ResNet", "bare DenseNet"]
+_COLOURS = [style.VERMILION, style.BLUE, style.GREEN, style.PINK, style.ORANGE, style.GREY]
+_DASHES = ["", (6, 2), (3, 1.5), (1.3, 1.3), (9, 2, 3, 2), (6, 1.5, 1.3, 1.5)]
+# What seaborn's lineplot takes for a frame with columns "network" and "run".
+BY_NETWORK = {
+    "hue": "network",
+    "style": "network",
+    "hue_order": NETWORKS,
+    "style_order": NETWORKS,
+    "palette": dict(zip(NETWORKS, _COLOURS, strict=True)),
+    "dashes": dict(zip(NETWORKS, _DASHES, strict=True)),
+    "units": "run",
+    "estimator": None,
 }
 
 
@@ -392,3 +416,150 @@ def scales(run: Recorded) -> pd.DataFrame:
             ],
         }
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What is judged of recorded runs, by their names.
+
+    direction: how W/‖W‖ settles; margins: how the margins do, in each unit; shift, learned: how far
+    their shape moves while α is squared for the last time, and from the first step to separation.
+    limits: of the nearly homogeneous, how far from a power of the scale at s = 64 and at s = 1.
+    rise: of the narrow AlexNets, the ratio ‖A‖₂/‖A‖_F of the first two dense layers at the end over
+    that at the start, the smaller of the two, in the late stage and in its twin.
+    """
+
+    direction: dict[str, Settling]
+    margins: dict[str, dict[str, Settling]]
+    shift: dict[str, float]
+    learned: dict[str, float]
+    limits: dict[str, tuple[float, float]]
+    rise: dict[str, tuple[float, float]]
+
+
+def findings(runs: Mapping[str, Recorded]) -> Findings:
+    """Return the `Findings` of runs by their names."""
+    return Findings(
+        {name: run.direction() for name, run in runs.items()},
+        {name: run.margins() for name, run in runs.items()},
+        {name: shifted(run.late, ("mean",)) for name, run in runs.items()},
+        {name: while_learning(run.separate, ("mean",)) for name, run in runs.items()},
+        {
+            run.name: (
+                homogenized(run.groups, DEPTH[run.kind], -2),
+                homogenized(run.groups, DEPTH[run.kind], 0),
+            )
+            for run in nearly_homogeneous(runs)
+        },
+        {
+            run.name: tuple(
+                float((one.ratio[-1] / one.ratio[0])[:2].min()) for one in (run.late, run.twin)
+            )
+            for run in narrow_alexnets(runs)
+        },
+    )
+
+
+def nearly_homogeneous(runs: Mapping[str, Recorded]) -> list[Recorded]:
+    """Return the runs of networks that come to a degree as their weights grow."""
+    return [run for run in runs.values() if run.kind in DEPTH and run.kind != "H-AlexNet"]
+
+
+def narrow_alexnets(runs: Mapping[str, Recorded]) -> list[Recorded]:
+    """Return the runs of the narrow H-AlexNet and of its twin with biases."""
+    return [run for run in runs.values() if run.network == "alexnet" and "small" in run.name]
+
+
+def claimed(
+    runs: Mapping[str, Recorded], found: Findings, unseen: list[str], known: tuple[dict, dict]
+) -> dict[str, tuple[list, dict]]:
+    """Return {claim: (its numbers, its controls)} of recorded runs.
+
+    unseen: those that had not been made when the claims were registered; known: the bounds of the
+    criterion, of directions and of margins, for flows that are known to settle.
+    """
+    direction, margins = ({"known limit": bounds} for bounds in known)
+    new = [runs[name] for name in unseen]
+    seen = [name for name in runs if name not in unseen]
+    alexnets = [name for name in unseen if runs[name].network == "alexnet"]
+    least = [min(fit.bound for fit in found.margins[name].values()) for name in alexnets]
+    near = [found.limits[name] for name in found.limits if name in unseen]
+    rise = [found.rise[name] for name in found.rise if name in unseen]
+    layered = [run for run in runs.values() if not run.kind.startswith("bare")]
+    fitting = [euler_defect(run.groups, foretold(run)) for run in layered]
+    single = [single_exponent_defect(run.groups) for run in layered if run.kind == "with biases"]
+    return {
+        "recorded-separated": (
+            [run.wrong for run in new],
+            {"at the start": [run.wrong_at_first for run in new]},
+        ),
+        "recorded-figure": (
+            [found.shift[name] for name in unseen],
+            {"while learning": [found.learned[name] for name in unseen]},
+        ),
+        "recorded-direction": ([found.direction[name].bound for name in unseen], direction),
+        "seen-direction": ([found.direction[name].bound for name in seen], direction),
+        "recorded-margins": (least, margins),
+        "exponents": (fitting, {"one exponent": dict(enumerate(single))}),
+        "homogenized": ([end for end, _ in near], {"as trained": [first for _, first in near]}),
+        "spectral-ratios": (
+            [late for late, _ in rise],
+            {"constant steps": [twin for _, twin in rise]},
+        ),
+    }
+
+
+def numbers(runs: Mapping[str, Recorded], found: Findings) -> dict[str, float]:
+    """Return what the page on these networks says of all recorded runs, by the number's name."""
+    every = [*runs.values()]
+    alphas = [run.twin.smoothed_margin[-1] for run in every]
+    cosines = [run.late.alignment[-1] for run in every]
+    ends = np.array([run.late.ratio[-1, :2] for run in narrow_alexnets(runs)])
+    return {
+        "shift-least": min(found.shift.values()), "shift-most": max(found.shift.values()),
+        "learn-least": min(found.learned.values()),
+        "direction-least": min(fit.low for fit in found.direction.values()),
+        "cosine-least": min(cosines), "cosine-most": max(cosines),
+        "reach-least": min(run.late.smoothed_margin[-1] for run in every),
+        "homogenized-most": max(end for end, _ in found.limits.values()),
+        "as-trained-least": min(first for _, first in found.limits.values()),
+        "test-change": max(np.ptp(run.late.test_error[[0, -1]]) for run in every),
+        "twin-least": min(alphas), "twin-most": max(alphas),
+        "mode-gap": max(mode_gap(run) for run in every if run.late.batch_normalized),
+        "ratio-least": min(late for late, _ in found.rise.values()),
+        "ratio-lowest": ends.min(), "ratio-highest": ends.max(),
+    }  # fmt: skip
+
+
+def sentences(runs: Mapping[str, Recorded], found: Findings) -> dict[str, str]:
+    """Return what the page on these networks says of all recorded runs in words, by their name."""
+
+    def often(count: int) -> str:
+        return f"all {len(runs)}" if count == len(runs) else f"{count} of {len(runs)}"
+
+    wrong = [f"{name} ({run.wrong} wrong)" for name, run in runs.items() if run.wrong]
+    ends = {name: run.late.smoothed_margin[-1] for name, run in runs.items()}
+    shallow = [f"{name} ({alpha:.0f})" for name, alpha in ends.items() if alpha < 1000.0]
+    settled = [
+        f"{name} in the unit {unit}"
+        for name, units in found.margins.items()
+        for unit, fit in units.items()
+        if fit.words == "settles"
+    ]
+    return {
+        "resolved-count": often(
+            sum(fit.words == "not resolved" for fit in found.direction.values())
+        ),
+        "separated-sentence": f"Not separated in their budget: {', '.join(wrong)}."
+        if wrong
+        else "All runs separate their images.",
+        "figure-sentence": f"in {often(sum(shift < 0.25 for shift in found.shift.values()))} "
+        "recorded runs the shape of the margin distribution moves by less than a quarter of its "
+        "mean while α is squared for the last time",
+        "shallow-sentence": f"These ended before α = 1,000: {', '.join(shallow)}."
+        if shallow
+        else "All of them reach α = 1,000.",
+        "settled-sentence": f"By the criterion these margins settle: {'; '.join(settled)}."
+        if settled
+        else "By the criterion no margins settle.",
+    }
