@@ -17,7 +17,7 @@ _MYSTNB = {"figure", "image"}
 # What a chapter that records claims computes with; the library reads its own data.
 _IMPORTS = (
     *("latephase", "experiments", "latebook", "numpy", "scipy", "torch", "pandas", "matplotlib"),
-    *("seaborn", "matplotlib_inline", "myst_nb", "collections", "copy", "dataclasses"),
+    *("seaborn", "myst_nb", "collections", "copy", "dataclasses"),
     *("functools", "itertools", "math", "statistics", "time"),
 )
 # How the declared readers and the registry are imported.
