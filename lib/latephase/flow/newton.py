@@ -147,7 +147,7 @@ class Newton:
                 self._evaluate()
             kinks = self.point.z[self.active] + self.give * self.mu + self.shift
             size = self._size(kinks)
-            if not math.isfinite(size):
+            if not (math.isfinite(size) and len(self.required)):
                 raise StepFailed("overflow")
             improves = exact and size > TUNING.exact and size < TUNING.slow * previous
             linearized = self.linearized
@@ -202,7 +202,7 @@ class Newton:
             steepest = math.sqrt(max(float(squares.max()), 1e-300))
         largest = np.maximum(self.u[rows], self.computed[rows]) - self.u.max()
         margins = np.exp(np.minimum(0.0, largest)) * self.margins[rows]
-        margins = float(np.abs(margins).max()) * min(1.0 / steepest, self.scale * radius)
+        margins = float(np.abs(margins).max(initial=0.0)) * min(1.0 / steepest, self.scale * radius)
         kinks = np.abs(kinks) * self.of.width / np.maximum(self.width, 1e-300)
         kinks = float(kinks.max(initial=0.0))
         return max(float(np.linalg.norm(self.apart)), abs(self.length), margins, kinks) / radius
