@@ -1,5 +1,7 @@
 """Tangent predictors against closed forms, and against the flow of the linearized network."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -69,3 +71,18 @@ def test_max_pooling_passes_on_the_larger_of_each_two_neurons():
     z = np.maximum(TASK.x.numpy() @ w.T, 0.0)
     expected = np.maximum(z[:, ::2], z[:, 1::2]) @ a.T
     np.testing.assert_allclose(net(TASK.x).detach().numpy(), expected, rtol=1e-12)
+
+
+def test_a_fall_is_said_in_words_and_so_is_none():
+    assert tangent.fall(0.0) == "did not fall in any step"
+    assert tangent.fall(3.04e-14) == "fell by at most 3.0 × 10⁻¹⁴ of itself in any step"
+    assert tangent.left_out({}) == "No start had to be left out."
+    assert tangent.left_out({12: "silent", 13: "silent"}).endswith(": 12, 13.")
+
+
+def test_angles_are_to_the_last_direction_and_leave_it_out():
+    direction = np.array([[1.0, 0.0], [1.0, 1.0] / np.sqrt(2), [0.0, 1.0]])
+    flow = SimpleNamespace(smoothed_margin=np.array([1.0, 10.0, 100.0]), direction=direction)
+    frame = tangent.angles(SimpleNamespace(flow=flow, model="a", seed=7))
+    np.testing.assert_allclose(frame.iloc[:, 1], [90, 45])
+    assert frame[tangent.ALPHA].tolist() == [1, 10]
