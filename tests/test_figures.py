@@ -131,6 +131,14 @@ def test_a_rate_line_has_its_slope(axes):
     np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [0.5, 0.05])
 
 
+def test_stops_are_marked_by_name(axes):
+    axes.set(xscale="log", xlim=(1, 1e12))
+    plots.mark_stops(axes)
+    words = [text.get_text().strip() for text in axes.texts]
+    assert words == ["training usually stops", "float64 ends", "the limit →"]
+    assert [line.get_xdata()[0] for line in axes.lines] == [10.0, 745.0]
+
+
 def test_a_globe_shows_its_front_and_veils_its_back(axes):
     plots.globe(axes)
     # The point nearest to the viewer lies in the middle, the opposite one behind it.

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 
 import latephase as lp
 from experiments import warm_up
@@ -50,15 +49,3 @@ def test_a_boundary_is_at_a_right_angle_to_its_weights():
     ends = warm_up.boundary(np.array([3.0, 4.0]), 2.0)
     np.testing.assert_allclose(ends @ [3.0, 4.0], 0, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(ends, axis=1), 2)
-
-
-def test_stops_are_marked_by_name():
-    _, axes = plt.subplots()
-    axes.set(xscale="log", xlim=(1, 1e12))
-    warm_up.mark_stops(axes)
-    words = " ".join(text.get_text() for text in axes.texts)
-    assert "usually ends" in words
-    assert "float64" in words
-    assert "limit" in words
-    assert [line.get_xdata()[0] for line in axes.lines] == [10.0, 745.0]
-    plt.close()

@@ -21,7 +21,6 @@ from scipy import stats
 
 from experiments.frames import by_seed, gather, seedwise  # noqa: F401  (for the chapter)
 from experiments.variation_norm import largest_margin
-from experiments.warm_up import mark_stops  # noqa: F401  (for the chapter)
 from latephase.flow import course
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory, largest_drop

@@ -16,7 +16,6 @@ from experiments.late_training import (
     single_exponent_defect,
 )
 from experiments.nonhomogeneous_networks import shifted, while_learning
-from latephase.figures import style
 from latephase.measures.settling import successive_distances
 from latephase.training.parameter_groups import ParameterGroups
 from latephase.training.scale_free import History
@@ -40,19 +39,6 @@ LAST = {
 
 
 NETWORKS = ["H-AlexNet", "DenseNet", "ResNet", "with biases", "bare ResNet", "bare DenseNet"]
-_COLOURS = [style.VERMILION, style.BLUE, style.GREEN, style.PINK, style.ORANGE, style.GREY]
-_DASHES = ["", (6, 2), (3, 1.5), (1.3, 1.3), (9, 2, 3, 2), (6, 1.5, 1.3, 1.5)]
-# What seaborn's lineplot takes for a frame with columns "network" and "run".
-BY_NETWORK = {
-    "hue": "network",
-    "style": "network",
-    "hue_order": NETWORKS,
-    "style_order": NETWORKS,
-    "palette": dict(zip(NETWORKS, _COLOURS, strict=True)),
-    "dashes": dict(zip(NETWORKS, _DASHES, strict=True)),
-    "units": "run",
-    "estimator": None,
-}
 
 
 @dataclass(frozen=True, eq=False)

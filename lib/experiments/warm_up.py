@@ -5,20 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from scipy.integrate import solve_ivp
 from scipy.special import logsumexp, softmax
 
-from latephase.figures import style
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
 from latephase.zoo import networks
 
 ALPHA = "smoothed margin α"
-# Smoothed margins at which to stop: there training usually ends, and float64 (e^-745 is its last
-# number above zero).
-USUAL, FLOAT64 = 10.0, 745.0
 
 
 def clouds(seed: int, n: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -123,14 +118,3 @@ def level_lines(x: np.ndarray, y: np.ndarray, reach: float) -> tuple[np.ndarray,
     grid = np.meshgrid(*2 * [np.linspace(-reach, reach, 101)])
     margins = np.tensordot(y[:, None] * x, np.stack(grid), 1)
     return *grid, -logsumexp(-margins, axis=0)
-
-
-def mark_stops(axes: Axes) -> None:
-    """Mark on an axis of α where training usually stops, where float64 ends, and the limit."""
-    look = {"color": style.GREY, "fontsize": 9, "va": "top"}
-    look["transform"] = axes.get_xaxis_transform()
-    stops = {USUAL: " training usually ends", FLOAT64: " float64 ends"}
-    for height, (alpha, words) in zip((1.0, 0.94), stops.items(), strict=True):
-        axes.axvline(alpha, ymax=height, color=style.GREY, linestyle=":", linewidth=1)
-        axes.text(alpha, height, words, ha="left", **look)
-    axes.text(axes.get_xlim()[1], 0.88, "the limit →", ha="right", **look)

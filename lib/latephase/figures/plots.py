@@ -24,6 +24,7 @@ from latephase.figures.style import (  # noqa: F401
     PINK,
     SHADE,
     SIGN,
+    STOPS,
     VERMILION,
 )
 from latephase.figures.style import apply as style  # noqa: F401
@@ -89,6 +90,15 @@ def rate_line(axes: Axes, levels: np.ndarray, first: float, power: float, label:
 
 # Where a globe is seen from: radians above its equator.
 ELEVATION = 0.45
+
+
+def mark_stops(axes: Axes) -> None:
+    """Mark on an axis of α, its limits set, where others stop, and that the limit is beyond."""
+    look = {"color": GREY, "fontsize": 9, "va": "top", "transform": axes.get_xaxis_transform()}
+    for height, (alpha, words) in zip((1.0, 0.94), STOPS.items(), strict=True):
+        axes.axvline(alpha, ymax=height, color=GREY, linestyle=":", linewidth=1)
+        axes.text(alpha, height, f" {words}", ha="left", **look)
+    axes.text(axes.get_xlim()[1], 0.88, "the limit →", ha="right", **look)
 
 
 def globe(axes: Axes) -> None:

@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from latephase.figures import tables
+from latephase.figures.style import STOPS
 
 _PAGE = """\
 <div class="latephase-frames" id="{name}">
@@ -80,7 +81,6 @@ _PAGE = """\
 _STOP = '<button type="button" value="{frame}" disabled>{words}</button>'
 # Where readers of "α = 1e+06" would have looked, or have to stop looking.
 _LEVEL = re.compile(r"α = ([\d.]+(?:e[+-]?\d+)?)")
-_STOPS = {10.0: "training usually stops here", 745.0: "float64 ends here"}
 _LIMIT = 1e12
 
 
@@ -149,8 +149,8 @@ def _stops(values: Sequence[str]) -> str:
         return ""
     logs = [math.log(max(float(level[1]), 1e-9)) for level in levels]
     frames = range(len(logs))
-    stops = {min(frames, key=lambda k, at=at: abs(logs[k] - math.log(at))): words
-             for at, words in _STOPS.items() if at <= math.exp(min(logs[-1], 700))}  # fmt: skip
+    stops = {min(frames, key=lambda k, at=at: abs(logs[k] - math.log(at))): f"{words} here"
+             for at, words in STOPS.items() if at <= math.exp(min(logs[-1], 700))}  # fmt: skip
     if logs[-1] > math.log(_LIMIT):
         stops[len(logs) - 1] = "the limit"
     buttons = (_STOP.format(frame=k, words=words) for k, words in sorted(stops.items()))

@@ -59,6 +59,28 @@ BY_MODEL = {
     "markersize": 5,
     "markeredgewidth": 0,
 }
+# A colour and dashes of each network of the recorded runs.
+NETWORKS = {
+    "H-AlexNet": (VERMILION, ""),
+    "DenseNet": (BLUE, (6, 2)),
+    "ResNet": (GREEN, (3, 1.5)),
+    "with biases": (PINK, (1.3, 1.3)),
+    "bare ResNet": (ORANGE, (9, 2, 3, 2)),
+    "bare DenseNet": (GREY, (6, 1.5, 1.3, 1.5)),
+}
+# What seaborn's lineplot takes for a frame with columns "network" and "run".
+BY_NETWORK = {
+    "hue": "network",
+    "style": "network",
+    "hue_order": [*NETWORKS],
+    "style_order": [*NETWORKS],
+    "palette": {name: colour for name, (colour, _) in NETWORKS.items()},
+    "dashes": {name: dashes for name, (_, dashes) in NETWORKS.items()},
+    "units": "run",
+    "estimator": None,
+}
+# Smoothed margins at which others stop: e^-745 is the last number above zero of float64.
+STOPS = {10.0: "training usually stops", 745.0: "float64 ends"}
 
 
 def by_alpha(lowest: float, highest: float) -> dict:

@@ -11,12 +11,10 @@ import torch
 
 def unit(vector: np.ndarray) -> np.ndarray:
     """Return v / ‖v‖; raises ValueError for v = 0 or a norm that is not finite."""
-    largest = float(np.abs(vector).max(initial=0.0))
-    if not 0.0 < largest < np.inf:
-        raise ValueError(f"expected a vector of positive finite norm, got norm {largest}")
-    # Numbers whose squares float64 does not hold.
-    vector = vector if 1e-140 < largest < 1e140 else vector / largest
-    return vector / np.linalg.norm(vector)
+    norm = length(vector)
+    if not 0.0 < norm < np.inf:
+        raise ValueError(f"expected a vector of positive finite norm, got norm {norm}")
+    return vector / norm
 
 
 def length(vector: np.ndarray) -> float:
