@@ -91,7 +91,8 @@ def _smooth(before: Tensor, after: Tensor, epsilon: float | None) -> Power | Smo
     known = [Power(2), Power(3)] + ([] if epsilon is None else [Smoothed(epsilon)])
     z, after = to_numpy(before), to_numpy(after)
     # Products in another order than the module's round otherwise.
-    return next((one for one in known if np.allclose(one.at(z)[0], after, 1e-12, 0.0)), None)
+    near = 1e-12 * np.abs(after).max(initial=0.0)
+    return next((one for one in known if np.abs(one.at(z)[0] - after).max() <= near), None)
 
 
 def _plain(bound: float | Tensor) -> float | np.ndarray:
