@@ -440,8 +440,7 @@ def test_smoothed_chains_are_their_general_forms(name):
 @pytest.mark.parametrize("form", [Kinked, kinked])
 def test_only_products_of_weights_and_powers_are_curved(form):
     layer = nn.Linear(5, 1, bias=False)
-    one_row = nn.Linear(3, 1, bias=False)
-    powers_of_one_layer = nn.Sequential(nn.Linear(5, 3, bias=False), Power(2), one_row)
+    powers_of_one_layer = nn.Sequential(nn.Linear(5, 3, bias=False), Power(2), nn.Linear(3, 1))
     powers_of_one_layer[2].requires_grad_(False)
     for network, curved in (
         (layer, False),
