@@ -76,7 +76,7 @@ def test_what_the_author_wrote_stays(copy):
         assert after[:begin] + after[begin + len(after) - len(lines) :] == lines
         assert len(after) > len(lines)
     chapters = Book(copy, "quick").chapters()
-    assert chapters.index(NAME) == chapters.index("nonhomogeneous_networks") + 1
+    assert chapters.index(NAME) == chapters.index("alignment") + 1
 
 
 @pytest.mark.parametrize("name", ["", "Name", "two words", "a-name", "../name", "_name", "1st"])

@@ -151,7 +151,7 @@ def test_float32_follows_float64(task):
     ("settings", "message"),
     [
         ({"until": 0.0}, "until: expected a positive number, got 0.0"),
-        ({"steps": -1}, "steps: expected a positive number"),
+        ({"steps": -1}, "steps: expected a positive integer"),
         ({"rate": float("nan")}, "rate: expected a positive number"),
         ({"rule": "armijo"}, "rule: expected one of curvature, constant, .*, got 'armijo'"),
         ({"loss": "hinge"}, "loss"),

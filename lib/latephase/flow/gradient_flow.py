@@ -108,6 +108,7 @@ def gradient_flow(
         "tol": float(tol),
         "records": int(records),
         "kink_smoothing": kink_smoothing,
+        "smoothed_because": None if kink_smoothing is None else "asked for",
         "jacobian_bytes": int(jacobian_bytes),
         "attempts": int(attempts),
     } | ({"homogenized": True} if homogenized else {})

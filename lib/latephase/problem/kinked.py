@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latephase.problem.chain import Chain
-from latephase.problem.checks import DRIFTS
+from latephase.problem.checks import DRIFTS, FALSE_GRADIENT
 from latephase.problem.discovery import find_plan
 from latephase.problem.gates import GatedCalls
 from latephase.problem.losses import pairwise_margins
@@ -172,7 +172,9 @@ class Kinked:
         return torch.from_numpy(np.array(array, dtype=np.float64)).to(self.problem.device)
 
     def _check(self) -> None:
-        """Raise ValueError if results change between calls, or examples act on one another."""
+        """Raise ValueError if gradients are false, results drift, or examples act on one another."""
+        if not self.problem.true_gradient:
+            raise ValueError(f"module: {FALSE_GRADIENT}")
         w = self.nearby(1)
         p, z, _ = self.evaluate_natural(w)
         for again in (self.problem.margins(w).reshape(-1), self.problem.margins(w).reshape(-1)):
