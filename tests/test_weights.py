@@ -172,6 +172,31 @@ MISFITS = [
 ]
 
 
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_names_of_wrapped_parts_are_those_without_the_wrapper(wrapper):
+    wrapped = {name.replace(".", f".{wrapper}."): w for name, w in trained().items()}
+    assert fitting(under("module.", wrapped), network())[0].keys() == trained().keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.to("meta"), "is no dense tensor of numbers$"),
+        (lambda w: w.to_sparse(), "is no dense tensor of numbers$"),
+        (lambda w: w.to(torch.int8), "is of torch.int8, in the module of torch.float32$"),
+        (lambda w: w.to(torch.complex64), "is of torch.complex64, in the module of torch.float32$"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        fitting({name: change(w) for name, w in trained().items()}, network())
+
+
+def test_weights_that_are_no_numbers_fit_by_name():
+    broken = {name: w * np.nan for name, w in trained().items()}
+    assert fitting(broken, network())[0].keys() == broken.keys()
+
+
 @pytest.mark.parametrize(("content", "how", "message"), MISFITS)
 def test_what_does_not_fit_is_said(content, how, message):
     with pytest.raises(ValueError, match=message):

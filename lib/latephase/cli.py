@@ -238,6 +238,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
     for path in (options.json, options.figure):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.absolute().parent}")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path}: expected a file to write, got a folder")
     if options.figure and options.figure.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"--figure: expected .svg, .png or .pdf, got {str(options.figure)!r}")
     if options.figure and importlib.util.find_spec("seaborn") is None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 # Where training programs keep a state_dict; other names are taken where only one fits.
 _USUAL = ("", "state_dict", "model", "model_state_dict", "net")
-# Put into names by torch.compile, at any depth.
-_COMPILED = "_orig_mod."
+# Put into names by torch.compile, and by what wraps modules for FSDP and activation checkpoints.
+_WRAPPED = re.compile(r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 
 
 class _Inert:
@@ -89,7 +89,7 @@ def _restricted(path: Path) -> Any:
     except Exception as error:
         said = str(error)
         refused = re.search(r"GLOBAL (\S+)", said)
-        why = said.splitlines()[0].split(". ")[0] if said else type(error).__name__
+        why = said.splitlines()[0].split(". ")[0] if " " in said else type(error).__name__
         if refused:
             why = f"it holds {refused[1]}"
         elif "TorchScript" in said:
@@ -155,7 +155,7 @@ def fitting(
     if not found:
         raise ValueError("expected tensors by name, as module.state_dict() gives them; got none")
     wanted = {
-        name.replace(_COMPILED, ""): tensor
+        _WRAPPED.sub("", name): tensor
         for name, tensor in module.state_dict(keep_vars=True).items()
         if torch.is_tensor(tensor)
     }
@@ -174,7 +174,7 @@ def fitting(
     if not fits:
         near = max(places, key=lambda place: len(place.tensors.keys() & wanted.keys()))
         raise ValueError(f"{near}: {_misfit(near.tensors, wanted)}")
-    real = {name.replace(_COMPILED, ""): name for name in module.state_dict()}
+    real = {_WRAPPED.sub("", name): name for name in module.state_dict()}
     return {real[name]: tensor for name, tensor in fits[0].tensors.items()}, str(fits[0])
 
 
@@ -195,7 +195,7 @@ def _tensors(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]
     rest, seen = [("", content)], set()
     for path, one in rest:
         named = {name: value for name, value in one.items() if isinstance(name, str)}
-        if own := {n.replace(_COMPILED, ""): v for n, v in named.items() if torch.is_tensor(v)}:
+        if own := {_WRAPPED.sub("", n): v for n, v in named.items() if torch.is_tensor(v)}:
             yield path, own
         for name, value in named.items():
             # A dictionary may lie in several places of a file, and within itself.
@@ -233,7 +233,12 @@ def _misfit(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
         # A lazy module has no shapes yet.
         if not torch.nn.parameter.is_lazy(there) and here.shape != there.shape:
             return f"{name!r} has shape {list(here.shape)}, in the module {list(there.shape)}"
-        if not torch.equal(here, tensors[held[id(there)]]):
+        quantized = here.is_quantized and not there.is_quantized
+        if here.is_meta or quantized or here.layout != there.layout:
+            return f"{name!r} is no dense tensor of numbers"
+        if here.is_complex() or here.is_floating_point() != there.is_floating_point():
+            return f"{name!r} is of {here.dtype}, in the module of {there.dtype}"
+        if held[id(there)] != name and not torch.equal(here, tensors[held[id(there)]]):
             return f"{name!r} and {held[id(there)]!r} differ, and are one tensor of the module"
     return ""
 

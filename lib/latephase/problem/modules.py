@@ -151,7 +151,9 @@ def lent(module: torch.nn.Module) -> Iterator[Callable[..., None]]:
         weights = [(w, w.detach().clone(), w.requires_grad) for w in module.parameters()]
         parts = [(part, dict(vars(part))) for part in module.modules()]
         kept = {id(w): w for w, *_ in weights}
-        contents = [one for _, attributes in parts for one in _contents(attributes, kept)]
+        # A lazy layer takes its hooks away when it is first called, and itself becomes another.
+        held = [v for _, own in parts for n, v in own.items() if not n.endswith("_hooks")]
+        contents = [one for value in held for one in _contents(value, kept)]
 
         def put_back(parameters: bool = True) -> None:
             for part, attributes in parts:
@@ -175,7 +177,7 @@ _WALKED = (list, tuple, set, deque, dict, Tensor, np.ndarray)
 
 def _contents(value: Any, seen: dict[int, object]) -> Iterator[tuple]:
     """Yield (value, copy) of the containers, arrays and tensors in an object, but those seen."""
-    if id(value) in seen:
+    if id(value) in seen or not isinstance(value, _WALKED):
         return
     seen[id(value)] = value
     if isinstance(value, Tensor):

@@ -20,7 +20,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 def length(vector: np.ndarray) -> float:
     """Return ‖v‖, also where the squares of its entries leave float64."""
     largest = float(np.abs(vector).max(initial=0.0))
-    if not 0.0 < largest < np.inf or 1e-140 < largest < 1e140:
+    if 1e-140 < largest < 1e140 or largest in (0.0, np.inf):
         return float(np.linalg.norm(vector))
     return largest * float(np.linalg.norm(vector / largest))
 
