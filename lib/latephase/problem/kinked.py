@@ -172,7 +172,7 @@ class Kinked:
         return torch.from_numpy(np.array(array, dtype=np.float64)).to(self.problem.device)
 
     def _check(self) -> None:
-        """Raise ValueError if gradients are false, results drift, or examples act on one another."""
+        """Raise ValueError if gradients are false, results drift, or examples act on others."""
         if not self.problem.true_gradient:
             raise ValueError(f"module: {FALSE_GRADIENT}")
         w = self.nearby(1)
