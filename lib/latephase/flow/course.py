@@ -141,9 +141,11 @@ class Course:
         # The error of a step that kinks bend is of its length.
         rate = tableau.rate if same or step.error < allowed else 1.0
         factor = 0.9 * (allowed / max(step.error, 1e-12 * allowed)) ** (1.0 / rate)
-        jumps = step.jump > TUNING.jump * self.tol
+        jump = step.jump / (TUNING.jump * self.tol)
+        # What a jump leaves is of the step's length, and so is the number of jumps.
+        factor = min(factor, 0.9 * max(jump, 1e-6) ** -0.5)
         if self._errs(step):
-            beyond = past(step) if jumps else 1.0
+            beyond = past(step) if jump > 1.0 else 1.0
             self._shorten(length * min(max(0.1, factor), beyond))
             return False
         if length > TUNING.first_length and self._falls(step.state):
