@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import pandas as pd
 
 
 def gather(rows: Callable[..., pd.DataFrame], runs: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of every run of a frame, one run below the other."""
     return pd.concat(map(rows, runs.itertuples()), ignore_index=True)
+
+
+def unrolled(runs: pd.DataFrame, about: list[str], columns: list[str]) -> pd.DataFrame:
+    """Return a row for each record of each run: columns `about` it, and its arrays [records]."""
+    rows = runs[[*about, *columns]].explode(columns, ignore_index=True)
+    return rows.astype(dict.fromkeys(columns, float))
 
 
 def by_seed(frame: pd.DataFrame, rows: str | list[str], values: str) -> pd.DataFrame:
@@ -23,3 +30,12 @@ def seedwise(seeds: Iterable[int], values: Iterable[float], of: Callable = list)
     for seed, value in zip(seeds, values, strict=True):
         found.setdefault(seed, []).append(float(value))
     return {seed: of(numbers) for seed, numbers in found.items()}
+
+
+def at(runs: pd.DataFrame, column: str, level: float | None = None, of: Callable = list) -> dict:
+    """Return as `seedwise` an array's last entry for each run, or that at its first α ≥ level."""
+    found = [
+        values[-1 if level is None else int(np.argmax(alpha >= level))]
+        for values, alpha in zip(runs[column], runs["smoothed margin α"], strict=True)
+    ]
+    return seedwise(runs.seed, found, of)
