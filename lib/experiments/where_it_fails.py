@@ -20,13 +20,19 @@ A revolution multiplies ln ρ by several hundred, so everything is a function of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.integrate import quad, solve_ivp
 from torch import Tensor, nn
+
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import Trajectory
+from latephase.measures.settling import last_to_first, stretches
+from latephase.problem.vectors import angle
 
 _TOLERANCE = 1e-9
 # e^{-X} with a larger X changes nothing, and 1/(1 - r²) must not overflow on the equator.
@@ -93,6 +99,12 @@ class Hat:
     def ridge_velocity(self, x):
         """Return dX/dτ = C/r² on the ridge ψ = 0 of the sphere's hat; dX/ds ≈ e^{-X}/L."""
         return self.contrast(x)[0] * x / (x - 1)
+
+
+HATS = {"Mexican hat": Hat(), "capped phase": Hat(cap=16.0), "frozen phase": Hat(cap=0.0)}
+# The proper range begins at ln α = e^18.
+PROPER = 18.0
+LENGTH, PACE = "length of the path (radians)", "length per e-fold of ln α (radians)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,3 +242,146 @@ class HatNetwork(nn.Module):
         height = 1 - torch.exp(-x) * (1 - wave)
         # A number without dimensions would not raise float32 inputs to float64; a vector does.
         return inputs * (square ** (self.degree / 2) * height)[None]
+
+
+def paths(seeds: Iterable[int], reach: float, hats: Iterable[str] = HATS) -> pd.DataFrame:
+    """Return the flows on some of `HATS` to σ = reach, a row each: hat, seed, x, psi, path.
+
+    Of each seed a start: X between 2 and 6, on one side of the ridge or on the other.
+    """
+    clock, rows = np.arange(0.0, reach + 0.01, 0.02), []
+    for name in hats:
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            x, psi = rng.uniform(2, 6), (-1) ** seed * rng.uniform(0.05, 1)
+            rows.append((name, seed, x, psi, follow(HATS[name], x, psi, clock)))
+    return pd.DataFrame(rows, columns=["hat", "seed", "x", "psi", "path"])
+
+
+def records(run, every: int = 5) -> pd.DataFrame:
+    """Return a row for some of the records of a run's path: clocks, length, gap and direction."""
+    path = run.path
+    columns = {
+        "log₁₀ α": path.log_smoothed_margin / np.log(10),
+        "ln ln α": np.log(path.log_smoothed_margin),
+        LENGTH: path.path_length,
+        "ln 1/(1 − γ̃)": -path.log_gap,
+        **dict(zip("uvw", path.direction.T, strict=True)),
+        "turns": (path.longitude - path.longitude[0]) / (2 * np.pi),
+    }
+    return pd.DataFrame({"hat": run.hat, "seed": run.seed} | columns)[::every]
+
+
+def turns(run) -> pd.DataFrame:
+    """Return a row for each whole turn in the proper range, of a hat without a cap.
+
+    X where it begins, its length, the factor by which it multiplies ln ‖W‖, and that factor by the
+    law of the valley and by that of the ridge.
+    """
+    hat = run.path.hat
+    sigma, x, length = revolutions(run.path, PROPER - np.log(hat.degree))
+    columns = {
+        "X at the start of the turn": x[:-1],
+        "length of a turn (radians)": np.diff(length),
+        "followed": np.exp(np.diff(sigma)),
+        "law of the valley": revolution_factors(hat, hat.valley_velocity, sigma, x),
+        "law of the ridge": revolution_factors(hat, hat.ridge_velocity, sigma, x),
+    }
+    return pd.DataFrame({"seed": run.seed} | columns)
+
+
+def paces(run) -> pd.DataFrame:
+    """Return the length travelled in each e-fold of ln α of the proper range, a row each."""
+    path = run.path
+    lengths = stretches(path.path_length, path.log_smoothed_margin, np.exp(PROPER))
+    columns = {"ln ln α": PROPER + 0.5 + np.arange(len(lengths)), PACE: lengths}
+    return pd.DataFrame({"hat": run.hat, "seed": run.seed} | columns)
+
+
+def measures(run) -> dict[str, float]:
+    """Return what a run shows in the proper range, and before.
+
+    settled: the last pace over the first; turned: full circles; growth: the least ratio of the
+    lengths of a turn and the one before, or of factors of ln α that would make one; share: of its
+    length, up to α = 10^300.
+    """
+    path = run.path
+    length, log_alpha = path.path_length, path.log_smoothed_margin
+    late = path.longitude[np.searchsorted(log_alpha, np.exp(PROPER)) :]
+    if run.hat == "Mexican hat":
+        each = turns(run)["length of a turn (radians)"].to_numpy()
+    else:
+        each = stretches(length, log_alpha, np.exp(PROPER), np.exp(2 * np.pi))
+    return {
+        "settled": last_to_first(paces(run)[PACE].to_numpy()),
+        "turned": (late[-1] - late[0]) / (2 * np.pi),
+        "growth": np.min(each[1:] / each[:-1]),
+        "share": np.interp(np.log(1e300), log_alpha, length) / length[-1],
+    }
+
+
+def slip(hat: Hat, seed: int) -> float:
+    """Return the largest |dφ - dX|/(|dφ| + |dX|) on the ridge, at a thousand X from 2 to 60."""
+    radial, around = hat.velocity(np.random.default_rng(seed).uniform(2, 60, 1000), -np.pi / 2)
+    return float(np.max(np.abs(around - radial) / (np.abs(around) + np.abs(radial))))
+
+
+def solved(run, levels: Sequence[float]) -> Trajectory:
+    """Return the solver's flow of `HatNetwork` from a run's start to each level of α in turn."""
+    net = HatNetwork(run.path.hat, np.e * on_sphere(run.x, run.x + run.psi))
+    settings = {"until": levels[0], "tol": 1e-3, "records": 2000}
+    flow = gradient_flow(net, np.ones((1, 1)), [1.0], **settings)
+    for level in levels[1:]:
+        flow = flow.extend(level)
+    return flow
+
+
+def beside(run) -> tuple[Path, float]:
+    """Return a run's path at the norms of run.flow's records, and the largest angle to these."""
+    flow = run.flow
+    sigma, at = np.unique(np.log(np.maximum(flow.log_norm, 1.0)), return_index=True)
+    path = follow(run.path.hat, run.x, run.psi, sigma)
+    return path, max(map(angle, flow.direction[at], path.direction))
+
+
+def legs(run, levels: Sequence[float]) -> tuple[float, float, float]:
+    """Return the length between the last two levels over that between the first two.
+
+    Of run.flow, and of run.beside; and the former's length between the last two.
+    """
+    path = run.beside
+    flow = np.diff([run.flow.at(level).path_length for level in levels])
+    other = np.diff(np.interp(np.log(levels), path.log_smoothed_margin, path.path_length))
+    return flow[-1] / flow[0], other[-1] / other[0], flow[-1]
+
+
+def solver_records(run) -> pd.DataFrame:
+    """Return a row for each record of run.flow, and for every sixth of run.beside."""
+    flow, path = run.flow, run.beside
+    columns = {
+        "log₁₀ α": np.log10(flow.smoothed_margin),
+        LENGTH: flow.path_length,
+        "1 − γ̃, distance to the limit": 1 - flow.normalized_smoothed_margin,
+        "way": "gradient_flow",
+    }
+    other = {"log₁₀ α": path.log_smoothed_margin / np.log(10), LENGTH: path.path_length}
+    other = pd.DataFrame(other | {"way": "in X and ψ"})[::6]
+    return pd.concat([pd.DataFrame(columns), other]).assign(seed=run.seed)
+
+
+def around_ridge(psis: Iterable[float]) -> pd.DataFrame:
+    """Return paths of the hat from X = 5 and each ψ in the plane with X for radius."""
+    parts = []
+    for psi in psis:
+        path = follow(HATS["Mexican hat"], 5.0, psi, np.arange(0.0, 28.0, 0.02))
+        plane = {
+            "X cos φ": path.x * np.cos(path.longitude),
+            "X sin φ": path.x * np.sin(path.longitude),
+        }
+        parts.append(pd.DataFrame({"start": f"from ψ = {psi:g}".replace("-", "−")} | plane)[::5])
+    return pd.concat(parts, ignore_index=True)
+
+
+def relief(right: np.ndarray, up: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return e^X f - 1 of the hat at X = x and the longitude of (right, up), any shape."""
+    return -HATS["Mexican hat"].contrast(x)[0] * np.sin(np.arctan2(up, right) - x)
