@@ -8,18 +8,28 @@ false: of n examples with margin z > 0 each, R = n e^{-z} is above one until z =
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from latephase.flow.course import Course
-from latephase.flow.errors import BudgetSpent
+from latephase.flow.errors import BudgetSpent, SolverError
 from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import largest_drop
+from latephase.measures.settling import deepest_fall
 from latephase.problem.degree import checked_degree
 from latephase.problem.margins import Problem
 from latephase.problem.task import Task
-from latephase.zoo.networks import two_layer
+from latephase.zoo.networks import deep_linear, linear, two_layer
+from latephase.zoo.tasks import separable_points
+
+# By what power of the width the outputs are smaller than those of order one.
+KINDS = {"outputs of order one": 0.0, "mean-field outputs": 0.5}
+DATA = ["twenty points", "twenty points, plain ReLU", "sixty random labels"]
+MOVED, TIME = "‖W − W₀‖/‖W₀‖ at α = 0", "time t at α = 0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +107,59 @@ def onset(
     )
 
 
+def twenty(seed: int) -> Task:
+    """Return twenty separable points in ten dimensions, coordinates of size one."""
+    task = separable_points(20, 10, margin=0.1, seed=seed)
+    return replace(task, x=task.x * 10**0.5)
+
+
 def coin_tosses(n: int, dimension: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return n standard Gaussian points [n, dimension] and labels [n], ±1 of even chance each."""
     rng = np.random.default_rng(seed)
     x, y = rng.standard_normal((n, dimension)), rng.choice([-1, 1], n)
     return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def random_starts(seeds: Sequence[int], widths: Sequence[int]) -> pd.DataFrame:
+    """Return a row for each start: data, kind, seed, width, way (an `Onset`), MOVED and TIME.
+
+    data: of `DATA`; plain ReLUs to width 128, random labels at 64 and 256, both with mean-field
+    outputs from the first two seeds only. No way and no numbers where α = 0 is not reached.
+    """
+    narrower, rows = [width for width in widths if width <= 128], []
+    for data, some in zip(DATA, (widths, narrower, [64, 256]), strict=True):
+        for kind, power in KINDS.items():
+            for seed in seeds if data == DATA[0] or power == 0 else seeds[:2]:
+                for width in some:
+                    about = {"data": data, "kind": kind, "seed": seed, "width": width}
+                    rows.append(about | _arrival(data, power, seed, width))
+    return pd.DataFrame(rows)
+
+
+def _arrival(data: str, power: float, seed: int, width: int) -> dict:
+    rng = torch.Generator().manual_seed(seed)
+    try:
+        if data == DATA[1]:
+            return {MOVED: relu_movement(twenty(seed), width, power, rng)}
+        net = two_layer(10, width, "squared_relu", fixed_signs=True, generator=rng)
+        net[-1].weight.data /= width**power
+        if data == DATA[2]:
+            way = onset(net, *coin_tosses(60, 10, seed), until=1e-3, tol=1e-3, steps=120)
+        else:
+            task = twenty(seed)
+            way = onset(net, task.x, task.y, tol=1e-4, steps=120)
+    except SolverError:
+        return {}
+    return {"way": way, MOVED: way.at_zero("movement"), TIME: np.exp(way.at_zero("log_time"))}
+
+
+def slopes(runs: pd.DataFrame, data: str, column: str) -> dict[str, dict[int, float]]:
+    """Return for each kind of outputs {seed: the slope of a column's logarithm against ln m}."""
+    found = {kind: {} for kind in KINDS}
+    runs = runs[runs.data == data].dropna(subset=column)
+    for (kind, seed), rows in runs.groupby(["kind", "seed"]):
+        found[kind][seed] = float(np.polyfit(np.log(rows.width), np.log(rows[column]), 1)[0])
+    return found
 
 
 def relu_movement(task: Task, width: int, power: float, generator: torch.Generator) -> float:
@@ -117,3 +175,49 @@ def relu_movement(task: Task, width: int, power: float, generator: torch.Generat
     arrived = gradient_flow(net, task, until=1e-3, tol=0.1).record(0)
     reached = arrived.direction * math.exp(arrived.log_norm)
     return float(np.linalg.norm(reached - start) / np.linalg.norm(start))
+
+
+def opposite(seeds: Sequence[int]) -> pd.DataFrame:
+    """Return a row for each start that fits the opposite labels: model, seed, way, and what of γ̃.
+
+    fell: by how much it sinks while α ≤ 0; drop: its largest relative drop from there to α = 10⁶.
+    The models learn those labels to α = 100, are scaled to a margin of one, and follow the flow.
+    """
+    rows = []
+    for seed in seeds:
+        rng, task = {"generator": torch.Generator().manual_seed(seed)}, twenty(seed)
+        for model, net in {
+            "linear": linear(10, **rng),
+            "deep linear": deep_linear([10, 4, 1], **rng),
+            "squared ReLU": two_layer(10, 32, "squared_relu", fixed_signs=True, **rng),
+        }.items():
+            taught = gradient_flow(net, task.x, -task.y, until=100.0, tol=1e-2)
+            taught.write_to(net, normalized=True)
+            trained = [weight for weight in net.parameters() if weight.requires_grad]
+            for weight in trained:
+                weight.data *= taught.normalized_margin[-1] ** (-1 / taught.degree)
+            way = onset(net, task.x, task.y, until=3.0, tol=1e-4, steps=200)
+            torch.nn.utils.vector_to_parameters(torch.from_numpy(way.last), trained)
+            flow = gradient_flow(net, task, until=1e6, records=10_000, tol=1e-2)
+            late = way.normalized_smoothed_margin[way.before.stop :]
+            rows.append({
+                "model": model,
+                "seed": seed,
+                "way": way,
+                "fell": fall_before(way),
+                "drop": largest_drop([*late, *flow.normalized_smoothed_margin[1:]]),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def fall_before(way: Onset) -> float:
+    """Return by how much γ̃ sinks below an earlier value while α ≤ 0, relative to that."""
+    return deepest_fall(way.normalized_smoothed_margin[way.before])
+
+
+def steps(run) -> pd.DataFrame:
+    """Return a row for each step of a run's way: α, and γ̃ in units of |γ̃| at the start."""
+    margin = run.way.normalized_smoothed_margin
+    columns = {"smoothed margin α (zero: the late phase begins)": run.way.smoothed_margin,
+               "γ̃ in units of |γ̃| at the start": margin / -margin[0]}  # fmt: skip
+    return pd.DataFrame({"model": run.model, "seed": run.seed} | columns)
