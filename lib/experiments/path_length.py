@@ -11,17 +11,35 @@ degree k with h₄ > 0 off the origin: they come to the origin, where the Hessia
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy.integrate import solve_ivp
 
+from experiments.where_it_fails import Path
+from latephase.flow.errors import SolverError
+from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
-from latephase.measures.settling import tails
+from latephase.measures.max_margin import hard_margin
+from latephase.measures.settling import leading_plane, tails
+from latephase.problem.vectors import angle, unit
+from latephase.zoo.networks import deep_linear, linear, two_layer
+from latephase.zoo.tasks import separable_points
 
 # Gaps and lengths below this are the solver's and rounding, not the flow's.
 SMALLEST = 1e-9
+ALPHA, GAP = "smoothed margin α", "relative margin gap s = (a − γ̃)/a"
+AHEAD = "length still to come (radians)"
+# The limit of γ̃ over the margin of the support vector machine, and the solver's tolerance.
+_OF_MACHINE = {"linear": 1.0, "deep linear": 3**-1.5}
+_TOLS = {"squared ReLU": 1e-2, "linear": 1e-3, "deep linear": 1e-4}
+# Where predictions are compared between starts: α, and what is shown for it.
+LEVELS = [0.0, 5.0, 100.0, 1e4, 1e12]
+STATIONS = [*(f"α = {level:.3g}" for level in LEVELS), "√ of the last α", "last α"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +61,11 @@ class Approach:
         margin = flow.normalized_smoothed_margin
         limit = margin[-1] if limit is None else limit
         return cls(flow.smoothed_margin, 1.0 - margin / limit, flow.path_length)
+
+    @classmethod
+    def of_hat(cls, path: Path) -> Approach:
+        """Return that of a path of the hat, whose clock is σ = ln ln ‖W‖ and whose limit is 1."""
+        return cls(path.log_log_norm, np.exp(path.log_gap), path.path_length)
 
     def window(self, start: float, end: float) -> slice:
         """Return the records from the first with clock ≥ start to the first with clock ≥ end."""
@@ -155,3 +178,118 @@ def secants_of(polynomial: Polynomial, theta: np.ndarray, s: np.ndarray) -> np.n
     if not solution.success:
         raise ArithmeticError(f"the curve stopped at s = {solution.t[-1]:g}: {solution.message}")
     return (solution.y / np.linalg.norm(solution.y, axis=0)).T
+
+
+def flows(seeds: Sequence[int], draws: int, until: float) -> pd.DataFrame:
+    """Return a row for each start: model, seed, draw, svm, flow, why it stopped, and seen.
+
+    On twelve points of R⁸ so many networks of squared ReLUs, two linear ones and a deep linear one.
+    svm: direction and margin. seen: `predictions`. Without α > 0 there is no flow.
+    """
+    rows = []
+    for seed in seeds:
+        task = separable_points(12, 8, margin=0.1, seed=seed)
+        for k in range(draws):
+            rng = {"generator": torch.Generator().manual_seed(100 * seed + k)}
+            nets = {"squared ReLU": two_layer(8, 8, "squared_relu", **rng)}
+            if k < 2:
+                nets["linear"] = linear(8, **rng)
+            if k == 0:
+                nets["deep linear"] = deep_linear([8, 4, 4, 1], scale=0.8, **rng)
+            for model, net in nets.items():
+                about = {"model": model, "seed": seed, "draw": k, "svm": hard_margin(task)}
+                far = {"until": until, "records": 10_000, "tol": _TOLS[model]}
+                try:
+                    flow, why = gradient_flow(net, task, **far), ""
+                except SolverError as error:
+                    flow, why = error.trajectory, "never got to α > 0"
+                    if flow is not None:
+                        why = f"stopped at α = {flow.smoothed_margin[-1]:.0e}"
+                seen = None if flow is None else predictions(net, flow)
+                rows.append(about | {"flow": flow, "why": why, "seen": seen})
+    return pd.DataFrame(rows)
+
+
+def predictions(net: torch.nn.Module, flow: Trajectory) -> np.ndarray:
+    """Return the outputs at 400 Gaussian points, of norm one, at `STATIONS`: [stations, 400]."""
+    points = torch.from_numpy(np.random.default_rng(0).standard_normal((400, 8)))
+    alpha = flow.smoothed_margin
+    at = [int(np.argmax(alpha >= level)) for level in (*LEVELS, alpha[-1] ** 0.5, alpha[-1])]
+    nets = (flow.write_to(net, k, normalized=True) for k in at)
+    return np.array([unit(net(points)[:, 0].detach().numpy()) for net in nets])
+
+
+def approach(run, until: float) -> Approach | None:
+    """Return how a run comes to its limit, None where it did not arrive or still turns.
+
+    The limit of γ̃ is the support vector machine's for linear and deep linear models; another's last
+    state stands in where its predictions turned by 0.01 or less while α was squared.
+    """
+    known = run.model in _OF_MACHINE
+    if run.flow.smoothed_margin[-1] < until or not (known or run.still <= 0.01):
+        return None
+    return Approach.of(run.flow, run.svm[1] * _OF_MACHINE[run.model] if known else None)
+
+
+def apart(rows: pd.DataFrame) -> tuple[float, float]:
+    """Return how far limits of starts on one set differ: the largest angle, and the margins.
+
+    Of the predictions, less what either still turned; and 1 - the smallest normalized margin over
+    the largest.
+    """
+    pairs = combinations(rows.itertuples(), 2)
+    ends = [flow.normalized_margin[-1] for flow in rows.flow]
+    angles = [angle(a.seen[-1], b.seen[-1]) - a.still - b.still for a, b in pairs]
+    return max(angles, default=0.0), 1 - min(ends) / max(ends)
+
+
+def off_machine(runs: pd.DataFrame, level: float | None = None) -> list[float]:
+    """Return the angle of linear models to the SVM at the end, or where first α ≥ level."""
+    last = [-1 if level is None else np.argmax(f.smoothed_margin >= level) for f in runs.flow]
+    ways = zip(runs.flow, last, runs.svm, strict=True)
+    return [angle(flow.direction[k], svm[0]) for flow, k, svm in ways]
+
+
+def ahead(run, first: float, last: float = np.inf) -> pd.DataFrame:
+    """Return a row for each record of run.curve between two values of its clock: gap and length."""
+    curve = run.curve
+    kept = (curve.clock >= first) & (curve.clock <= last) & (curve.gap > SMALLEST)
+    columns = {"model": run.model, "start": f"{run.seed}, {run.draw}", ALPHA: curve.clock}
+    columns |= {GAP: curve.gap, AHEAD: tails(curve.path_length)}
+    return pd.DataFrame(columns)[kept]
+
+
+def maps(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions of runs in the plane of their principal components, by model.
+
+    A row for each start and station, numbered.
+    """
+    parts = []
+    for model, rows in runs.groupby("model", sort=False):
+        plane = leading_plane(np.concatenate([*rows.seen]))[0]
+        plane = pd.DataFrame(plane - plane.mean(0), columns=["first principal component", "second"])
+        place = {"start": np.repeat(rows.draw, len(STATIONS)), "station": [*range(7)] * len(rows)}
+        parts.append(plane.assign(model=model, **{k: np.array(v) for k, v in place.items()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def secants(kind: str, seed: int, one: np.ndarray) -> pd.DataFrame:
+    """Return every fourth secant of a path [records, 3] to nine tenths of it, a row each.
+
+    With its share of the path's clock, and the angle to the one at nine tenths, 10⁻⁹ or more.
+    """
+    end = int(0.9 * len(one))
+    columns = {
+        "secants": kind,
+        "seed": seed,
+        "share of the path's own clock": np.linspace(0, 1, len(one))[:end:4],
+        "angle to the last secant": [max(angle(u, one[end]), 1e-9) for u in one[:end:4]],
+        **dict(zip("uvw", one[:end:4].T, strict=True)),
+    }
+    return pd.DataFrame(columns)
+
+
+def drawn_secants(seed: int) -> np.ndarray:
+    """Return the secants of a seed's random polynomial down to a distance of e^-200, [401, 3]."""
+    polynomial = random_polynomial(3, np.random.default_rng(seed))
+    return secants_of(polynomial, np.ones(3), np.linspace(0.0, 200.0, 401))
