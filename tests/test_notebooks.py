@@ -69,7 +69,8 @@ def test_a_chapter_keeps_its_cells_short(chapter):
 
 
 # The chapters whose figures are drawn from tidy frames; others follow when they are rewritten.
-TIDY = ["alignment", "directional_convergence", "margin_maximization", "since_2020", "warm_up"]
+TIDY = ["alignment", "directional_convergence", "instrument", "late_phase_onset"]
+TIDY += ["margin_maximization", "path_length", "since_2020", "warm_up", "where_it_fails"]
 
 
 def names_bound(tree: ast.Module) -> set[str]:
