@@ -5,11 +5,39 @@ For families of small networks as `latephase.training.together` steps them.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from latephase.flow.trajectory import largest_drop
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.utils import vector_to_parameters
+
+from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.trajectory import Trajectory, largest_drop
+from latephase.measures.max_margin import hard_margin
+from latephase.problem.task import Task
 from latephase.problem.vectors import angle, arc
-from latephase.training.together import Family, descend, shares
+from latephase.training.together import Descents, Family, descend, family, shares
+from latephase.zoo import tasks
+from latephase.zoo.networks import deep_linear, linear, two_layer
+
+
+def squared_relus(seed: int) -> tuple[torch.nn.Sequential, Task, torch.Generator]:
+    """Return twelve squared ReLUs, half of them with negative signs, ten planar points to learn.
+
+    All is trained. The generator is left where the network was drawn.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    network = _both_signs(two_layer(2, 12, "squared_relu", generator=draw, scale=0.7))
+    return network, tasks.separable_points(10, 2, margin=0.1, seed=seed), draw
+
+
+def _both_signs(network: torch.nn.Sequential) -> torch.nn.Sequential:
+    with torch.no_grad():
+        network[2].weight.abs_()
+        network[2].weight[0, ::2] *= -1
+    return network
 
 
 def curvatures(family: Family, w: np.ndarray, rule: str = "constant") -> np.ndarray:
@@ -152,3 +180,196 @@ def strayed(ends: np.ndarray, others: np.ndarray, start: np.ndarray) -> np.ndarr
     """Return angle(end, other)/angle(start, other) [r] of weights [r, P]: 1 for standing still."""
     triples = zip(ends, others, start, strict=True)
     return np.array([angle(end, other) / angle(at, other) for end, other, at in triples])
+
+
+# Where descent ends.
+
+
+def basins(seeds: Sequence[int], rates: Sequence[float], until: float) -> pd.DataFrame:
+    """Return where `squared_relus` end, in steps of a share of ‖W‖ to α = 2 and then by the flow.
+
+    A row for each rate and seed. angle: to the limit of the flow all the way (rad); margin: that of
+    this limit over the flow's, minus one; both NaN where a step killed every neuron that a point
+    needs. edge: the largest ηλ/2 on the way.
+    """
+    networks, points, _ = zip(*map(squared_relus, seeds), strict=True)
+    whole, begin = family(networks, points)
+    rows = []
+
+    def limit(k: int, w: np.ndarray) -> Trajectory:
+        vector_to_parameters(torch.from_numpy(w), networks[k].parameters())
+        return gradient_flow(networks[k], points[k], until=until, tol=3e-3, records=4)
+
+    flows = [limit(k, w) for k, w in enumerate(flow_to(whole, begin, level=2.0)[-1])]
+    for rate in rates:
+        run = _relative(whole, begin, rate, 20_000)
+        for k, (seed, w, flow) in enumerate(zip(seeds, run.end, flows, strict=True)):
+            way = run.path(k)
+            edge = edges(whole.rows([k]), way[:: max(1, len(way) // 200)], rate).max()
+            row = {"seed": seed, "rate": rate, "angle": np.nan, "margin": np.nan, "edge": edge}
+            if np.isfinite(w).all():
+                end = limit(k, w)
+                row["angle"] = angle(flow.direction[-1], end.direction[-1])
+                row["margin"] = end.normalized_margin[-1] / flow.normalized_margin[-1] - 1
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _relative(one: Family, begin: np.ndarray, rate: float, steps: int) -> Descents:
+    return descend(one, begin, rate, 2.0, rule="relative", keep=range(steps), steps=steps)
+
+
+def ways(seed: int, sizes: Sequence[float]) -> pd.DataFrame:
+    """Return ways of the neurons of `squared_relus` to α = 2: of the flow, and in steps of sizes.
+
+    Columns: size, 0 for the flow; way; neuron; its coordinates over ‖W‖; α and, of descent, the
+    step times curvature in units of the edge at thirty states.
+    """
+    network, task, _ = squared_relus(seed)
+    one, begin = family([network], [task])
+    paths = {0.0: flow_to(one, begin, level=2.0)[::16, 0]}
+    for size in sizes:
+        way = _relative(one, begin, size, 2000).path(0)
+        paths[size] = way[np.unique(np.geomspace(1, len(way), 30).astype(int)) - 1]
+    frames = []
+    for size, way in paths.items():
+        rays = (way[:, :24] / np.linalg.norm(way, axis=1, keepdims=True)).reshape(-1, 12, 2)
+        alphas = one.rows(np.zeros(len(way), dtype=int)).smoothed_margins(way)
+        edge = edges(one, way, size) if size else np.full(len(way), np.nan)
+        for neuron in range(12):
+            columns = dict(zip(RAYS, rays[:, neuron].T, strict=True))
+            columns |= {"smoothed margin α": alphas, "ηλ/2": edge}
+            about = {"size": size, "way": "descent" if size else "flow", "neuron": neuron}
+            frames.append(pd.DataFrame(about | columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+RAYS = ("first coordinate of $w_j$/‖W‖", "second coordinate of $w_j$/‖W‖")
+
+
+# How far from the flow.
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Networks of one kind with their ten points of four dimensions, and their flow to α = 1.
+
+    flow [k, r, P]; inexact: the largest angle to what half as many steps of the method give.
+    """
+
+    name: str
+    networks: Sequence[torch.nn.Sequential]
+    points: Sequence[Task]
+    family: Family
+    flow: np.ndarray
+    inexact: float
+
+
+def models(seeds: Sequence[int]) -> dict[str, Model]:
+    """Return linear models, deep linear ones of three layers and six squared ReLUs, by name."""
+    points = [tasks.separable_points(10, 4, margin=0.5, seed=seed) for seed in seeds]
+    kinds = {"linear": [], "deep linear": [], "squared ReLU": []}
+    for seed in seeds:
+        draw = {"generator": torch.Generator().manual_seed(seed)}
+        kinds["linear"].append(linear(4, scale=0.3, **draw))
+        kinds["deep linear"].append(deep_linear([4, 3, 3, 1], scale=0.8, **draw))
+        network = two_layer(4, 6, "squared_relu", scale=0.7, **draw)
+        kinds["squared ReLU"].append(_both_signs(network))
+    found = {}
+    for name, networks in kinds.items():
+        one, start = family(networks, points)
+        flow, coarser = (flow_to(one, start, level=1.0, steps=steps) for steps in (400, 200))
+        inexact = float(apart(flow[-1][None, :, None], coarser[-1]).max())
+        found[name] = Model(name, networks, points, one, flow, inexact)
+    return found
+
+
+def gaps(
+    model: Model, seeds: Sequence[int], kind: str, fractions: np.ndarray, **settings: object
+) -> pd.DataFrame:
+    """Return how far `departures` of a model are from its flow, and from the next start's.
+
+    Columns: model, kind (of steps), seed, step (as a share of the edge), angle, wrong (rad).
+    """
+    ends = departures(model.family, model.flow, fractions, **settings)
+    off = [apart(ends, flow) for flow in (model.flow[-1], np.roll(model.flow[-1], 1, axis=0))]
+    about = {"model": model.name, "kind": kind, "seed": np.repeat(seeds, len(fractions))}
+    columns = {"step": np.tile(fractions, len(seeds)), "angle": off[0].ravel()}
+    return pd.DataFrame(about | columns | {"wrong": off[1].ravel()})
+
+
+def orders(
+    found: dict[str, Model], seeds: Sequence[int], halvings: int, draws: int
+) -> pd.DataFrame:
+    """Return the `gaps` of each model in three kinds of steps, of the linear one in batches too."""
+    halves, soft = 0.5 ** np.arange(1, halvings + 1), {"rule": "logarithmic"}
+    frames = []
+    for model in found.values():
+        frames.append(gaps(model, seeds, "constant", halves))
+        frames.append(gaps(model, seeds, "normalized", halves, **soft))
+        frames.append(gaps(model, seeds, "momentum", halves / 4, momentum=0.8, **soft))
+    for order in ("reshuffled", "independent"):
+        batches = {"batch": 5, "order": order, "draws": draws}
+        frames.append(gaps(found["linear"], seeds, order, halves[:5], **batches))
+    return pd.concat(frames, ignore_index=True)
+
+
+def slopes(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the orders of `gaps`: model, kind, seed, slope, and stuck, held against another flow.
+
+    Over the three smallest steps; of batches, whose angles are means of draws, over all of them.
+    """
+    rows = []
+    for key, rest in found.groupby(["model", "kind", "seed"], sort=False):
+        kept = rest if key[1] in ("reshuffled", "independent") else rest.nsmallest(3, "step")
+        logs = np.log(kept[["step", "angle", "wrong"]].to_numpy()).T
+        rows.append((*key, *(np.polyfit(logs[0], one, 1)[0] for one in logs[1:])))
+    return pd.DataFrame(rows, columns=["model", "kind", "seed", "slope", "stuck"])
+
+
+def linear_limits(model: Model, draws: int, until: float) -> pd.DataFrame:
+    """Return angles of linear models to the SVM, after independent batches at half the edge.
+
+    before: at α = 1; limit: after the flow from there to `until`. Of the first draw.
+    """
+    batches = {"batch": 5, "order": "independent", "draws": draws}
+    ends = departures(model.family, model.flow, 0.5 ** np.arange(1, 6), **batches)
+    rows = []
+    for network, task, w in zip(model.networks, model.points, ends[0, :, 0], strict=True):
+        vector_to_parameters(torch.from_numpy(w), network.parameters())
+        end, svm = gradient_flow(network, task, until=until, tol=1e-3), hard_margin(task)[0]
+        rows.append((angle(w, svm), angle(end.direction[-1], svm)))
+    return pd.DataFrame(rows, columns=["before", "limit"])
+
+
+def late_runs(found: dict[str, Model], seeds: Sequence[int]) -> pd.DataFrame:
+    """Return late descent from α = 1 to 300 of the two models of degree three, a row for each run.
+
+    steps: "small" ones lower ln R by ¼ to first order, "large" ones by 16, "signs" by ¼ along the
+    signs of the gradient. fall: the largest of γ̃, not of signs; stray: where it ends, by `strayed`.
+    """
+    rows = []
+    for model in (found["deep linear"], found["squared ReLU"]):
+        one, ready = model.family, model.flow[-1]
+        goal = flow_to(one, ready, level=300.0, steps=1500)[-1]
+        for name, rate in (("small", 0.25), ("large", 16.0), ("signs", 0.25)):
+            if name == "signs":
+                there, falls = by_signs(one, ready, rate, 300.0), np.full(len(seeds), np.nan)
+            else:
+                there, falls = late_descent(one, ready, rate, 300.0, 3.0)
+            strays = strayed(there, goal, ready)
+            for seed, fall, stray in zip(seeds, falls, strays, strict=True):
+                rows.append((model.name, seed, name, fall, stray))
+    return pd.DataFrame(rows, columns=["model", "seed", "steps", "fall", "stray"])
+
+
+def epochs_to_loss(recorded: Mapping) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Return the table of recorded training to a loss of 10^-800, and what is said of it."""
+    epochs = pd.DataFrame(recorded["headline"])
+    best, published = epochs[epochs.reached].epochs.min(), recorded["published"]["epochs"]
+    told = {"best-epochs": float(best), "best-share": float(best / published)}
+    names = {"schedule": "schedule", "reached": "reached", "epochs": "epochs", "redone": "redone"}
+    names |= {"separated_at_epoch": "separated at epoch", "log10_loss": "log₁₀ of the loss"}
+    names |= {"largest_drop": "largest drop"}
+    epochs = epochs.assign(reached=epochs.reached.map({True: "yes", False: "no"}))
+    return epochs[[*names]].rename(columns=names), told | {"published-epochs": published}

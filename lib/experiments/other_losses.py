@@ -11,13 +11,22 @@ models, by the force -ℓ' alone, in steps so small that the way is the flow's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
+from torch.nn.utils import vector_to_parameters
 
+from experiments.discrete_time import flow_to, squared_relus, strayed
+from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.measures.max_margin import hard_margin
+from latephase.problem.losses import Loss
+from latephase.problem.vectors import angle
+from latephase.training import together
+from latephase.zoo import tasks
+from latephase.zoo.networks import deep_linear, linear
 
 
 def clock(flow: Trajectory, record: int, margin: float, constant: float = 1.0) -> float:
@@ -34,7 +43,7 @@ def clock(flow: Trajectory, record: int, margin: float, constant: float = 1.0) -
 def predictor(module: torch.nn.Module, w: np.ndarray) -> np.ndarray:
     """Return the vector [d] of a (deep) linear model with the trainable weights w [P]."""
     trained = [weight for weight in module.parameters() if weight.requires_grad]
-    torch.nn.utils.vector_to_parameters(torch.as_tensor(w), trained)
+    vector_to_parameters(torch.as_tensor(w), trained)
     inputs = next(module.parameters()).shape[1]
     return module(torch.eye(inputs, dtype=torch.float64)).detach().numpy()[:, 0]
 
@@ -79,3 +88,173 @@ def polynomial_limit(z: np.ndarray, power: float) -> np.ndarray:
         if np.linalg.norm(step) <= 1e-13 * np.linalg.norm(w):
             break
     return w / np.linalg.norm(w)
+
+
+# c of the losses that have another than 1.
+CONSTANTS = {"heavier": 5.0, "cross-entropy": 2.0}
+# Polynomial tails by their power.
+POWERS = {k: f"(1 + z)$^{{-{k}}}$" for k in (1, 4)}
+
+
+# Runs of the page. A start is a row: seed, task, z = yx [n, d], network (linear, at its late
+# start), pair (of two outputs, likewise), w [d] of that start, svm [d] and its margin.
+
+
+def starts(seeds: Sequence[int]) -> pd.DataFrame:
+    """Return a late start for each seed: where the flow of small weights has α = 0.45."""
+    rows = []
+    for seed in seeds:
+        draw = squared_relus(seed)[2]
+        task = tasks.separable_points(20, 4, margin=0.1, seed=seed)
+        network = linear(4, generator=draw, scale=0.1)
+        gradient_flow(network, task.x, task.y, until=0.45, tol=1e-3).write_to(network)
+        w, pair = network[0].weight.detach().numpy()[0].copy(), linear(4, 2, generator=draw)
+        vector_to_parameters(torch.from_numpy(np.outer([-0.5, 0.5], w).ravel()), pair.parameters())
+        z = task.y.numpy()[:, None] * task.x.numpy()
+        rows.append((seed, task, z, network, pair, w, *hard_margin(task.x, task.y)))
+    columns = ["seed", "task", "z", "network", "pair", "w", "svm", "margin"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def tails(begun: pd.DataFrame, losses: Mapping[str, Loss | str], until: float) -> pd.DataFrame:
+    """Return flows under losses with an exponential tail, from each start, to α = until.
+
+    losses: by name, and cross-entropy of two outputs besides. Columns: loss; seed; tail; log_time
+    [k]; path [k, d]; clock, off at α = 1000; early, ln t where α = 2.
+    """
+    far, rows = {"until": until, "tol": 1e-2, "records": 1000}, []
+    for start in begun.itertuples():
+        x, y = start.task.x, start.task.y
+        flows = {
+            name: gradient_flow(start.network, x, y, loss=loss, **far)
+            for name, loss in losses.items()
+        }
+        pair = gradient_flow(start.pair, x, (y + 1) // 2, loss="cross_entropy", **far)
+        paths = {name: flow.direction for name, flow in flows.items()}
+        paths["cross-entropy"] = pair.direction[:, 4:] - pair.direction[:, :4]
+        for name, flow in (flows | {"cross-entropy": pair}).items():
+            at = np.argmax(flow.smoothed_margin >= 1e3)
+            off = abs(clock(flow, at, start.margin, CONSTANTS.get(name, 1.0)))
+            early = np.interp(2.0, flow.smoothed_margin[1:], flow.log_time[1:])
+            rows.append((name, start.seed, True, flow.log_time, paths[name], off, early))
+    columns = ["loss", "seed", "tail", "log_time", "path", "clock", "early"]
+    return _measured(begun, pd.DataFrame(rows, columns=columns))
+
+
+def others(begun: pd.DataFrame) -> pd.DataFrame:
+    """Return flows under losses without an exponential tail, by 4000 small steps, likewise.
+
+    own: the angle at the end to `polynomial_limit`, and from there to the SVM; finite: the distance
+    from the least-squares solution over its norm; moved: from the start.
+    """
+    z = np.stack([*begun.z])
+    curvature = np.linalg.norm(z, 2, axis=(1, 2)) ** 2
+    forces = {
+        POWERS[1]: (0.005, {"force": polynomial(1), "rule": "relative"}),
+        POWERS[4]: (0.005, {"force": polynomial(4), "rule": "relative"}),
+        "hinge": (0.05 / curvature, {"force": hinge}),
+        "squared": (0.5 / curvature, {"force": squared}),
+    }
+    lines, late, rows = together.linear_family(z), np.stack([*begun.w]), []
+    for name, (rate, how) in forces.items():
+        run = together.descend(lines, late, rate, **how, steps=4000, keep=range(1, 4001))
+        power = next((k for k, word in POWERS.items() if word == name), None)
+        for k, start in enumerate(begun.itertuples()):
+            path = run.w[:, k]
+            least = np.linalg.lstsq(start.z, np.ones(len(start.z)), rcond=None)[0]
+            row = {"loss": name, "seed": start.seed, "tail": False}
+            row |= {"log_time": np.log(run.passed[:, k]), "path": path}
+            row["finite"] = np.linalg.norm(path[-1] - least) / np.linalg.norm(least)
+            row["moved"] = np.linalg.norm(path[-1] - start.w)
+            if power:
+                limit = polynomial_limit(start.z, power)
+                row |= {"own": angle(path[-1], limit), "own to SVM": angle(start.svm, limit)}
+            rows.append(row)
+    return _measured(begun, pd.DataFrame(rows))
+
+
+def _measured(begun: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs with the angle to the SVM and the margin in units of its, at their ends."""
+    angles, margins = [], []
+    for run in runs.itertuples():
+        start, w = begun[begun.seed == run.seed].iloc[0], run.path[-1]
+        angles.append(angle(w, start.svm))
+        margins.append((start.z @ w).min() / np.linalg.norm(w) / start.margin)
+    return runs.assign(angle=angles, margin=margins)
+
+
+def angles(begun: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the way to the SVM of the first start, from ln t = 1 on: loss, ln t, angle.
+
+    Of `others` sixty records, and once more the last, by which each rests, or nearly so.
+    """
+    svm, frames = begun.svm[0], []
+    for run in runs[runs.seed == begun.seed[0]].itertuples():
+        kept = np.flatnonzero(run.log_time > 1)
+        if not run.tail:
+            few = np.unique(np.geomspace(1, len(run.log_time), 60).astype(int)) - 1
+            kept = few[run.log_time[few] > 1]
+        time, found = run.log_time[kept], [angle(run.path[k], svm) for k in kept]
+        if not run.tail:
+            time, found = [*time, 1e4], [*found, found[-1]]
+        columns = {"ln t": time, "angle to the SVM (radians)": found}
+        frames.append(pd.DataFrame({"loss": run.loss, **columns}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def doubled(module: torch.nn.Module, start, **settings: object) -> float:
+    """Return how far the clock of the loss e^{-2z} is off at α = 1000, from a start.
+
+    It is the exponential loss of doubled points. a is the SVM's margin over the degree, 1 or 2.
+    """
+    flow = gradient_flow(module, 2 * start.task.x, start.task.y, tol=1e-2, **settings)
+    record = int(np.argmin(np.abs(np.log(np.maximum(flow.smoothed_margin, 1.0)) - np.log(1e3))))
+    return abs(clock(flow, record, start.margin / flow.degree))
+
+
+_POWER = {"rule": "relative", "force": polynomial(4), "steps": 4000}
+
+
+def deep_runs(begun: pd.DataFrame, losses: Mapping[str, Loss]) -> pd.DataFrame:
+    """Return flows of two linear layers on the points of the starts, a row each.
+
+    losses: the steeper and the heavier one. angle, to the SVM, and clock, off at α = 1000: the
+    larger of the two; polynomial: the angle under (1 + z)^-4; twice: `doubled`, of the last start.
+    """
+    draws = [torch.Generator().manual_seed(seed) for seed in begun.seed]
+    deep = [deep_linear([4, 3, 1], generator=draw, scale=0.8) for draw in draws]
+    family, first = together.family(deep, [*begun.task])
+    slow = together.descend(family, first, 0.005, **_POWER).end
+    rows = []
+    for net, w, end, start in zip(deep, first, slow, begun.itertuples(), strict=True):
+        row = {"seed": start.seed, "polynomial": angle(predictor(net, end), start.svm)}
+        ends, clocks, ends_at = [], [], {"at": [1e3, 1e12], "tol": 1e-2}
+        for name, loss in losses.items():
+            predictor(net, w)  # back to the start
+            flow = gradient_flow(net, start.task.x, start.task.y, loss=loss, **ends_at)
+            clocks.append(abs(clock(flow, 0, start.margin / 2, CONSTANTS.get(name, 1.0))))
+            ends.append(angle(predictor(net, flow.direction[-1]), start.svm))
+        rows.append(row | {"angle": max(ends), "clock": max(clocks)})
+    predictor(net, w)
+    rows[-1]["twice"] = doubled(net, start, at=[1e3])
+    return pd.DataFrame(rows)
+
+
+def relu_runs(seeds: Sequence[int], heavier: Loss, until: float) -> pd.DataFrame:
+    """Return how far squared ReLUs end from where the exponential loss does, over the way there.
+
+    same: under the heavier loss; other: under (1 + z)^-4. From α = 2 on.
+    """
+    nets, hard, _ = zip(*map(squared_relus, seeds), strict=True)
+    family, begin = together.family(nets, hard)
+    late = flow_to(family, begin, level=2.0)[-1]
+    settings = {"until": until, "tol": 3e-3, "records": 4}
+    ends = {"exponential": [], "heavier": []}
+    for network, task, w in zip(nets, hard, late, strict=True):
+        vector_to_parameters(torch.from_numpy(w), network.parameters())
+        for name, loss in (("exponential", "exponential"), ("heavier", heavier)):
+            flow = gradient_flow(network, task.x, task.y, loss=loss, **settings)
+            ends[name].append(flow.direction[-1])
+    slow = together.descend(family, late, 0.005, **_POWER).end
+    same, other = (strayed(one, ends["exponential"], late) for one in (ends["heavier"], slow))
+    return pd.DataFrame({"seed": seeds, "same": same, "other": other})
