@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,11 @@ def unrolled(runs: pd.DataFrame, about: list[str], columns: list[str]) -> pd.Dat
     """Return a row for each record of each run: columns `about` it, and its arrays [records]."""
     rows = runs[[*about, *columns]].explode(columns, ignore_index=True)
     return rows.astype(dict.fromkeys(columns, float))
+
+
+def stacked(parts: Iterable[Mapping]) -> pd.DataFrame:
+    """Return the frames of these columns, single values repeated, one below the other."""
+    return pd.concat(map(pd.DataFrame, parts), ignore_index=True)
 
 
 def by_seed(frame: pd.DataFrame, rows: str | list[str], values: str) -> pd.DataFrame:

@@ -59,6 +59,8 @@ BY_MODEL = {
     "markersize": 5,
     "markeredgewidth": 0,
 }
+# What its scatterplot takes.
+DOTS_BY_MODEL = {key: BY_MODEL[key] for key in ("hue", "style", "palette", "markers")}
 # A colour and dashes of each network of the recorded runs.
 NETWORKS = {
     "H-AlexNet": (VERMILION, ""),
