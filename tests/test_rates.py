@@ -101,6 +101,6 @@ def test_curvature_of_a_diagonal_network():
 
 
 def test_intervals_say_how_many_flows_had_an_exponent():
-    assert rates.interval([-0.5, -0.4, -0.6]) == "-0.50 (-0.60 to -0.40)"
-    assert rates.interval([-0.5, INF]) == "-0.50 (-0.50 to -0.50), 1 of 2"
+    assert rates.interval([-0.5, -0.4, -0.6]) == "−0.50 (−0.60 to −0.40)"
+    assert rates.interval([-0.5, INF]) == "−0.50 (−0.50 to −0.50), 1 of 2"
     assert rates.interval([INF]) == "not seen"

@@ -17,15 +17,24 @@ entropy of q over ‖W‖^L, which is of order 1/ln t, so that a - γ̃ is of or
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy.linalg import null_space
 
+from experiments import clothes
+from experiments.frames import stacked
+from experiments.where_it_fails import Hat, HatNetwork, on_sphere
+from latephase.flow.errors import SolverError, StepCollapse
+from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
+from latephase.measures.max_margin import hard_margin
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
+from latephase.zoo import networks, tasks
 
 
 def last_approach(angles: np.ndarray, nearest: float = 1e-6, farthest: float = 1e-2) -> np.ndarray:
@@ -158,6 +167,116 @@ def decay(
     )
 
 
+# The models of the page, from the fastest to the slowest.
+ORDER = ("linear", "deep linear", "squared ReLU, fixed signs", "squared ReLU", "two-layer ReLU")
+
+
+def flows(seeds: Sequence[int], neurons: int, shirts: int, until: float) -> pd.DataFrame:
+    """Return the flows of the models of `ORDER` from all seeds, a row each.
+
+    Deep linear networks on so many images of `clothes` to α = 10^16, the others on twelve points of
+    four dimensions, linear ones to 10^6 and networks to `until`. Columns: model, seed, task, flow,
+    and decay, the flow's `Decay`; where the solver gave up both are None.
+    """
+    rows = [row for seed in seeds for row in _followed(seed, neurons, shirts, until)]
+    rows.sort(key=lambda row: ORDER.index(row[0]))
+    return pd.DataFrame(rows, columns=["model", "seed", "task", "flow", "decay"])
+
+
+def _followed(seed: int, neurons: int, shirts: int, until: float) -> list[tuple]:
+    deep, shirt = clothes.deep_linear(seed, shirts)
+    # Starts are those that follow in the generator on a network of the page on test error.
+    draw = {"generator": clothes.convolutional(seed)[1], "scale": 0.8}
+    task, kind = tasks.separable_points(12, 4, margin=0.1, seed=seed), (4, neurons, "squared_relu")
+    linear = networks.linear(4, **draw | {"scale": 0.1})
+    signed = networks.two_layer(*kind, fixed_signs=True, generator=draw["generator"])
+    trained, kinked = networks.two_layer(*kind, **draw), networks.two_layer(4, neurons, **draw)
+    far, found = np.arange(0, np.log10(until) + 0.5, 1.5), []
+    runs = ((linear, task, np.arange(0, 6.1, 0.2)), (deep, shirt, np.arange(0, 17)))
+    runs += tuple((module, task, far) for module in (signed, trained, kinked))
+    for name, (module, task, decades) in zip(ORDER, runs, strict=True):
+        limit = hard_margin(task.x, task.y) if name == "linear" else ()
+        try:
+            flow = gradient_flow(module, task, tol=1e-3, at=10.0**decades)
+            way = decay(Problem(module, task.x, task.y), flow, *limit)
+            found.append((name, seed, task, flow, way))
+        except SolverError:
+            found.append((name, seed, task, None, None))
+    return found
+
+
+def hats(seeds: Sequence[int]) -> pd.DataFrame:
+    """Return the flow of the Mexican hat from the bottom of its groove, as `flows` does."""
+    rows = []
+    for seed in seeds:
+        x = np.random.default_rng(seed).uniform(2, 3)
+        module = HatNetwork(Hat(), 2 * on_sphere(np.array(x), np.array(x + np.pi / 2)))
+        one = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.tensor([1, -1])
+        try:
+            flow = gradient_flow(module, *one, until=1e60, tol=1e-3)
+        except StepCollapse as error:
+            flow = error.trajectory
+        run = decay(Problem(module, *one), flow, margin=1.0)
+        early = run.log_time <= run.log_time[-1] ** 0.75
+        rows.append(("Mexican hat", seed, replace(run, kept=early)))
+    return pd.DataFrame(rows, columns=["model", "seed", "decay"])
+
+
+def series(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the series of each `Decay` above rounding: model, seed, measure, ln t, distance."""
+    return stacked({
+        "model": run.model, "seed": run.seed, "measure": name, "ln t": run.decay.log_time,
+        "distance": getattr(run.decay, name),
+    } for run in runs.itertuples() for name in ("angle", "misalignment", "gap")
+    ).query("distance > 1e-15")  # fmt: skip
+
+
+def exponents(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the exponents of `flows` or `hats` that were followed, a row each.
+
+    Columns: model; seed; angle, cosine and gap, inf where there is none; predicted, early and
+    resolved, surprise and defect of the `Decay`; wide, that of the angle between 1e-4 and 1e-1.
+    """
+    rows = []
+    for run in runs.itertuples():
+        way = run.decay
+        kept = last_approach(way.angle, 1e-4, 1e-1) & (way.log_time <= way.log_time[-1] ** 0.75)
+        found = dict(zip(("angle", "cosine", "gap"), way.exponents, strict=True))
+        found |= {"predicted": way.predicted, "early": way.early, "resolved": way.resolved}
+        found |= {"surprise": way.surprise, "defect": way.order_defect}
+        found["wide"] = exponent(way.log_time, way.angle, kept)
+        rows.append({"model": run.model, "seed": run.seed} | found)
+    return pd.DataFrame(rows)
+
+
+def elsewhere(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the exponents (angle, cosine) of the linear flows against the mean of their points."""
+    rows = []
+    for run in runs[runs.model == "linear"].itertuples():
+        mean = (run.task.y[:, None] * run.task.x).mean(0).numpy()
+        angles = np.arccos(run.flow.direction @ mean / np.linalg.norm(mean))
+        rows.append([
+            exponent(run.decay.log_time, values, run.decay.kept)
+            for values in (angles, 1 - np.cos(angles))
+        ])  # fmt: skip
+    return pd.DataFrame(rows, columns=["angle", "cosine"])
+
+
+def table(runs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Return each model's exponents, as `interval` writes them, beside what is proven of it."""
+    proven = {"linear": "angle O(ln n/ln t), so a − γ̃ too"}
+    proven["deep linear"] = "share beside rank one O((ln t)^(−2/L))"
+    names = {"angle": "angle", "cosine": "1 − cos", "gap": "a − γ̃"}
+    names["predicted"] = "−r, from the curvature"
+    return pd.DataFrame(
+        {"model": name, "L": f"{runs[runs.model == name].flow.dropna().iloc[0].degree:.0f}",
+         "flows": len(rows)}
+        | {title: interval(rows[column]) for column, title in names.items()}
+        | {"proven": proven.get(name, "nothing")}
+        for name, rows in found.groupby("model", sort=False)
+    )  # fmt: skip
+
+
 def interval(values: Iterable[float]) -> str:
     """Return the median of some exponents and their range, as text, and how many are finite."""
     values = np.asarray(list(values), dtype=float)
@@ -165,4 +284,21 @@ def interval(values: Iterable[float]) -> str:
     share = "" if len(found) == len(values) else f", {len(found)} of {len(values)}"
     if len(found) == 0:
         return "not seen"
-    return f"{np.median(found):.2f} ({found.min():.2f} to {found.max():.2f}){share}"
+    told = f"{np.median(found):.2f} ({found.min():.2f} to {found.max():.2f}){share}"
+    return told.replace("-", "−")
+
+
+def said_of(surprises: pd.Series) -> str:
+    """Return what the page says of flows that creep, by their surprises."""
+    off, worst = int((surprises > 0.05).sum()), f"{surprises.max():.2f}"
+    one = f"one creeps far more slowly than its curvature predicts: its exponent is {worst} smaller"
+    words = {0: "none is off by more than 0.05", 1: one}
+    return words.get(off, f"{off} are off by more than 0.05, up to {worst}")
+
+
+def lost(runs: pd.DataFrame) -> str:
+    """Return which of the `flows` were not followed, as words."""
+    names = [f"{run.model}, seed {run.seed}" for run in runs[runs.flow.isna()].itertuples()]
+    if not names:
+        return "All were followed to the end"
+    return f"Not followed to the end: {'; '.join(names)}"
