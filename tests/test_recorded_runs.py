@@ -57,13 +57,13 @@ def test_a_run_has_its_frames(run):
     ):
         assert len(frame)
         assert not frame.isna().any().any()
-    assert run.wrong == 0 < run.wrong_at_first
+    assert run.wrong() == 0 < run.wrong(0)
 
 
 def test_what_is_claimed_of_runs_is_of_those_that_had_not_been_made(run):
-    runs = {"seen": run, "unseen": run}
-    found = recorded_runs.findings(runs)
-    claims = recorded_runs.claimed(runs, found, ["unseen"], ({0: -2.0}, {0: -3.0}))
+    found = recorded_runs.findings([run, run]).assign(run=["seen", "unseen"])
+    bounds = {"flow": {0: -2.0}, "margins": {0: -3.0}}
+    claims = recorded_runs.claimed(found, ["unseen"], bounds)
     for name in ("recorded-figure", "recorded-direction", "seen-direction"):
         assert len(claims[name][0]) == 1
     assert len(claims["exponents"][0]) == 2
@@ -85,8 +85,7 @@ def test_margins_in_a_seminorm_are_those_over_its_power(run):
 
 
 def test_a_sentence_has_words_for_all_and_for_none(run):
-    found = recorded_runs.findings({"one": run})
-    said = recorded_runs.sentences({"one": run}, found)
+    said = recorded_runs.sentences(recorded_runs.findings([run]))
     assert said["resolved-count"] == "all 1"
     assert said["separated-sentence"] == "All runs separate their images."
     short = run.late.smoothed_margin[-1] < 1000.0

@@ -8,15 +8,20 @@ clock, and a direction that goes on turning with the logarithm of the clock fall
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.integrate import solve_ivp
 from scipy.optimize import linprog, minimize_scalar
 from scipy.special import softmax
 from scipy.stats import linregress, t
 
+from experiments.frames import stacked
+from latephase.measures.settling import successive_distances
 from latephase.training.parameter_groups import ParameterGroups
+from latephase.training.scale_free import History
 
 # From which clock on distances count: α = 10, or ten steps.
 START = float(np.log(10.0))
@@ -43,35 +48,49 @@ class Settling:
         return self.high if self.beats else max(self.high, 0.0)
 
     @property
+    def settles(self) -> bool:
+        """Whether the distances can be summed, with all of the interval."""
+        return self.bound < -1.0
+
+    @property
     def words(self) -> str:
-        """ "settles" if the distances can be summed, with all of the interval, or the other."""
-        return "settles" if self.bound < -1.0 else "not resolved"
+        return "settles" if self.settles else "not resolved"
 
     def __str__(self) -> str:
-        return f"{self.exponent:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.exponent:.2f} ({self.low:.2f} to {self.high:.2f})".replace("-", "−")
+
+
+def pace(
+    clock: np.ndarray, distances: np.ndarray, start: float = -np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances [K - 1] per unit of the clock [K], and where on it, from start on.
+
+    Of two checkpoints at one time the later is left out, and so is a distance of zero.
+    """
+    clock, distances = np.asarray(clock, dtype=float), np.asarray(distances, dtype=float)
+    width, middle = np.diff(clock), (clock[1:] + clock[:-1]) / 2
+    kept = (width > 1e-9) & (distances > 0.0) & (clock[:-1] > start - 1e-9)
+    return middle[kept], distances[kept] / width[kept]
 
 
 def settling(clock: np.ndarray, distances: np.ndarray, start: float = START) -> Settling:
     """Return the `Settling` of distances [K - 1] between checkpoints at clock [K], from start on.
 
-    Distances are taken per unit of the clock, so that checkpoints need not be evenly spaced; of
-    two at one time the later is left out, and so is a distance of zero. Raises ValueError for
-    fewer than five distances.
+    Distances are taken per unit of the clock, by `pace`, so that checkpoints need not be evenly
+    spaced. Raises ValueError for fewer than five distances.
     """
-    clock, distances = np.asarray(clock, dtype=float), np.asarray(distances, dtype=float)
-    width, middle = np.diff(clock), (clock[1:] + clock[:-1]) / 2
-    kept = (width > 1e-9) & (distances > 0.0) & (clock[:-1] > start - 1e-9)
-    count = int(kept.sum())
+    at, paces = pace(clock, distances, start)
+    count = len(at)
     if count < 5:
         raise ValueError(f"settling: expected five distances from {start:g} on, got {count}")
-    at, pace = middle[kept], np.log(distances[kept] / width[kept])
-    line = linregress(np.log(at), pace)
-    residual = pace - line.intercept - line.slope * np.log(at)
+    paces = np.log(paces)
+    line = linregress(np.log(at), paces)
+    residual = paces - line.intercept - line.slope * np.log(at)
     half = t.ppf(0.975, count - 2) * line.stderr * np.sqrt(_correlated(residual))
 
     def misfit(gap: float) -> float:
         """Return the squared residuals of the rival whose pole lies that gap before the first."""
-        other = pace + np.log(at - at[0] + gap)
+        other = paces + np.log(at - at[0] + gap)
         return float(np.sum((other - other.mean()) ** 2))
 
     gaps = np.log([1e-3 * at[0], 1e3 * at[-1]])
@@ -189,6 +208,55 @@ def turning(omega: float, levels: np.ndarray, seed: int = 0) -> tuple[np.ndarray
     at = done.sol(np.interp(np.log(levels), np.log(np.maximum(alpha, 1e-9)), rho)).T
     at /= np.linalg.norm(at, axis=1, keepdims=True)
     return at, np.array([margins(w)[0] for w in at])
+
+
+def controls(
+    levels: np.ndarray, seeds: Iterable[int], thrown: Mapping[str, History], seed: int
+) -> pd.DataFrame:
+    """Return runs of which it is known whether they settle, a row each.
+
+    A flow and one that turns for ever, by `turning` with ω = 0 and 0.3, at levels of α for each of
+    the seeds; and runs of training that never rest, by their names, from one seed. Columns: run;
+    seed; time, its name; clock [K], its values; distances [K - 1] of the direction; fit, how it
+    settles; margins, how the margins of a flow do.
+    """
+    rows, ln = [], np.log(levels)
+    for name, omega in (("flow", 0.0), ("turning for ever", 0.3)):
+        for start in seeds:
+            states, p = turning(omega, levels, start)
+            chords = np.linalg.norm(np.diff(states, axis=0), axis=1)
+            rows.append((name, start, "ln α", ln, chords, settling(ln, successive_distances(p))))
+    for name, run in thrown.items():
+        clock = np.log(np.maximum(run.steps, 0.5))
+        rows.append((name, seed, "ln(steps)", clock, run.turn, None))
+    columns = ["run", "seed", "time", "clock", "distances", "margins"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.assign(fit=[*map(settling, found.clock, found.distances)])
+
+
+def control_paces(found: pd.DataFrame) -> pd.DataFrame:
+    """Return how far the first of each kind of `controls` goes in each unit of its clock."""
+    firsts = found.drop_duplicates("run").itertuples()
+    rows = ((f"{row.run}, {row.time}", pace(row.clock, row.distances, 0.0)) for row in firsts)
+    return stacked(
+        {"run": name, "clock": at, "distance per unit of the clock": paces}
+        for name, (at, paces) in rows
+    )
+
+
+def bounds(found: pd.DataFrame) -> dict[str, dict[int, float]]:
+    """Return {run: {seed: bound}} of `controls`, and of "margins", those of the flow."""
+    parts = {name: rows.set_index("seed").fit for name, rows in found.groupby("run")}
+    parts["margins"] = found[found.run == "flow"].set_index("seed").margins
+    return {name: {seed: fit.bound for seed, fit in part.items()} for name, part in parts.items()}
+
+
+def sentences(found: pd.DataFrame) -> dict[str, str]:
+    """Return what the page says of the exponents of `controls`, by their name."""
+    first = found.drop_duplicates("run").set_index("run").fit
+    names = {"turning": "turning for ever", "blind": "renewed labels", "edge": "edge"}
+    told = {f"{n}-exponent": f"{first[run]}, {first[run].words}" for n, run in names.items()}
+    return told | {"flow-exponent": str(first["flow"])}
 
 
 def _smoothed(scale: float, p: np.ndarray) -> float:

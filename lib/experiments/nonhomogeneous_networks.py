@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import torch
 
+from experiments.frames import stacked
 from experiments.late_training import settling
 from latephase.measures.settling import successive_distances
 from latephase.problem import vectors
 from latephase.problem.task import Task
-from latephase.training.scale_free import History, history
+from latephase.training.scale_free import History, followed, history
 from latephase.training.train import Settings, train
 
 # Loss-normalized steps of all examples at once: until all are right, and from there on.
@@ -51,6 +53,19 @@ def live(
         return Live(early, history(second, module, *sets))
 
 
+def thrown(
+    h_alexnet: torch.nn.Module, densenet: torch.nn.Module, sets: tuple[Task, Task]
+) -> dict[str, History]:
+    """Return runs that never rest: with labels renewed in every epoch, and in steps too long."""
+    descent = {"loss": "cross_entropy", "schedule": "normalized", "momentum": 0.9}
+    blind = Settings(512, rate=0.2, labels="renewed", checkpoints=19, **descent)
+    edge = Settings(128, rate=5.0, checkpoints=15, **descent)
+    return {
+        "renewed labels": followed(h_alexnet, *sets, blind),
+        "edge": followed(densenet, *sets, edge),
+    }
+
+
 def states(module: torch.nn.Module, task: Task) -> dict[str, np.ndarray]:
     """Return weights [P] before the first step, after sixteen, and where α is first positive."""
     found, module = {"start": _weights(module)}, copy.deepcopy(module)
@@ -81,17 +96,16 @@ def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str,
     return {name: vectors.angle(w, other[name]) for name, w in one.items()}
 
 
-def rounding(
-    modules: Sequence[torch.nn.Module], task: Task
-) -> tuple[list[dict[str, float]], list[float]]:
-    """Return how far rounding takes each network, as `apart`, and how far two starts are apart.
+def rounding(modules: Sequence[torch.nn.Module], task: Task) -> pd.DataFrame:
+    """Return how far rounding takes each network, as `apart`, a row each.
 
-    The latter where α is first positive, of each start and the next.
+    "next": how far it and the next network are apart where α is first positive; NaN for the last.
     """
     ends = [states(module, task) for module in modules]
     again = [states(rounded(module), task) for module in modules]
-    pairs = [apart(one, other) for one, other in zip(ends, again, strict=True)]
-    return pairs, [apart(one, other)["separated"] for one, other in pairwise(ends)]
+    pairs = pd.DataFrame([apart(one, other) for one, other in zip(ends, again, strict=True)])
+    nexts = [apart(one, other)["separated"] for one, other in pairwise(ends)]
+    return pairs.assign(next=[*nexts, np.nan])
 
 
 def scaling(module: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
@@ -148,6 +162,28 @@ def while_learning(run: History, units: Sequence[str]) -> float:
 def _distance(run: History, units: Sequence[str], start: int, end: int) -> float:
     pairs = [run.normalized_margins(unit)[[start, end]] for unit in units]
     return max(float(successive_distances(pair)[0]) for pair in pairs)
+
+
+ALPHA = "smoothed margin α"
+
+
+def distributions(run: History, places: Sequence[int]) -> pd.DataFrame:
+    """Return eighty margins over their mean at each checkpoint, evenly from least to largest."""
+    share, margins = (np.arange(80) + 0.5) / 80, run.normalized_margins("mean")
+    return stacked({
+        ALPHA: float(f"{max(run.smoothed_margin[k], 1.0):.2g}"),
+        "margin / mean |margin|": np.quantile(margins[k], share),
+        "share of images below": share, "checkpoint": k,
+    } for k in places)  # fmt: skip
+
+
+def shapes(live: Mapping[str, Sequence[Live]]) -> pd.DataFrame:
+    """Return `distributions` of the first run of each network, in column "network" its name."""
+    firsts = {name: run.late for name, (run, *_) in live.items()}
+    return stacked(
+        distributions(run, range(1, len(run.steps))).assign(network=name)
+        for name, run in firsts.items()
+    )
 
 
 # Units that compare shapes, and units that weights give.
@@ -209,4 +245,27 @@ def claimed(
             [max(1 - run.late.alignment[-1] for run in runs) for runs in starts],
             {"at the start": [min(1 - run.early.alignment[0] for run in runs) for runs in starts]},
         ),
+    }
+
+
+def numbers(live: Mapping[str, Sequence[Live]], pairs: pd.DataFrame) -> dict[str, float]:
+    """Return what the page says of live runs, by the number's name; pairs: of `rounding`."""
+    found = {f"change-{n.lower().replace(' ', '-')}": v for n, v in changes(live).items()}
+    found["change-norm"] = [shifted(run.late, ("norm",)) for run in live["H-AlexNet"]]
+    found |= {
+        "apart-least": pairs.separated.min(),
+        "apart-most": pairs.separated.max(),
+        "amplified": pairs.separated / pairs.start,
+        "apart-seeds": pairs.next.dropna(),
+        "apart-share": pairs.separated.median() / pairs.next.median(),
+    }
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def sentences(live: Mapping[str, Sequence[Live]], seeds: Sequence[int]) -> dict[str, str]:
+    """Return what the page says of live runs in words, by their name."""
+    came = [f"{end:.0f} from start {seed}" for seed, end in zip(seeds, depths(live), strict=True)]
+    return {
+        "live-words": "not resolved" if min(turns(live)) >= -1.0 else "not all unresolved",
+        "live-depth-words": f"the shallowest networks came to {', '.join(came)}",
     }

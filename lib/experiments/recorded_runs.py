@@ -8,14 +8,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 
+from experiments.frames import stacked
 from experiments.late_training import (
     Settling,
     euler_defect,
     largest_exponent,
+    pace,
     settling,
     single_exponent_defect,
 )
-from experiments.nonhomogeneous_networks import shifted, while_learning
+from experiments.nonhomogeneous_networks import ALPHA, distributions, shifted, while_learning
 from latephase.measures.settling import successive_distances
 from latephase.training.parameter_groups import ParameterGroups
 from latephase.training.scale_free import History
@@ -36,9 +38,6 @@ LAST = {
         ("1.features.norm5.weight", "1.features.norm5.bias"),
     ),
 }
-
-
-NETWORKS = ["H-AlexNet", "DenseNet", "ResNet", "with biases", "bare ResNet", "bare DenseNet"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +65,9 @@ class Recorded:
     def network(self) -> str:
         return self.record["run"]["network"]
 
-    @property
-    def wrong(self) -> int:
-        """How many training images are on the wrong side when the first stage ends."""
-        return int((self.separate.margins[-1] <= 0).sum())
-
-    @property
-    def wrong_at_first(self) -> int:
-        return int((self.separate.margins[0] <= 0).sum())
+    def wrong(self, record: int = -1) -> int:
+        """Return how many training images are on the wrong side, at the end of the first stage."""
+        return int((self.separate.margins[record] <= 0).sum())
 
     def direction(self, names: tuple[str, ...] | None = None) -> Settling:
         """Return whether the direction of some groups, or of all weights, settles."""
@@ -181,60 +175,44 @@ def foretold(run: Recorded) -> np.ndarray:
 
 # Frames.
 
-ALPHA = "smoothed margin α"
+PACE = "distance per e-fold of α"
+
+
+def _of(run: Recorded, parts: Iterable[Mapping]) -> pd.DataFrame:
+    """Return the frames of these columns beside the network and the name of the run."""
+    return stacked({"network": run.kind, "run": run.name, **part} for part in parts)
 
 
 def rows(runs: Iterable[Recorded]) -> pd.DataFrame:
     """Return the table of runs: what they are, where they came to, and how long they took."""
-    return pd.DataFrame(
-        {
-            "run": run.name,
-            "network": run.kind,
-            "images": run.late.margins.shape[1],
-            "weights": run.record["parameters"],
-            "separated after epochs": round(
-                run.separate.steps[-1] / run.record["steps_per_epoch"]["separate"]
-            ),
-            "wrong then": run.wrong,
-            "late steps": int(run.late.steps[-1]),
-            "last α": float(f"{run.late.smoothed_margin[-1]:.4g}"),
-            "‖W‖ grew by": round(float(np.exp(run.late.log_norm[-1] - run.late.log_norm[0])), 2),
-            "cos(W, −∇R)": round(float(run.late.alignment[-1]), 2),
-            "test error": round(float(run.late.test_error[-1]), 3),
-            "hours": round((run.record["duration"] + run.record["measuring"]) / 3600, 2),
-        }
-        for run in runs
-    )
+    return pd.DataFrame({
+        "run": run.name, "network": run.kind, "images": run.late.margins.shape[1],
+        "weights": run.record["parameters"],
+        "separated after epochs": round(
+            run.separate.steps[-1] / run.record["steps_per_epoch"]["separate"]
+        ),
+        "wrong then": run.wrong(), "late steps": int(run.late.steps[-1]),
+        "last α": round(run.late.smoothed_margin[-1]),
+        "‖W‖ grew by": round(float(np.exp(run.late.log_norm[-1] - run.late.log_norm[0])), 2),
+        "cos(W, −∇R)": round(float(run.late.alignment[-1]), 2),
+        "test error": round(float(run.late.test_error[-1]), 3),
+        "hours": round((run.record["duration"] + run.record["measuring"]) / 3600, 2),
+    } for run in runs)  # fmt: skip
 
 
-def quantiles(run: Recorded, levels: Iterable[float], count: int = 80) -> pd.DataFrame:
+def quantiles(run: Recorded, levels: Iterable[float] = (1.0, 10.0, 100.0, 1e3)) -> pd.DataFrame:
     """Return sorted margins over their mean, at the first checkpoints with these levels of α."""
-    share = (np.arange(count) + 0.5) / count
-    margins, alpha = run.late.normalized_margins("mean"), run.late.smoothed_margin
-    places = sorted({int(np.argmax(alpha >= level)) for level in levels if alpha[-1] >= level})
-    places = sorted({0, *places, len(alpha) - 1})
-    return pd.concat(
-        pd.DataFrame(
-            {
-                "network": run.kind,
-                "run": run.name,
-                ALPHA: float(f"{max(alpha[k], 1.0):.2g}"),
-                "margin / mean |margin|": np.quantile(margins[k], share),
-                "share of images below": share,
-                "checkpoint": k,
-            }
-        )
-        for k in places
-    )
+    alpha = run.late.smoothed_margin
+    places = {int(np.argmax(alpha >= level)) for level in levels if alpha[-1] >= level}
+    return _of(run, [distributions(run.late, sorted({0, *places, len(alpha) - 1}))])
 
 
 def paces(run: Recorded) -> pd.DataFrame:
     """Return distances per e-fold of α, of the direction and of the margins' shape."""
-    series = {
-        "direction W/‖W‖": successive(run.groups),
-        "shape of the margins": successive_distances(run.late.normalized_margins("mean")),
-    }
-    return pd.concat(_per_fold(run, name, distances) for name, distances in series.items())
+    shapes = successive_distances(run.late.normalized_margins("mean"))
+    return _per_fold(
+        run, {"direction W/‖W‖": successive(run.groups), "shape of the margins": shapes}
+    )
 
 
 def of_groups(run: Recorded) -> pd.DataFrame:
@@ -255,23 +233,13 @@ def of_groups(run: Recorded) -> pd.DataFrame:
             "other gains and shifts": tuple(flat - kept),
             "convolutions": tuple({*names} - flat - kept),
         }
-    series = {part: successive(run.groups, group) for part, group in parts.items()}
-    series["all weights"] = successive(run.groups)
-    return pd.concat(_per_fold(run, part, distances) for part, distances in series.items())
+    parts["all weights"] = None
+    return _per_fold(run, {part: successive(run.groups, group) for part, group in parts.items()})
 
 
-def _per_fold(run: Recorded, part: str, distances: np.ndarray) -> pd.DataFrame:
-    width, middle = np.diff(run.clock), (run.clock[1:] + run.clock[:-1]) / 2
-    kept = (width > 1e-9) & (distances > 0)
-    return pd.DataFrame(
-        {
-            "network": run.kind,
-            "run": run.name,
-            "part": part,
-            ALPHA: np.exp(middle[kept]),
-            "distance per e-fold of α": distances[kept] / width[kept],
-        }
-    )
+def _per_fold(run: Recorded, series: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    found = ((part, *pace(run.clock, distances)) for part, distances in series.items())
+    return _of(run, ({"part": part, ALPHA: np.exp(at), PACE: pace} for part, at, pace in found))
 
 
 def verdicts(runs: Iterable[Recorded]) -> pd.DataFrame:
@@ -279,36 +247,24 @@ def verdicts(runs: Iterable[Recorded]) -> pd.DataFrame:
     found = []
     for run in runs:
         fits = {"direction": run.direction()} | run.margins()
-        row = {"run": run.name, "network": run.kind}
-        found.append(row | {name: f"{fit}{_mark(fit)}" for name, fit in fits.items()})
+        told = {n: f"{fit} settles" if fit.settles else str(fit) for n, fit in fits.items()}
+        found.append({"run": run.name, "network": run.kind} | told)
     return pd.DataFrame(found).fillna("")
-
-
-def _mark(fit: Settling) -> str:
-    return " settles" if fit.words == "settles" else ""
 
 
 def exponents(runs: Iterable[Recorded], tolerance: float = 1e-4) -> pd.DataFrame:
     """Return what the measured system says of each run's exponents, and what the layers give."""
     found = []
-    for run in runs:
-        if run.kind.startswith("bare"):
-            continue
+    for run in (run for run in runs if not run.kind.startswith("bare")):
         largest, defect, dimension = largest_exponent(run.groups, tolerance)
         given = foretold(run)
-        found.append(
-            {
-                "run": run.name,
-                "network": run.kind,
-                "groups": len(given),
-                "free": dimension,
-                "largest exponent": round(largest, 3),
-                "its defect": float(f"{defect:.1g}"),
-                "from the layers": float(given.max()),
-                "defect of these": float(f"{euler_defect(run.groups, given):.1g}"),
-                "last bias / ‖W‖": _share(run),
-            }
-        )
+        found.append({
+            "run": run.name, "network": run.kind, "groups": len(given), "free": dimension,
+            "largest exponent": round(largest, 3), "its defect": float(f"{defect:.1g}"),
+            "from the layers": float(given.max()),
+            "defect of these": float(f"{euler_defect(run.groups, given):.1g}"),
+            "last bias / ‖W‖": _share(run),
+        })  # fmt: skip
     return pd.DataFrame(found)
 
 
@@ -322,45 +278,23 @@ def _share(run: Recorded) -> str:
 
 def errors(run: Recorded) -> pd.DataFrame:
     """Return test and training error from the start on, by step, and α of both branches."""
-    begun, stages = int(run.separate.steps[-1]), []
-    for name, history, before in (
-        ("to separation", run.separate, 0),
-        ("late phase", run.late, begun),
-        ("plain SGD", run.twin, begun),
-    ):
-        stages.append(
-            pd.DataFrame(
-                {
-                    "network": run.kind,
-                    "run": run.name,
-                    "stage": name,
-                    "step": history.steps + before,
-                    "step of the stage": history.steps,
-                    "training error": (history.margins <= 0).mean(axis=1),
-                    "test error": history.test_error,
-                    ALPHA: history.smoothed_margin,
-                }
-            )
-        )
-    return pd.concat(stages)
+    begun = int(run.separate.steps[-1])
+    stages = {"to separation": run.separate, "late phase": run.late, "plain SGD": run.twin}
+    return _of(run, ({
+        "stage": name, "step": history.steps + (begun if history is not run.separate else 0),
+        "step of the stage": history.steps, "test error": history.test_error,
+        "training error": (history.margins <= 0).mean(axis=1), ALPHA: history.smoothed_margin,
+    } for name, history in stages.items()))  # fmt: skip
 
 
-def modes(run: Recorded, count: int = 200) -> pd.DataFrame:
+def modes(run: Recorded) -> pd.DataFrame:
     """Return the last margins over their mean, with batch normalization as it trains and not."""
-    share = (np.arange(count) + 0.5) / count
+    share = (np.arange(200) + 0.5) / 200
     pair = {"evaluation": run.late.margins[-1], "training": run.groups.batch_margins[-1]}
-    return pd.concat(
-        pd.DataFrame(
-            {
-                "network": run.kind,
-                "run": run.name,
-                "mode": mode,
-                "margin / mean |margin|": np.quantile(p / np.abs(p).mean(), share),
-                "share of images below": share,
-            }
-        )
-        for mode, p in pair.items()
-    )
+    return _of(run, ({
+        "mode": mode, "margin / mean |margin|": np.quantile(p / np.abs(p).mean(), share),
+        "share of images below": share,
+    } for mode, p in pair.items()))  # fmt: skip
 
 
 def mode_gap(run: Recorded) -> float:
@@ -371,181 +305,157 @@ def mode_gap(run: Recorded) -> float:
 
 def ratios(run: Recorded) -> pd.DataFrame:
     """Return ‖A‖₂/‖A‖_F of the dense layers, along both stages, in their first numbers of α."""
-    found = []
-    for place, layer in enumerate(np.flatnonzero(run.late.dense)):
-        found.append(
-            pd.DataFrame(
-                {
-                    "network": run.kind,
-                    "run": run.name,
-                    "dense layer": f"dense layer {place + 1}",
-                    ALPHA: np.maximum(run.late.smoothed_margin, 1e-9),
-                    "‖A‖₂/‖A‖_F": run.late.ratio[:, place],
-                    "least": run.late.smallest_ratio[layer],
-                    "at the start": run.separate.ratio[0, place],
-                }
-            )
-        )
-    return pd.concat(found)
+    return _of(run, ({
+        "dense layer": f"dense layer {place + 1}",
+        ALPHA: np.maximum(run.late.smoothed_margin, 1e-9),
+        "‖A‖₂/‖A‖_F": run.late.ratio[:, place], "least": run.late.smallest_ratio[layer],
+        "at the start": run.separate.ratio[0, place],
+    } for place, layer in enumerate(np.flatnonzero(run.late.dense))))  # fmt: skip
 
 
 def scales(run: Recorded) -> pd.DataFrame:
     """Return how far p(sW) is from s^L times a limit, for each two neighbouring scales s."""
-    last = len(run.groups.scales) - 1
-    return pd.DataFrame(
-        {
-            "network": run.kind,
-            "run": run.name,
-            "scale s": run.groups.scales[:-1],
-            "distance from homogeneous": [
-                max(homogenized(run.groups, DEPTH[run.kind], k), 1e-16) for k in range(last)
-            ],
-        }
-    )
+    near, degree = run.groups.scales[:-1], DEPTH[run.kind]
+    distances = [max(homogenized(run.groups, degree, k), 1e-16) for k in range(len(near))]
+    return _of(run, [{"scale s": near, "distance from homogeneous": distances}])
 
 
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """What is judged of recorded runs, by their names.
+# What is judged and said.
 
-    direction: how W/‖W‖ settles; margins: how the margins do, in each unit; shift, learned: how far
-    their shape moves while α is squared for the last time, and from the first step to separation.
-    limits: of the nearly homogeneous, how far from a power of the scale at s = 64 and at s = 1.
-    rise: of the narrow AlexNets, the ratio ‖A‖₂/‖A‖_F of the first two dense layers at the end over
-    that at the start, the smaller of the two, in the late stage and in its twin.
+
+def findings(runs: Iterable[Recorded]) -> pd.DataFrame:
+    """Return what is judged of recorded runs, a row each; NaN where it is of other networks.
+
+    direction: how W/‖W‖ settles; margins: how the margins do, {unit: `Settling`}; shift, learned:
+    how far their shape moves while α is squared for the last time, and from the first step to
+    separation. large, small: of the nearly homogeneous, how far from a power of the scale at s = 64
+    and at s = 1. rise, rise of the twin: of the narrow AlexNets, the ratio ‖A‖₂/‖A‖_F of the first
+    two dense layers at the end over that at the start, the smaller of the two; layers: at the end.
+    balanced, single: defects of the exponents that the layers give, and of one for all groups.
     """
-
-    direction: dict[str, Settling]
-    margins: dict[str, dict[str, Settling]]
-    shift: dict[str, float]
-    learned: dict[str, float]
-    limits: dict[str, tuple[float, float]]
-    rise: dict[str, tuple[float, float]]
-
-
-def findings(runs: Mapping[str, Recorded]) -> Findings:
-    """Return the `Findings` of runs by their names."""
-    return Findings(
-        {name: run.direction() for name, run in runs.items()},
-        {name: run.margins() for name, run in runs.items()},
-        {name: shifted(run.late, ("mean",)) for name, run in runs.items()},
-        {name: while_learning(run.separate, ("mean",)) for name, run in runs.items()},
-        {
-            run.name: (
-                homogenized(run.groups, DEPTH[run.kind], -2),
-                homogenized(run.groups, DEPTH[run.kind], 0),
-            )
-            for run in nearly_homogeneous(runs)
-        },
-        {
-            run.name: tuple(
-                float((one.ratio[-1] / one.ratio[0])[:2].min()) for one in (run.late, run.twin)
-            )
-            for run in narrow_alexnets(runs)
-        },
-    )
+    found = []
+    for run in runs:
+        row = {"run": run.name, "network": run.kind, "alexnet": run.network == "alexnet"}
+        row |= {"direction": run.direction(), "margins": run.margins(), "wrong": run.wrong()}
+        row |= {"wrong at first": run.wrong(0), "shift": shifted(run.late, ("mean",))}
+        row |= {"learned": while_learning(run.separate, ("mean",))}
+        row |= {
+            "end": run.late.smoothed_margin[-1],
+            "end of the twin": run.twin.smoothed_margin[-1],
+        }
+        row |= {"cosine": run.late.alignment[-1], "test": np.ptp(run.late.test_error[[0, -1]])}
+        row |= dict.fromkeys((*_AT, "mode gap", "rise", "rise of the twin", "balanced", "single"))
+        if run.late.batch_normalized:
+            row["mode gap"] = mode_gap(run)
+        if nearly_homogeneous(run):
+            row |= {n: homogenized(run.groups, DEPTH[run.kind], k) for n, k in _AT.items()}
+        if narrow_alexnet(run):
+            late, twin = ((one.ratio[-1] / one.ratio[0])[:2].min() for one in (run.late, run.twin))
+            row |= {"rise": late, "rise of the twin": twin, "layers": run.late.ratio[-1, :2]}
+        if not run.kind.startswith("bare"):
+            row["balanced"] = euler_defect(run.groups, foretold(run))
+        if run.kind == "with biases":
+            row["single"] = single_exponent_defect(run.groups)
+        found.append(row)
+    return pd.DataFrame(found)
 
 
-def nearly_homogeneous(runs: Mapping[str, Recorded]) -> list[Recorded]:
-    """Return the runs of networks that come to a degree as their weights grow."""
-    return [run for run in runs.values() if run.kind in DEPTH and run.kind != "H-AlexNet"]
+# Where two neighbouring scales of the weights are compared.
+_AT = {"large": -2, "small": 0}
 
 
-def narrow_alexnets(runs: Mapping[str, Recorded]) -> list[Recorded]:
-    """Return the runs of the narrow H-AlexNet and of its twin with biases."""
-    return [run for run in runs.values() if run.network == "alexnet" and "small" in run.name]
+def nearly_homogeneous(run: Recorded) -> bool:
+    """Return whether the network comes to a degree as its weights grow."""
+    return run.kind in DEPTH and run.kind != "H-AlexNet"
+
+
+def narrow_alexnet(run: Recorded) -> bool:
+    """Return whether this is the narrow H-AlexNet or its twin with biases."""
+    return run.network == "alexnet" and "small" in run.name
 
 
 def claimed(
-    runs: Mapping[str, Recorded], found: Findings, unseen: list[str], known: tuple[dict, dict]
+    found: pd.DataFrame, unseen: list[str], bounds: Mapping[str, Mapping[int, float]]
 ) -> dict[str, tuple[list, dict]]:
-    """Return {claim: (its numbers, its controls)} of recorded runs.
+    """Return {claim: (its numbers, its controls)} of the `findings` on recorded runs.
 
-    unseen: those that had not been made when the claims were registered; known: the bounds of the
-    criterion, of directions and of margins, for flows that are known to settle.
+    unseen: those that had not been made when the claims were registered; bounds: of
+    controls of the criterion, {"flow": for directions that settle, "margins": for margins}.
     """
-    direction, margins = ({"known limit": bounds} for bounds in known)
-    new = [runs[name] for name in unseen]
-    seen = [name for name in runs if name not in unseen]
-    alexnets = [name for name in unseen if runs[name].network == "alexnet"]
-    least = [min(fit.bound for fit in found.margins[name].values()) for name in alexnets]
-    near = [found.limits[name] for name in found.limits if name in unseen]
-    rise = [found.rise[name] for name in found.rise if name in unseen]
-    layered = [run for run in runs.values() if not run.kind.startswith("bare")]
-    fitting = [euler_defect(run.groups, foretold(run)) for run in layered]
-    single = [single_exponent_defect(run.groups) for run in layered if run.kind == "with biases"]
+    direction, margins = ({"known limit": bounds[part]} for part in ("flow", "margins"))
+    found = found.assign(bound=[fit.bound for fit in found.direction])
+    new, seen = found[found.run.isin(unseen)], found[~found.run.isin(unseen)]
+    least = [min(f.bound for f in fits.values()) for fits in new.margins[new.alexnet]]
+    near, rise = new.dropna(subset="large"), new.dropna(subset="rise")
+    single = dict(enumerate(found.single.dropna()))
     return {
-        "recorded-separated": (
-            [run.wrong for run in new],
-            {"at the start": [run.wrong_at_first for run in new]},
-        ),
-        "recorded-figure": (
-            [found.shift[name] for name in unseen],
-            {"while learning": [found.learned[name] for name in unseen]},
-        ),
-        "recorded-direction": ([found.direction[name].bound for name in unseen], direction),
-        "seen-direction": ([found.direction[name].bound for name in seen], direction),
+        "recorded-separated": (new.wrong, {"at the start": new["wrong at first"]}),
+        "recorded-figure": (new["shift"], {"while learning": new.learned}),
+        "recorded-direction": (new.bound, direction),
+        "seen-direction": (seen.bound, direction),
         "recorded-margins": (least, margins),
-        "exponents": (fitting, {"one exponent": dict(enumerate(single))}),
-        "homogenized": ([end for end, _ in near], {"as trained": [first for _, first in near]}),
-        "spectral-ratios": (
-            [late for late, _ in rise],
-            {"constant steps": [twin for _, twin in rise]},
-        ),
+        "exponents": (found.balanced.dropna(), {"one exponent": single}),
+        "homogenized": (near.large, {"as trained": near.small}),
+        "spectral-ratios": (rise.rise, {"constant steps": rise["rise of the twin"]}),
     }
 
 
-def numbers(runs: Mapping[str, Recorded], found: Findings) -> dict[str, float]:
+def numbers(found: pd.DataFrame) -> dict[str, float]:
     """Return what the page on these networks says of all recorded runs, by the number's name."""
-    every = [*runs.values()]
-    alphas = [run.twin.smoothed_margin[-1] for run in every]
-    cosines = [run.late.alignment[-1] for run in every]
-    ends = np.array([run.late.ratio[-1, :2] for run in narrow_alexnets(runs)])
-    return {
-        "shift-least": min(found.shift.values()), "shift-most": max(found.shift.values()),
-        "learn-least": min(found.learned.values()),
-        "direction-least": min(fit.low for fit in found.direction.values()),
-        "cosine-least": min(cosines), "cosine-most": max(cosines),
-        "reach-least": min(run.late.smoothed_margin[-1] for run in every),
-        "homogenized-most": max(end for end, _ in found.limits.values()),
-        "as-trained-least": min(first for _, first in found.limits.values()),
-        "test-change": max(np.ptp(run.late.test_error[[0, -1]]) for run in every),
-        "twin-least": min(alphas), "twin-most": max(alphas),
-        "mode-gap": max(mode_gap(run) for run in every if run.late.batch_normalized),
-        "ratio-least": min(late for late, _ in found.rise.values()),
-        "ratio-lowest": ends.min(), "ratio-highest": ends.max(),
+    ends = np.concatenate([*found["layers"].dropna()])
+    told = {
+        "shift-least": found["shift"].min(), "shift-most": found["shift"].max(),
+        "learn-least": found.learned.min(),
+        "direction-least": min(fit.low for fit in found.direction),
+        "cosine-least": found.cosine.min(), "cosine-most": found.cosine.max(),
+        "reach-least": found.end.min(),
+        "homogenized-most": found.large.max(), "as-trained-least": found.small.min(),
+        "test-change": found.test.max(),
+        "twin-least": found["end of the twin"].min(), "twin-most": found["end of the twin"].max(),
+        "mode-gap": found["mode gap"].max(),
+        "ratio-least": found.rise.min(), "ratio-lowest": ends.min(), "ratio-highest": ends.max(),
     }  # fmt: skip
+    return {name: float(number) for name, number in told.items()}
 
 
-def sentences(runs: Mapping[str, Recorded], found: Findings) -> dict[str, str]:
+# The status of which claim stands where in the text.
+VERDICTS = {
+    "verdict-figure": "recorded-figure", "verdict-direction": "recorded-direction",
+    "verdict-seen": "seen-direction", "verdict-margins": "recorded-margins",
+    "verdict-exponents": "exponents", "verdict-homogenized": "homogenized",
+    "verdict-ratios": "spectral-ratios",
+}  # fmt: skip
+# What is said of the runs in a list, and what if there are none.
+_LISTS = {
+    "separated": ("Not separated in their budget: {}.", "All runs separate their images."),
+    "shallow": ("These ended before α = 1,000: {}.", "All of them reach α = 1,000."),
+    "settled": (
+        "By the criterion these margins settle: {}.",
+        "By the criterion no margins settle.",
+    ),
+}
+
+
+def sentences(found: pd.DataFrame) -> dict[str, str]:
     """Return what the page on these networks says of all recorded runs in words, by their name."""
 
-    def often(count: int) -> str:
-        return f"all {len(runs)}" if count == len(runs) else f"{count} of {len(runs)}"
+    def often(which: Iterable[bool]) -> str:
+        count = sum(which)
+        return f"all {len(found)}" if count == len(found) else f"{count} of {len(found)}"
 
-    wrong = [f"{name} ({run.wrong} wrong)" for name, run in runs.items() if run.wrong]
-    ends = {name: run.late.smoothed_margin[-1] for name, run in runs.items()}
-    shallow = [f"{name} ({alpha:.0f})" for name, alpha in ends.items() if alpha < 1000.0]
-    settled = [
-        f"{name} in the unit {unit}"
-        for name, units in found.margins.items()
-        for unit, fit in units.items()
-        if fit.words == "settles"
-    ]
-    return {
-        "resolved-count": often(
-            sum(fit.words == "not resolved" for fit in found.direction.values())
-        ),
-        "separated-sentence": f"Not separated in their budget: {', '.join(wrong)}."
-        if wrong
-        else "All runs separate their images.",
-        "figure-sentence": f"in {often(sum(shift < 0.25 for shift in found.shift.values()))} "
-        "recorded runs the shape of the margin distribution moves by less than a quarter of its "
-        "mean while α is squared for the last time",
-        "shallow-sentence": f"These ended before α = 1,000: {', '.join(shallow)}."
-        if shallow
-        else "All of them reach α = 1,000.",
-        "settled-sentence": f"By the criterion these margins settle: {'; '.join(settled)}."
-        if settled
-        else "By the criterion no margins settle.",
+    listed = {"separated": [], "shallow": [], "settled": []}
+    for row in found.itertuples():
+        listed["separated"] += [f"{row.run} ({row.wrong} wrong)"] * (row.wrong > 0)
+        listed["shallow"] += [f"{row.run} ({row.end:.0f})"] * (row.end < 1000.0)
+        settled = [unit for unit, fit in row.margins.items() if fit.settles]
+        listed["settled"] += [f"{row.run} in the unit {unit}" for unit in settled]
+    said = {
+        f"{name}-sentence": some.format(", ".join(listed[name])) if listed[name] else none
+        for name, (some, none) in _LISTS.items()
+    }
+    return said | {
+        "resolved-count": often(not fit.settles for fit in found.direction),
+        "figure-sentence": f"in {often(found['shift'] < 0.25)} recorded runs the shape of the "
+        "margin distribution moves by less than a quarter of its mean while α is squared for the "
+        "last time",
     }
