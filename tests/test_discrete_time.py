@@ -1,6 +1,7 @@
 """Descent beside the flow, and edges of stability."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import latephase as lp
@@ -75,3 +76,25 @@ def test_a_step_along_the_signs_lowers_ln_r_by_the_rate():
     before = family.smoothed_margins(ready)
     after = family.smoothed_margins(discrete_time.by_signs(family, ready, 1e-4, 0.5))
     np.testing.assert_allclose(after - before, 1e-4, rtol=1e-2)
+
+
+def test_ways_of_neurons_begin_together_and_larger_steps_leave_the_flow():
+    found = discrete_time.ways(0, [0.01, 0.5])
+    assert set(found["size"]) == {0.0, 0.01, 0.5}
+    coordinates = [*discrete_time.RAYS]
+    first = found.drop_duplicates(["size", "neuron"])[coordinates].to_numpy().reshape(3, 24)
+    last = found.drop_duplicates(["size", "neuron"], keep="last")[coordinates].to_numpy()
+    flow, near, far = last.reshape(3, 24)
+    np.testing.assert_array_equal(first[1:], first[[0, 0]])
+    assert np.linalg.norm(near - flow) < 0.1 < np.linalg.norm(far - flow)
+    edge = found.groupby("size")["ηλ/2"].max()
+    assert np.isnan(edge[0.0])
+    assert edge[0.01] < 1.0 < edge[0.5]
+
+
+def test_slopes_of_powers_are_their_exponents():
+    steps = 0.5 ** np.arange(1, 6)
+    frame = pd.DataFrame({"model": "linear", "kind": "constant", "seed": 3, "step": steps})
+    found = discrete_time.slopes(frame.assign(angle=steps**2, wrong=1.0))
+    assert found.slope[0] == pytest.approx(2.0)
+    assert found.stuck[0] == pytest.approx(0.0, abs=1e-12)

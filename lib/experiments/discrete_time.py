@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch.nn.utils import vector_to_parameters
 
+from experiments.frames import stacked
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures.max_margin import hard_margin
@@ -231,17 +232,16 @@ def ways(seed: int, sizes: Sequence[float]) -> pd.DataFrame:
     for size in sizes:
         way = _relative(one, begin, size, 2000).path(0)
         paths[size] = way[np.unique(np.geomspace(1, len(way), 30).astype(int)) - 1]
-    frames = []
+    rows = []
     for size, way in paths.items():
         rays = (way[:, :24] / np.linalg.norm(way, axis=1, keepdims=True)).reshape(-1, 12, 2)
-        alphas = one.rows(np.zeros(len(way), dtype=int)).smoothed_margins(way)
-        edge = edges(one, way, size) if size else np.full(len(way), np.nan)
+        about = {"size": size, "way": "descent" if size else "flow"}
+        about["smoothed margin α"] = one.rows(np.zeros(len(way), dtype=int)).smoothed_margins(way)
+        about["ηλ/2"] = edges(one, way, size) if size else np.nan
         for neuron in range(12):
-            columns = dict(zip(RAYS, rays[:, neuron].T, strict=True))
-            columns |= {"smoothed margin α": alphas, "ηλ/2": edge}
-            about = {"size": size, "way": "descent" if size else "flow", "neuron": neuron}
-            frames.append(pd.DataFrame(about | columns))
-    return pd.concat(frames, ignore_index=True)
+            coordinates = zip(RAYS, rays[:, neuron].T, strict=True)
+            rows.append(about | {"neuron": neuron} | dict(coordinates))
+    return stacked(rows)
 
 
 RAYS = ("first coordinate of $w_j$/‖W‖", "second coordinate of $w_j$/‖W‖")
@@ -303,15 +303,15 @@ def orders(
 ) -> pd.DataFrame:
     """Return the `gaps` of each model in three kinds of steps, of the linear one in batches too."""
     halves, soft = 0.5 ** np.arange(1, halvings + 1), {"rule": "logarithmic"}
-    frames = []
+    rows = []
     for model in found.values():
-        frames.append(gaps(model, seeds, "constant", halves))
-        frames.append(gaps(model, seeds, "normalized", halves, **soft))
-        frames.append(gaps(model, seeds, "momentum", halves / 4, momentum=0.8, **soft))
+        rows.append(gaps(model, seeds, "constant", halves))
+        rows.append(gaps(model, seeds, "normalized", halves, **soft))
+        rows.append(gaps(model, seeds, "momentum", halves / 4, momentum=0.8, **soft))
     for order in ("reshuffled", "independent"):
         batches = {"batch": 5, "order": order, "draws": draws}
-        frames.append(gaps(found["linear"], seeds, order, halves[:5], **batches))
-    return pd.concat(frames, ignore_index=True)
+        rows.append(gaps(found["linear"], seeds, order, halves[:5], **batches))
+    return stacked(rows)
 
 
 def slopes(found: pd.DataFrame) -> pd.DataFrame:

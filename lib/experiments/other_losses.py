@@ -19,6 +19,7 @@ import torch
 from torch.nn.utils import vector_to_parameters
 
 from experiments.discrete_time import flow_to, squared_relus, strayed
+from experiments.frames import stacked
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.measures.max_margin import hard_margin
@@ -188,7 +189,7 @@ def angles(begun: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
     Of `others` sixty records, and once more the last, by which each rests, or nearly so.
     """
-    svm, frames = begun.svm[0], []
+    svm, rows = begun.svm[0], []
     for run in runs[runs.seed == begun.seed[0]].itertuples():
         kept = np.flatnonzero(run.log_time > 1)
         if not run.tail:
@@ -197,9 +198,8 @@ def angles(begun: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         time, found = run.log_time[kept], [angle(run.path[k], svm) for k in kept]
         if not run.tail:
             time, found = [*time, 1e4], [*found, found[-1]]
-        columns = {"ln t": time, "angle to the SVM (radians)": found}
-        frames.append(pd.DataFrame({"loss": run.loss, **columns}))
-    return pd.concat(frames, ignore_index=True)
+        rows.append({"loss": run.loss, "ln t": time, "angle to the SVM (radians)": found})
+    return stacked(rows)
 
 
 def doubled(module: torch.nn.Module, start, **settings: object) -> float:
