@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import latephase
+from latephase.figures import tables
 from latephase.problem.task import Task
 
 
@@ -154,6 +155,7 @@ def test_a_diagnosis_draws_itself():
     np.testing.assert_array_equal(left.lines[0].get_xdata(), np.sort(came.margins))
     widths = [bar.get_width() for bar in right.patches]
     np.testing.assert_allclose(widths, came.layers["spectral_ratio"])
+    assert len(tables.table(figure)) == len(came.margins) + len(came.layers)
     plt.close(figure)
 
 

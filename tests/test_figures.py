@@ -212,16 +212,6 @@ def test_an_image_stands_above_its_saliency_map():
     plt.close(figure)
 
 
-def test_neurons_are_drawn_by_direction_from_the_start_on(axes):
-    path = np.array([[3.0, 0.0, 0.0, 4.0], [0.0, 6.0, 8.0, 0.0]])
-    plots.neuron_paths(axes, path, 2, label="flow", color=plots.BLUE)
-    way, dot = axes.lines[:2]
-    np.testing.assert_allclose(way.get_xydata(), [[0.6, 0.0], [0.0, 0.6]])
-    np.testing.assert_allclose(dot.get_xydata(), [[0.6, 0.0]])
-    assert len(axes.lines) == 4
-    assert [line.get_label() for line in axes.lines].count("flow") == 1
-
-
 def test_titles_over_axes_of_equal_aspect_stay_in_the_picture():
     with plt.rc_context():
         plots.style()

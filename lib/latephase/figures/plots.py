@@ -9,10 +9,13 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
+
+from latephase.figures import tables
 
 # Chapters that draw by hand find the whole style here.
 from latephase.figures.style import (  # noqa: F401
@@ -224,45 +227,6 @@ def image_and_saliency(
         sns.despine(ax=axes, left=True, bottom=True)
 
 
-def margins_by_rank(axes: Axes, margins: np.ndarray, steps: np.ndarray) -> mpl.colorbar.Colorbar:
-    """Draw sorted margins [records, n] against the share of examples below, coloured by ln(steps).
-
-    Earlier records are blue, later ones orange, the last one thicker; returns the bar.
-    """
-    norm = LogNorm(max(1, steps[steps > 0].min()), steps.max())
-    share = (np.arange(margins.shape[1]) + 0.5) / margins.shape[1]
-    for row, step in zip(np.sort(margins, axis=1), steps, strict=True):
-        last = step == steps[-1]
-        look = {"linewidth": 2.2 if last else 1.0, "alpha": 1.0 if last else 0.7}
-        axes.plot(row, share, color=LATE(norm(max(step, norm.vmin))), **look)
-    axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(xlabel="normalized margin", ylabel="share of examples below", ylim=(0, 1))
-    bar = mpl.cm.ScalarMappable(norm, LATE)
-    return axes.figure.colorbar(bar, ax=axes, label="gradient steps")
-
-
-def against_steps(
-    axes: Axes, steps: np.ndarray, runs: Sequence[np.ndarray], label: str | None = None, **line
-) -> None:
-    """Draw quantities against the number of steps, both axes logarithmic, one line for each run."""
-    for i, run in enumerate(runs):
-        axes.plot(steps, run, label=None if i else label, **line)
-    axes.set(xscale="log", yscale="log", xlabel="gradient steps")
-
-
-def neuron_paths(axes: Axes, path: np.ndarray, neurons: int, label: str | None = None, **line):
-    """Draw the ways of neurons of the plane, w_j/‖W‖, from the start (dot) on.
-
-    path [states, P]: the weights W, whose first 2·neurons entries are the w_j.
-    """
-    rays = path[:, : 2 * neurons] / np.linalg.norm(path, axis=1, keepdims=True)
-    for j, way in enumerate(rays.reshape(len(path), neurons, 2).swapaxes(0, 1)):
-        axes.plot(*way.T, linewidth=1.3, label=None if j else label, **line)
-        axes.plot(*way[0], "o", markersize=4, color=GREY)
-    axes.set(aspect="equal", xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[])
-    axes.set(xlabel="first coordinate of $w_j$/‖W‖", ylabel="second coordinate of $w_j$/‖W‖")
-
-
 def sorted_margins(axes: Axes, margins: np.ndarray) -> None:
     """Draw the sorted margins [n] of one network against the share of examples below."""
     share = (np.arange(len(margins)) + 0.5) / len(margins)
@@ -289,6 +253,7 @@ def trajectory_summary(flow) -> mpl.figure.Figure:
     # What is 0 has no place on a logarithmic axis.
     apart = np.where(flow.misalignment > 0.0, flow.misalignment, np.nan)
     misalignment(right, flow.smoothed_margin, [apart], color=BLUE, marker=".")
+    tables.attach(figure, flow.to_dataframe())
     return figure
 
 
@@ -301,6 +266,8 @@ def diagnosis_summary(found) -> mpl.figure.Figure:
     sorted_margins(left, found.margins)
     shown = found.layers.sort_values("frobenius_norm", ascending=False).head(12).sort_index()
     layer_ratios(right, shown["layer"], shown["spectral_ratio"])
+    margins = pd.DataFrame({"margin": np.sort(found.margins)})
+    tables.attach(figure, pd.concat([margins, found.layers]))
     return figure
 
 
@@ -313,4 +280,6 @@ def training_summary(run) -> mpl.figure.Figure:
     right.set(ylim=(0, None), ylabel="training error")
     for axes in (left, right):
         axes.set(xscale="symlog", xlabel="gradient steps")
+    columns = {"steps": run.steps, "ln(1/R)": -run.log_risk, "training error": 1.0 - run.accuracy}
+    tables.attach(figure, pd.DataFrame(columns))
     return figure

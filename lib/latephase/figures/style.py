@@ -59,7 +59,7 @@ BY_MODEL = {
     "markersize": 5,
     "markeredgewidth": 0,
 }
-# What its scatterplot takes.
+# What its plots of dots take.
 DOTS_BY_MODEL = {key: BY_MODEL[key] for key in ("hue", "style", "palette", "markers")}
 # A colour and dashes of each network of the recorded runs.
 NETWORKS = {
