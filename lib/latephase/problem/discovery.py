@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from latephase.problem.culprit import watched
-from latephase.problem.gates import GatedCalls, Plan, Site, placed
+from latephase.problem.gates import GatedCalls, Plan, Site, exponent, placed
+from latephase.problem.operations import FOLLOWED
 from latephase.problem.refusals import (
     JUMPS,
     KNOWN,
@@ -40,6 +41,8 @@ class Discovery(GatedCalls):
         self.valid: list[Tensor | None] = []
         # Of each replaced call, its number and the results that depend on its gates.
         self.results: list[tuple[int, list[Tensor]]] = []
+        # What the module sees of those calls, and its version then.
+        self.visible: list[tuple[Tensor, int]] = []
         # id -> (tensor, its version, the site whose argument it is, sign)
         self.known: dict[tuple[int, ...], tuple] = {}
         self.negatives: dict[int, tuple[Tensor, Tensor]] = {}
@@ -84,12 +87,18 @@ class Discovery(GatedCalls):
             raise self.refuse(name, why)
         if is_root(name, args) and id(args[0]) in self.squares:
             raise self.refuse(name, "the square root of a square has a kink; expected torch.abs")
+        root = name == "sqrt" or (name == "pow" and 0.0 < exponent(args) < 1.0)
+        if root and self.known_bent(args[0]):
+            raise self.refuse(name, "its slope at the kink of its argument is infinite")
+        behind = [t.grad_fn for t in tensors]
         result = super().__torch_function__(func, types, args, kwargs)
         if name == "neg":
             self.negatives[id(result)] = (result, args[0])
         if is_square(name, args):
             self.squares[id(result)] = result
         for one in _tensors([result]):
+            if carries and name not in FOLLOWED:
+                refuse_hidden(one, f"{self.named(name)} makes", behind)
             cut = not one.requires_grad and not name.endswith("_like") and name[:4] != "new_"
             if cut and id(one) not in self.tainted:
                 self.tainted[id(one)] = (one, self.named(name) if why else jump)
@@ -129,18 +138,24 @@ class Discovery(GatedCalls):
         self.tainted[id(result)] = (result, f"the index of {self.named(name)}")
         return result
 
-    def bend(self, *args, **kwargs) -> Tensor:
-        out = super().bend(*args, **kwargs)
-        self._remember()
+    def bend(self, name, z, low, high=1.0, inplace=False) -> Tensor:
+        out = super().bend(name, z, low, high, inplace)
+        self._remember(out, *[] if inplace else [z])
         return out
 
     def choose(self, *args, **kwargs) -> Tensor:
         out = super().choose(*args, **kwargs)
-        self._remember()
+        self._remember(out)
         return out
 
-    def _remember(self) -> None:
+    def _remember(self, *visible: Tensor) -> None:
         self.results[-1][1].append(self.outputs[self.plan.steps[-1][0]][-1][0])
+        self.visible += [(one, one._version) for one in visible]
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the module wrote into a result of a replaced call, or into its argument."""
+        return any(one._version != version for one, version in self.visible)
 
     def _gate(
         self, name: str, z: Tensor, source: tuple[Tensor, ...], valid: Tensor | None = None
@@ -206,6 +221,7 @@ def find_plan(margins: Callable[[Discovery], Tensor]) -> Plan:
     for index, z in enumerate(two.z):
         two.plan.sites[index] = _placed(two, index, z, three.z[index])
     two.plan.feeds = _feeds(two)
+    two.plan.overwritten = two.overwritten
     return two.plan
 
 
@@ -243,10 +259,14 @@ def _placed(two: Discovery, index: int, z: Tensor, larger: Tensor) -> Site:
 
 def _reached(of: Tensor, results: list[Tensor]) -> list[bool]:
     """Return which results a tensor depends on."""
-    if not results:
-        return []
-    gradients = torch.autograd.grad(of.sum(), results, retain_graph=True, allow_unused=True)
-    return [gradient is not None for gradient in gradients]
+    # Within torch.no_grad a call gives results that nothing depends on.
+    own = [result for result in results if result.requires_grad]
+    if not own:
+        return [False] * len(results)
+    gradients = torch.autograd.grad(of.sum(), own, retain_graph=True, allow_unused=True)
+    pairs = zip(own, gradients, strict=True)
+    reached = {id(result) for result, gradient in pairs if gradient is not None}
+    return [id(result) in reached for result in results]
 
 
 def _tensors(values) -> Iterator[Tensor]:

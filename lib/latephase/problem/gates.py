@@ -81,7 +81,7 @@ class Plan:
     followed: for each call that may have kinks, whether it is replaced. steps: the site of each
     bend or choice, and whether it has the site's argument (1) or the negative (-1). decisions:
     what a replaced call found out about its arguments. feeds [sites, sites]: whether the second's
-    arguments depend on the first's results.
+    arguments depend on the first's results. overwritten: whether later calls write into either.
     """
 
     followed: list[bool] = field(default_factory=list)
@@ -89,6 +89,7 @@ class Plan:
     decisions: list[object] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     feeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
+    overwritten: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,25 @@ class Bend:
     high: float | Tensor
 
 
+@dataclass(frozen=True)
+class Bent:
+    """What the module was given for its tensor `source`, and what is behind it.
+
+    versions: of both, then; writing into one changes its. Held, so that their ids stay theirs.
+    """
+
+    out: Tensor
+    source: Tensor
+    versions: tuple[int, int]
+    z: Tensor
+    low: float | Tensor
+    high: float | Tensor
+
+    def natural(self) -> Tensor:
+        """Return the result without a gate."""
+        return torch.where(self.z > 0, self.high * self.z, self.low * self.z)
+
+
 class GatedCalls(TorchFunctionMode):
     """Context in which a module's kinks have the given gates, or their own for None.
 
@@ -136,8 +156,7 @@ class GatedCalls(TorchFunctionMode):
         self.plan, self.examples, self.gates = plan, examples, gates
         self.z: list[Tensor] = []
         self.outputs: list[list[tuple[Tensor, float | Tensor]]] = [[] for _ in plan.sites]
-        # id of a bent tensor -> (that tensor, held so that its id stays its own; z; lo; hi)
-        self.bent: dict[int, tuple] = {}
+        self.bent: dict[int, Bent] = {}  # by the id of what the module was given
         # id of a parameter -> its index; where given, layers and bends are listed in `events`.
         self.parameters: dict[int, int] = {}
         # id of a parameter's transpose -> (that tensor, its index)
@@ -151,11 +170,14 @@ class GatedCalls(TorchFunctionMode):
             kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         name = getattr(func, "__name__", "")
         bare = name.strip("_")
+        in_place = name.endswith("_") and not name.endswith("__")
         if bare in FOLLOWED and self.follows(bare, args, kwargs):
-            if name.endswith("_") and not name.endswith("__"):
+            if in_place:
                 kwargs = {**kwargs, "inplace": True}
             return FOLLOWED[bare](self, *args, **kwargs)
-        if self.bent and bare in _SMOOTHING:
+        if self.bent and bare in _SMOOTHING and not in_place:
+            if bare == "pow" and 1.0 < exponent(args) < 2.0 and self.known_bent(args[0]):
+                return _powered(self.known_bent(args[0]).natural(), args[1])
             args = self._smooth(bare, args)
         result = func(*args, **kwargs)
         layer = self._listed(func, name, result, args, kwargs) if self.parameters else None
@@ -236,15 +258,21 @@ class GatedCalls(TorchFunctionMode):
         inplace: bool = False,
     ) -> Tensor:
         """Return lo z + (hi - lo) s z."""
-        source, z = z, z.clone() if inplace else z
+        source, z = z, z.clone() if inplace or self.plan.overwritten else z
         site, gate = self._gate(name, z, (source,))
         gain = gate if _is(low, 0.0) and _is(high, 1.0) else low + (high - low) * gate
         out = gain * z
         self.outputs[site].append((out, high - low))
-        self.bent[id(out)] = (out, z, low, high)
         if self.parameters:
             self.events.append(Bend(site, low, high))
-        return source.copy_(out) if inplace else out
+        given = source.copy_(out) if inplace else self.lent(out)
+        versions = given._version, source._version
+        self.bent[id(given)] = Bent(given, source, versions, z, low, high)
+        return given
+
+    def lent(self, out: Tensor) -> Tensor:
+        """Return a result for the module's own use: a copy where something writes into it."""
+        return out.clone() if self.plan.overwritten else out
 
     def choose(
         self, name: str, a: Tensor, b: Tensor, sign: int, valid: Tensor | None = None
@@ -254,7 +282,7 @@ class GatedCalls(TorchFunctionMode):
         site, gate = self._gate(name, z, (a, b), valid)
         out = b + gate * z if sign > 0 else a - gate * z
         self.outputs[site].append((out, float(sign)))
-        return out if valid is None else torch.where(valid, out, a)
+        return self.lent(out) if valid is None else torch.where(valid, out, a)
 
     def tournament(
         self, name: str, entries: Tensor, sign: int, counts: Tensor | None = None
@@ -300,26 +328,33 @@ class GatedCalls(TorchFunctionMode):
         The square of a bent tensor, a power of at least 2, or the product with itself or with its
         own argument is differentiable: it needs no gate.
         """
-        if name == "square" or (name == "pow" and _exponent(args) >= 2.0):
-            return (self._natural(args[0]), *args[1:])
+        bent = [self.known_bent(one) for one in args[:2]]
+        if name == "square" or (name == "pow" and exponent(args) >= 2.0):
+            return (bent[0].natural(), *args[1:]) if bent[0] else args
         if name in ("mul", "multiply") and len(args) > 1:
             a, b = args[:2]
-            if a is b or self._argument(a) is b or self._argument(b) is a:
-                return (self._natural(a), self._natural(b), *args[2:])
+            own = any(one and one.source is c for one, c in zip(bent, (b, a), strict=True))
+            if a is b or own:
+                pairs = zip(bent, (a, b), strict=True)
+                return (*(one.natural() if one else c for one, c in pairs), *args[2:])
         return args
 
-    def _argument(self, out: object) -> Tensor | None:
-        return self.bent[id(out)][1] if id(out) in self.bent else None
-
-    def _natural(self, out: Tensor) -> Tensor:
-        if id(out) not in self.bent:
-            return out
-        _, z, low, high = self.bent[id(out)]
-        return torch.where(z > 0, high * z, low * z)
+    def known_bent(self, out: object) -> Bent | None:
+        """Return what is behind a tensor, if it is one as the module was given it."""
+        bent = self.bent.get(id(out))
+        if bent and bent.versions == (out._version, bent.source._version):
+            return bent
+        return None
 
 
-def _exponent(args: tuple) -> float:
+def exponent(args: tuple) -> float:
+    """Return the constant exponent of a power, 0 for none."""
     return args[1] if len(args) > 1 and isinstance(args[1], (int, float)) else 0.0
+
+
+def _powered(z: Tensor, power: float) -> Tensor:
+    """Return z^p, 1 < p < 2, with derivatives that are 0 where z is: the second has none there."""
+    return torch.where(z == 0.0, 0.0, torch.where(z == 0.0, 1.0, z).pow(power))
 
 
 def _is(value: float | Tensor, number: float) -> bool:

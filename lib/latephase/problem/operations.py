@@ -40,6 +40,8 @@ def _prelu(calls, input, weight):
 
 
 def _abs(calls, input, inplace=False):
+    if input.is_complex():
+        raise calls.refuse("abs", "of complex numbers it is not followed; expected real ones")
     return calls.bend("abs", input, -1.0, inplace=inplace)
 
 

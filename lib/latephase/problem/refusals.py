@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -11,13 +13,15 @@ KNOWN = (
 )
 # fmt: off
 _REFUSED = {
-    "adaptive_max_pool3d", "bernoulli", "cdist", "ceil", "copysign", "cummax", "cummin", "dist",
-    "eigvalsh", "fix", "floor", "floor_divide", "floordiv", "fmod", "frac", "fractional_max_pool2d",
-    "fractional_max_pool2d_with_indices", "gumbel_softmax", "hardshrink", "hardsigmoid",
-    "hardswish", "hardtanh", "heaviside", "huber_loss", "kthvalue", "l1_loss", "linalg_svdvals",
-    "median", "mod", "mode", "nanmedian", "nanquantile", "pairwise_distance", "pdist", "quantile",
-    "relu6", "remainder", "renorm", "rfloordiv", "rmod", "round", "selu", "sgn", "sign",
-    "smooth_l1_loss", "softshrink", "sort", "topk", "trunc",
+    "adaptive_max_pool3d", "aminmax", "bernoulli", "cdist", "ceil", "copysign", "cummax",
+    "cummin", "dist", "fix", "floor", "floor_divide", "floordiv", "fmod", "frac",
+    "fractional_max_pool2d", "fractional_max_pool2d_with_indices", "gumbel_softmax",
+    "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside", "huber_loss", "hypot",
+    "kthvalue", "l1_loss", "linalg_cond", "linalg_eigh", "linalg_eigvalsh", "linalg_svd",
+    "linalg_svdvals", "median", "mod", "mode", "msort", "nanmedian", "nanquantile",
+    "pairwise_distance", "pdist", "quantile", "relu6", "remainder", "renorm", "rfloordiv",
+    "rmod", "round", "segment_reduce", "selu", "sgn", "sign", "smooth_l1_loss", "softshrink",
+    "sort", "svd", "topk", "trunc",
 }
 # Without gradients: refused where the result is used with one.
 JUMPS = {
@@ -29,6 +33,9 @@ TO_PYTHON = {
     "__array__", "__bool__", "__contains__", "__float__", "__format__", "__index__", "__int__",
     "allclose", "equal", "is_nonzero", "item", "numpy", "tolist",
 }
+# Kinks where they reduce to these.
+_REDUCTIONS = {"embedding_bag", "index_reduce", "scatter_reduce"}
+_EXTREMES = {"amax", "amin", "max", "min"}
 _NORMS = {"linalg_matrix_norm", "linalg_norm", "linalg_vector_norm", "norm", "normalize"}
 # A lower bound up to this one guards a division.
 _GUARD = 1e-6
@@ -47,13 +54,26 @@ def why_not(name: str, args: tuple, kwargs: dict) -> str:
         return f"its kinks or jumps are not followed; expected kinks of the kinds {KNOWN}"
     if name == "elu" and kwargs.get("alpha", args[1] if len(args) > 1 else 1.0) != 1.0:
         return "its kink at zero, for alpha other than 1, is not followed"
+    if name in _REDUCTIONS and _EXTREMES.intersection(_words(args, kwargs)):
+        return f"its extremes are not followed; expected kinks of the kinds {KNOWN}"
     if name in _NORMS:
         power = kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else None))
-        if power not in (None, 2, 2.0, "fro"):
+        if power not in (None, 2, 2.0, "fro") or (power == 2 and _spectral(name, args, kwargs)):
             return f"the norm of order {power!r} has kinks that are not followed"
         if args and isinstance(args[0], Tensor) and _single(name, args, kwargs):
             return "the norm of a single number has the kink of its absolute value; expected abs"
     return ""
+
+
+def _words(args: tuple, kwargs: dict) -> list[str]:
+    return [one for one in (*args, *kwargs.values()) if isinstance(one, str)]
+
+
+def _spectral(name: str, args: tuple, kwargs: dict) -> bool:
+    """Return whether a norm of order 2 is the largest singular value of matrices."""
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    matrix = args[0].ndim == 2 if dim is None else not isinstance(dim, int) and len(dim) == 2
+    return name == "linalg_matrix_norm" or (name == "linalg_norm" and matrix)
 
 
 def _single(name: str, args: tuple, kwargs: dict) -> bool:
@@ -76,9 +96,12 @@ def is_root(name: str, args: tuple) -> bool:
     return name == "sqrt" or (name == "pow" and args[1:] == (0.5,))
 
 
-def refuse_hidden(p: Tensor) -> None:
-    """Raise ValueError for kinks that the gradient's graph has and no call showed."""
-    seen, stack = set(), [p.grad_fn]
+def refuse_hidden(p: Tensor, call: str = "it makes", behind: Iterable[object] = ()) -> None:
+    """Raise ValueError for kinks that the gradient's graph of p has and no call showed.
+
+    call: what made p, as far as it is known, from results with these nodes.
+    """
+    seen, stack = {*behind}, [p.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -90,7 +113,7 @@ def refuse_hidden(p: Tensor) -> None:
         if own or node.name().startswith(_HIDDEN):
             name = node.name().partition("Backward")[0]
             raise ValueError(
-                f"module: it makes a call of {name} that cannot be replaced (inside a composite "
+                f"module: {call} a call of {name} that cannot be replaced (inside a composite "
                 f"function, a compiled one or a torch.autograd.Function); expected kinks of the "
                 f"kinds {KNOWN}, called by the module's own code"
             )
