@@ -741,6 +741,12 @@ def test_what_cannot_be_separated_comes_with_a_certificate(apart, until):
     assert np.linalg.norm((weights * y) @ x) < 1e-11
 
 
+def test_examples_that_keep_the_flow_at_rest_are_named():
+    x, y = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), np.array([1, -1, 1])
+    with pytest.raises(latephase.NotSeparated, match=r"gradients of 2 examples \(0, 1\) cancel"):
+        latephase.gradient_flow(nn.Linear(2, 1, bias=False), x, y, until=10.0)
+
+
 def test_attempts_that_are_spent_say_nothing_of_separation():
     x, y = separable()
     with pytest.raises(latephase.BudgetSpent, match="3 attempted steps are spent") as raised:

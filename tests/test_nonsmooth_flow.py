@@ -335,6 +335,13 @@ def test_dead_examples_are_named():
     np.testing.assert_array_equal(raised.value.certificate, [0, 0, 0.5, 0, 0, 0, 0.5, 0])
 
 
+def test_a_last_layer_of_zeros_shuts_nothing():
+    module, (x, y) = relu_network(2, 12, 1, seed=1), circle(12, 1)
+    with torch.no_grad():
+        module[2].weight.zero_()
+    assert latephase.gradient_flow(module, x, y, until=1.0, tol=1e-2).smoothed_margin[-1] >= 1.0
+
+
 def test_a_step_that_cannot_be_solved_says_so(monkeypatch):
     module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
 

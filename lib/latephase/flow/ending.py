@@ -46,9 +46,16 @@ def _at_rest(course: Course) -> bool:
 
 
 def _dead(course: Course) -> np.ndarray:
-    """Return the examples whose margins are exactly zero, and whose kinks do not slide."""
-    zero = (course.state.p.reshape(course.problem.n, -1) == 0.0).all(1)
-    zero[course.stepper.kinked.owner[course.state.sliding.active]] = False
+    """Return the examples whose margins and their gradients are zero, and no kink of which slides.
+
+    Without the gradients, a last layer of zeros would be taken for units that are shut.
+    """
+    state, kinked = course.state, course.stepper.kinked
+    zero = (state.p.reshape(course.problem.n, -1) == 0.0).all(1)
+    zero[kinked.owner[state.sliding.active]] = False
+    if zero.any():
+        point = kinked.at(state.direction, state.sliding.filled(), np.zeros(0, dtype=int))
+        zero &= (point.squares().reshape(course.problem.n, -1) == 0.0).all(1)
     return np.flatnonzero(zero)
 
 
@@ -66,7 +73,11 @@ def _only_dead(course: Course) -> bool:
 def _stationary(course: Course) -> NotSeparated:
     dead, why = _dead(course), "the risk is stationary"
     if len(dead) == 0:
-        return _not_separated(course, why, np.exp(course.state.log_dual))
+        weights = np.exp(course.state.log_dual)
+        each = weights.reshape(course.problem.n, -1).sum(1)
+        cancel = np.flatnonzero(each > TUNING.weighty * each.sum())
+        why += f": the gradients of {_listed(cancel)} cancel"
+        return _not_separated(course, why, weights)
     weights = np.zeros(course.state.p.shape)
     weights[dead] = 1.0
     why += f": the output is zero, and stays zero, for {_listed(dead)}"

@@ -55,6 +55,8 @@ class Tuning:
     settling: float = 0.01
     # Steps below this, where the slope is below what the width of kinks resolves, have settled.
     settled_length: float = 1e-5
+    # Part of all weights with which an example is named among those that keep the flow at rest.
+    weighty: float = 1e-3
     # α this far from the bound that examples of zero output set: nothing else is left of the risk.
     dead: float = 1e-4
 
