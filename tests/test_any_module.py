@@ -476,3 +476,11 @@ def test_wrapped_modules_are_followed_as_what_they_wrap():
 def test_a_norm_of_one_number_is_an_absolute_value():
     with pytest.raises(ValueError, match="norm of a single number has the kink"):
         latephase.gradient_flow(Bent(lambda z: z[..., None].norm(dim=-1)), X, Y)
+
+
+def test_a_graph_that_the_caller_has_made_still_has_its_gradient():
+    module = Plain()
+    before = module(torch.from_numpy(X)).square().sum()
+    latephase.diagnose(module, X, Y)
+    before.backward()
+    assert module.first.weight.grad is not None

@@ -41,7 +41,7 @@ def contrast(one, other) -> float:
 # The accessibility guideline asks for 3 with large text and graphics; one grey cannot have the
 # 4.5 for small text on both pages. #14181e is the theme's dark page.
 @pytest.mark.parametrize("page", ["#ffffff", "#14181e"])
-@pytest.mark.parametrize("ink", [plots.GREY, *(plots.LATE(t) for t in (0.0, 0.5))])
+@pytest.mark.parametrize("ink", [style.GREY, *(style.LATE(t) for t in (0.0, 0.5))])
 def test_text_and_lines_stand_out_on_both_pages(ink, page):
     assert contrast(ink, page) > 3
 

@@ -16,20 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 
 from latephase.figures import tables
-
-# Chapters that draw by hand find the whole style here.
-from latephase.figures.style import (  # noqa: F401
-    BLUE,
-    GREEN,
-    GREY,
-    LATE,
-    ORANGE,
-    PINK,
-    SHADE,
-    SIGN,
-    STOPS,
-    VERMILION,
-)
+from latephase.figures.style import BLUE, GREY, LATE, ORANGE, SHADE, SIGN, STOPS
 from latephase.figures.style import apply as style  # noqa: F401
 
 

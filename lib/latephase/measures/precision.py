@@ -57,7 +57,7 @@ def alignment_error(
         """Return the margins at weights c W."""
         with torch.no_grad():
             for weight, value in zip(batches.parameters, before, strict=True):
-                weight.copy_(c * value)
+                weight.data.copy_(c * value)
             out = batches.outputs_of(rows).detach()
             return pairwise_margins(out, y[rows.to(y.device)].to(out.device))
 
@@ -72,7 +72,7 @@ def alignment_error(
 
     before = [w.detach().clone() for w in batches.parameters]
     generator = torch.Generator().manual_seed(0)
-    # The weights stay changed during a pass.
+    # The weights stay changed during a pass; through `data`, as graphs of the caller's hold them.
     batches.put_back, put_back = partial(batches.put_back, parameters=False), batches.put_back
     try:
         radial, start, rounding = measure()
@@ -84,18 +84,18 @@ def alignment_error(
         honest = not (size > smallest(batches.module) and off > 0.01 * wide)
         with torch.no_grad():
             for weight, value in zip(batches.parameters, before, strict=True):
-                weight.copy_(value)
+                weight.data.copy_(value)
             for weight in batches.parameters:
                 eps = torch.finfo(weight.dtype).eps
                 block = (2 * torch.randint(0, 2, (_BLOCK,), generator=generator) - 1).to(weight)
                 signs = block.repeat(-(-weight.numel() // _BLOCK))[: weight.numel()]
-                weight.addcmul_(weight, signs.reshape(weight.shape), value=eps)
+                weight.data.addcmul_(weight, signs.reshape(weight.shape), value=eps)
         moved = measure()[1]
     finally:
         batches.put_back = put_back
         with torch.no_grad():
             for weight, value in zip(batches.parameters, before, strict=True):
-                weight.copy_(value)
+                weight.data.copy_(value)
     error = abs(moved - start) + batches.coarsest * rounding
     return None if math.isnan(error) else error, honest
 

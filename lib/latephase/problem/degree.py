@@ -225,9 +225,10 @@ class _Scaled:
     def _set(self, parameters: Iterable[Tensor], c: float) -> None:
         with torch.no_grad():
             for weight, parameter in zip(self.weights.values(), parameters, strict=True):
-                weight.copy_(parameter)
+                # Through `data`: graphs that the caller has made hold these weights.
+                weight.data.copy_(parameter)
                 if c != 1.0:
-                    weight.mul_(c)
+                    weight.data.mul_(c)
 
 
 def _perturbed(start: dict[str, Tensor], seed: int, zeroed: frozenset[str]) -> list[Tensor]:

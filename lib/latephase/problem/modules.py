@@ -199,7 +199,7 @@ def _refill(value: Any, before: Any) -> None:
         with torch.no_grad():
             dense = value.layout == torch.strided
             if not (dense and torch.equal(value, before)):
-                value.copy_(before)
+                value.data.copy_(before)
     elif isinstance(value, np.ndarray):
         if value.flags.writeable:
             value[...] = before
