@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import latephase
 from latephase.problem.kinks import SmoothedKinks
 from latephase.problem.margins import Problem
 from tests.references import Call
@@ -90,10 +91,9 @@ def test_effect_of_smoothing_vanishes_with_epsilon():
     assert effects[1] < 0.02 * effects[0]
 
 
-def test_census_tells_kinks_apart():
-    census = Problem(network(nn.ReLU()), X, Y).kinks()
-    assert census.smoothable == 1
-    assert not census.other
-    census = Problem(network(Call(lambda z: z.clamp(min=0))), X, Y).kinks()
-    assert census.smoothable == 0
-    assert set(census.other) == {"clamp"}
+def test_smoothing_that_would_smooth_nothing_is_refused():
+    module = network(Call(torch.abs))
+    with pytest.raises(
+        ValueError, match="it smooths ReLU and leaky ReLU, and the module has none but abs in"
+    ):
+        latephase.gradient_flow(module, X, Y, until=1.0, kink_smoothing=0.1)

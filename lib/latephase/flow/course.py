@@ -35,6 +35,12 @@ class Course:
             TUNING.landing, max(TUNING.landing_tol * self.tol, TUNING.finest_landing)
         )
         self.stepper = Stepper(kinked(problem), problem, degree, self.tol)
+        left = self.stepper.kinked.sites
+        if problem.kink_smoothing is not None and left and not problem.smoothable():
+            raise ValueError(
+                "kink_smoothing: it smooths ReLU and leaky ReLU, and the module has none but "
+                f"{left[0][0]} in {left[0][1]}; without it that is followed as it is"
+            )
         self.clock = LogClock(problem.loss)
         self.steps, self.attempts, self.best, self.path_length = 0, 0, -math.inf, 0.0
         self.state: FlowState | None = None

@@ -9,8 +9,6 @@ its code and its weights stay as they are.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,13 +22,6 @@ _SQUARE = {torch.square, Tensor.square}
 _POWER = {torch.pow, Tensor.pow, Tensor.__pow__}
 _PRODUCT = {torch.mul, Tensor.mul, Tensor.__mul__, torch.multiply, Tensor.multiply}
 _RECOGNIZED = _RELU | _RELU_IN_PLACE | _LEAKY | _LEAKY_IN_PLACE
-# fmt: off
-_OTHER_KINKS = {
-    "abs", "absolute", "amax", "amin", "clamp", "clamp_max", "clamp_min", "clip", "fmax", "fmin",
-    "hardsigmoid", "hardtanh", "max", "max_pool1d", "max_pool2d", "max_pool3d", "maximum", "min",
-    "minimum", "prelu", "relu6", "rrelu", "sort", "threshold", "topk",
-}
-# fmt: on
 
 
 class SmoothedKinks(TorchFunctionMode):
@@ -104,20 +95,3 @@ def smooth_relu(z: Tensor, epsilon: float) -> Tensor:
 
 def _exponent(args) -> float:
     return args[1] if len(args) > 1 and isinstance(args[1], (int, float)) else 0.0
-
-
-class KinkCensus(TorchFunctionMode):
-    """Context that counts calls with kinks: `smoothable` (ReLU, leaky ReLU) and `other` by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.smoothable = 0
-        self.other: Counter[str] = Counter()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "").strip("_").removeprefix("boolean_dispatch")
-        if func in _RECOGNIZED:
-            self.smoothable += 1
-        elif name in _OTHER_KINKS:
-            self.other[name] += 1
-        return func(*args, **(kwargs or {}))

@@ -25,11 +25,10 @@ from latephase.problem.checks import (
     raise_on_contradiction,
 )
 from latephase.problem.culprit import unrounded
-from latephase.problem.kinks import KinkCensus, SmoothedKinks
+from latephase.problem.kinks import SmoothedKinks
 from latephase.problem.losses import Loss, default_loss, other_classes, pairwise_margins
 from latephase.problem.modules import (
     call_with,
-    called,
     first_outputs,
     frozen_copy,
     parameter_slots,
@@ -198,13 +197,6 @@ class Problem:
         ]
         hessian = np.concatenate(blocks, axis=1)
         return 0.5 * (hessian + hessian.T)
-
-    def kinks(self) -> KinkCensus:
-        """Return the calls with kinks that the module makes on its first example."""
-        census = KinkCensus()
-        with torch.no_grad(), census:
-            called(self.module, self.x[:1])
-        return census
 
     def smoothable(self) -> bool:
         """Return whether smoothing kinks would change the module: squared ReLU stays as it is."""
