@@ -1,5 +1,6 @@
 """The flow along kinks: known limits, small explicit steps, what it keeps, how it ends."""
 
+import dataclasses
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from latephase.flow.newton import Sliding
 from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, Stepper
 from latephase.flow.sliding import Change, Slider
 from latephase.flow.trajectory import largest_drop
+from latephase.flow.tuning import TUNING
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem
 from latephase.problem.vectors import angle
@@ -364,3 +366,18 @@ def test_the_filtered_error_leaves_out_what_active_kinks_forbid():
     before, after = (solver.point.push(e)[1] for e in (error, solver.filtered(error)))
     assert len(after) == len(sliding.active) == len(before)
     assert np.abs(after).max() < 0.15 * np.abs(before).max()
+
+
+def test_what_jumps_leave_decides_the_next_length(monkeypatch):
+    module, (x, y) = relu_network(2, 12, 1, seed=1), circle(12, 1)
+    lengths, real = [], Stepper.step
+
+    def step(self, state, length, tableau):
+        lengths.append(length)
+        step = real(self, state, length, tableau)
+        return dataclasses.replace(step, error=0.0, jump=TUNING.jump * self.tol)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    with pytest.raises(latephase.BudgetSpent):
+        latephase.gradient_flow(module, x, y, until=1e3, attempts=4)
+    assert lengths[3] < lengths[2] < lengths[1] <= lengths[0]
