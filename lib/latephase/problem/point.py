@@ -42,7 +42,7 @@ class Point(BoundedRows):
             self.p, self.z = to_numpy(self._kept.p), to_numpy(self._kept.z)
         else:
             self.p, self.z = kinked.evaluate(w, self.gates)
-        self.margins = np.arange(len(self.p))
+        self.select(np.arange(len(self.p)))
 
     def _passes(self) -> Iterator[Pass]:
         if self._kept is not None:
@@ -74,13 +74,23 @@ class Point(BoundedRows):
             total = total + gradient
         return total, c
 
+    def select(self, margins: np.ndarray) -> None:
+        """Keep only these margins, ascending, as rows of B."""
+        super().select(margins)
+        self._layers: LayerRows | None = None
+
     def _combine(self, w: np.ndarray) -> np.ndarray:
+        if self._layers is not None:
+            return to_numpy(self._layers.combine(self.kinked.tensor(w)))
         kept = len(self.margins)
         lam = np.zeros(len(self.p))
         lam[self.margins] = w[:kept]
         return sum(one.combine(lam, w[kept:]) for one in self._passes())
 
     def _push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._layers is not None:
+            pushed, kept = to_numpy(self._layers.push(self.kinked.tensor(v))), len(self.margins)
+            return pushed[:kept], pushed[kept:]
         # The transpose of (λ, μ) ↦ Jᵀλ + Zᵀμ.
         margins, kinks = np.empty(len(self.p)), np.empty(len(self.active))
         for one in self._passes():
@@ -102,8 +112,9 @@ class Point(BoundedRows):
         return Room(kinked.problem.jacobian_bytes, kinked.P, kinked.row_bytes)
 
     def _gram(self) -> np.ndarray:
-        if self.kinked.layered and not self.room.holds(self.count(), 4):
-            return to_numpy(self.layer_rows(self.margins, self.active).gram())
+        if self.kinked.layered:
+            self._layers = self.layer_rows(self.margins, self.active)
+            return to_numpy(self._layers.gram())
         held = self.rows()
         return held @ held.T
 

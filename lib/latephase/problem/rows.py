@@ -8,6 +8,8 @@ convolution's is summed over positions, δ_r U_rᵀ with U the unfolded input.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,26 +54,48 @@ class LayerRows:
                 self.whole.setdefault(index, []).append(sum(_gradients(*use) for use in uses))
         self.width += sum(self.sizes[index] for index in self.whole)
 
+    @cached_property
+    def parts(self) -> list[tuple[Tensor, ...]]:
+        """By parameter: (δ, h) of all rows, or (gradients,); zeros where none reaches it."""
+        joined = {
+            index: tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+            for index, blocks in self.outer.items()
+        } | {index: (torch.cat(blocks),) for index, blocks in self.whole.items()}
+        like = next(iter(joined.values()))[0]
+        none = [(like.new_zeros(len(like), size),) for size in self.sizes]
+        return [joined.get(i, zeros) for i, zeros in enumerate(none)]
+
     def gram(self) -> Tensor:
         """Return B Bᵀ."""
         total = 0.0
-        for blocks in self.outer.values():
-            delta, inputs = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-            block = delta @ delta.T
-            total = total + block.mul_(inputs @ inputs.T)
-        for blocks in self.whole.values():
-            rows = torch.cat(blocks)
-            total = total + rows @ rows.T
+        for left, *right in self.parts:
+            block = left @ left.T
+            total = total + (block.mul_(right[0] @ right[0].T) if right else block)
         return total
 
     def rows(self) -> Tensor:
         """Return B [rows, P]."""
-        parts = {index: torch.cat(blocks) for index, blocks in self.whole.items()}
-        for index, blocks in self.outer.items():
-            parts[index] = torch.cat([_outer(delta, inputs) for delta, inputs in blocks])
-        like = next(iter(parts.values()))
-        none = [like.new_zeros(len(like), size) for size in self.sizes]
-        return torch.cat([parts.get(i, zeros) for i, zeros in enumerate(none)], 1)
+        return torch.cat([_outer(*one) if one[1:] else one[0] for one in self.parts], 1)
+
+    def push(self, v: Tensor) -> Tensor:
+        """Return B v."""
+        total = 0.0
+        for (left, *right), own in zip(self.parts, v.split(self.sizes), strict=True):
+            if right:
+                moved = left @ own.reshape(left.shape[1], -1)
+                total = total + torch.linalg.vecdot(moved, right[0])
+            else:
+                total = total + left @ own
+        return total
+
+    def combine(self, w: Tensor) -> Tensor:
+        """Return Bᵀ w [P]."""
+        return torch.cat(
+            [
+                (left.T @ (w[:, None] * right[0])).reshape(-1) if right else w @ left
+                for left, *right in self.parts
+            ]
+        )
 
 
 def _outer(delta: Tensor, inputs: Tensor) -> Tensor:
