@@ -131,6 +131,19 @@ def test_every_spelling_is_the_same_kink(kind, function):
     assert [where for _, where, _ in came.sites] == ["1"]
 
 
+@pytest.mark.parametrize("again", [F.relu, torch.abs, lambda z: F.leaky_relu(z).clamp(min=0)])
+def test_what_is_nowhere_negative_has_no_second_kink(again):
+    once, twice = (kinked(problem(dense(f))) for f in (F.relu, lambda z: again(F.relu(z))))
+    assert once.K == twice.K
+    w = np.random.default_rng(0).normal(size=once.P)
+    gates = RNG.integers(0, 2, once.K).astype(float)
+    active = np.arange(0, once.K, 3)
+    one, two = (form.at(w, gates, active) for form in (once, twice))
+    lam, mu = RNG.random(once.n), RNG.random(len(active))
+    for came, expected in zip(two.pull(lam, mu), one.pull(lam, mu), strict=True):
+        close(came, expected)
+
+
 def group_sort(z):
     a, b = z.chunk(2, 1)
     return torch.cat([torch.maximum(a, b), torch.minimum(b, a)], 1)
@@ -473,8 +486,9 @@ def test_smoothed_chains_are_their_general_forms(name):
 @pytest.mark.parametrize("form", [Kinked, kinked])
 def test_only_products_of_weights_and_powers_are_curved(form):
     layer = nn.Linear(5, 1, bias=False)
-    powers_of_one_layer = nn.Sequential(nn.Linear(5, 3, bias=False), Power(2), nn.Linear(3, 1))
-    powers_of_one_layer[2].requires_grad_(False)
+    last = nn.Linear(3, 1, bias=False)
+    powers_of_one_layer = nn.Sequential(nn.Linear(5, 3, bias=False), Power(2), last)
+    last.requires_grad_(False)
     for network, curved in (
         (layer, False),
         (CHAINS["frozen signs"](), False),

@@ -139,6 +139,27 @@ def test_what_the_flow_keeps():
     assert 0 < flow.kink_distance.max() < 1e-4
 
 
+class Parting(torch.nn.Module):
+    """v - |u| + 0.3 u + 2 relu(|u| + v - y): u slides along zero until v has come to y."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([0.1, 0.05, 0.5], dtype=torch.float64))
+
+    def forward(self, x):
+        v, u, y = (x[:, :1] * one for one in self.w)
+        return v - u.abs() + 0.3 * u + 2.0 * torch.relu(u.abs() + v - y)
+
+
+def test_where_a_sliding_kink_comes_to_repel_is_counted_and_the_nearer_side_taken():
+    flow = latephase.gradient_flow(Parting(), np.ones((1, 1)), np.ones(1), until=1e9, tol=1e-3)
+    # Its gate was 0.65 while 0.3 = 2 s - 1 held it; beyond, ∇p is constant.
+    np.testing.assert_array_equal(np.unique(flow.branchings), [0.0, 1.0])
+    np.testing.assert_array_equal(flow.branchings > 0, flow.direction[:, 1] > 1e-3)
+    limit = np.array([3.0, 1.3, -2.0])
+    np.testing.assert_allclose(flow.direction[-1], limit / np.linalg.norm(limit), atol=1e-8)
+
+
 def test_far_beyond_what_a_float_squares():
     module, (x, y) = relu_network(2, 20, 1, seed=0), circle(12, 0)
     flow = latephase.gradient_flow(module, x, y, until=1e300, tol=1e-3)
@@ -230,7 +251,7 @@ def test_gates_flip_once_all_that_slides_is_settled():
 
     def changes(active, share):
         found = SimpleNamespace(sliding=Sliding(np.zeros(count), active, share), z=z, c=c)
-        return slider._changes(None, found, one, one, single=True)
+        return slider._changes(None, found, np.zeros(count), one, one, single=True)
 
     assert changes(none, np.zeros(0)) == [Change(first, True, 0.0)]
     assert changes(np.array([first]), np.array([0.5])) == [Change(other, False, 1.0)]
@@ -246,7 +267,7 @@ def test_kinks_of_examples_without_weight_follow_their_signs():
     found = SimpleNamespace(sliding=sliding, z=z, c=c)
     one = np.full(count, 1e-3)
     expected = [Change(light, False, 1.0), Change(slid, False, 1.0)]
-    assert slider._changes(None, found, one, one, single=False) == expected
+    assert slider._changes(None, found, np.zeros(count), one, one, single=False) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))

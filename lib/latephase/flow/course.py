@@ -43,6 +43,7 @@ class Course:
             )
         self.clock = LogClock(problem.loss)
         self.steps, self.attempts, self.best, self.path_length = 0, 0, -math.inf, 0.0
+        self.branchings = 0
         self.state: FlowState | None = None
         self.entries: list[Entry] = []
         # Lengths of the next steps by either method, in units of ‖W‖; steps to take with the one
@@ -257,6 +258,7 @@ class Course:
     def _accept(self, step: Step) -> None:
         self.steps += 1
         self.path_length += step.arc
+        self.branchings += step.state.branched(self.state)
         grown = step.state.log_norm - self.state.log_norm
         self.unsettled = step.radial and grown > 2.0 * TUNING.closing
         self.due = TUNING.closings * self.between if self.unsettled else max(0, self.due - 1)
@@ -274,7 +276,7 @@ class Course:
             self.standing = self.attempts, min(state.smoothed_margin, 0.0)
         log_time = self.clock.advance(nodes, radial)
         measured = {"log_time": log_time, "path_length": self.path_length}
-        self.state = dataclasses.replace(state, **measured)
+        self.state = dataclasses.replace(state, branchings=self.branchings, **measured)
         if not self.due and not self.unsettled:
             self._record()
 

@@ -57,7 +57,8 @@ def gradient_flow(
     kink_smoothing: None follows kinks (ReLU, leaky ReLU, absolute values, maxima, max-pooling) as
         they are: where the flow slides along one, its gate in the Clarke subgradient is solved for
         (`latephase.flow.sliding`), within 0.01 tol of z = 0. Where either side of a kink leads away
-        the flow is not unique: it goes on with the gates that it comes with; `companion` tells. An
+        the flow is not unique: it goes on with the gates that it comes with, the trajectory's
+        `branchings` count such kinks, and `companion` tells what hangs on them. An
         ε asks for the homogeneous smoothing of ReLU kinks instead (`latephase.problem.kinks`), for
         comparison; settings["smoothing_error"] is then the angle between the ends with ε and 2 ε.
     jacobian_bytes: bound on what a step holds of gradients and their products; while it is made,

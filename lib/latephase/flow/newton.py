@@ -208,10 +208,16 @@ class Newton:
         return max(float(np.linalg.norm(self.apart)), abs(self.length), margins, kinks) / radius
 
     def _noise(self) -> float:
-        """Return what rounding leaves of gradients that cancel: 1e-6 for a relative margin 1e-9."""
+        """Return what rounding leaves of gradients that cancel: 1e-6 for a relative margin 1e-9.
+
+        And of z beside its layer's size, where that is far below ‖∂z‖.
+        """
         rows = self.linearized.rows
-        lengths = np.sqrt(self.linearized.squares[: len(rows)])
-        return TUNING.rounding * float(self.lam[rows] @ lengths) / self.ball.radius
+        lengths = np.sqrt(self.linearized.squares)
+        cancelled = float(self.lam[rows] @ lengths[: len(rows)])
+        narrowest = self.width.min(initial=np.inf) / self.of.width
+        kinks = float(lengths[len(rows) :].max(initial=0.0)) / max(narrowest, 1e-300)
+        return TUNING.rounding * max(cancelled, kinks) / self.ball.radius
 
     def _covered(self) -> bool:
         return self.linearized.covers(self.required, self.gates, self.active)

@@ -115,6 +115,12 @@ class FlowState(State):
         """Return whether steps from here are in ln‖W‖."""
         return self.smoothed_margin > 0.0 and self.alignment() > TUNING.aligned
 
+    def branched(self, before: FlowState) -> int:
+        """Return how many kinks slid before and no longer do, for either side now leads away."""
+        left = np.setdiff1d(before.sliding.active, self.sliding.active, assume_unique=True)
+        heavy = math.exp(-TUNING.live) * np.abs(self.c).max(initial=0.0)
+        return int(np.count_nonzero(self.c[left] > heavy))
+
     def steep(self, degree: float) -> float:
         """Return the slope ‖W‖‖∇α‖ beside which one is small: ‖W‖ Σ q ‖∇p‖, or min(1, max|p|)."""
         log_scale = degree * self.log_norm
@@ -286,17 +292,21 @@ class Stepper:
         flipped[before.active] = flipped[after.active] = False
         if not flipped.any():
             return 0.5
-        old, new = (np.abs(z) / (self._scale(z) + 1e-300) for z in (state.z, stage.z))
+        old, new = (np.abs(of.z) / (self._scale(of.z, of.p) + 1e-300) for of in (state, stage))
         return float((old / (old + new + 1e-300))[flipped].min())
 
     def _shaped(self, p: np.ndarray) -> np.ndarray:
         return p if self.pairs == 1 else p.reshape(-1, self.pairs)
 
-    def _scale(self, z: np.ndarray) -> np.ndarray:
-        """Return the root mean square of z over its layer, for each kink."""
+    def _scale(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """Return the root mean square of z over its layer, for each kink.
+
+        Of a layer whose kinks all slide it is a small part of what others have, or the margins.
+        """
         site = self.kinked.site
-        counts = np.bincount(site)
-        return np.sqrt(np.bincount(site, z * z) / np.maximum(counts, 1))[site]
+        sizes = np.sqrt(np.bincount(site, z * z) / np.maximum(np.bincount(site), 1))
+        least = TUNING.flat * max(sizes.max(initial=0.0), np.abs(p).max())
+        return np.maximum(sizes, least)[site]
 
     def _stage_node(self, stage: Solved, log_unit: float) -> tuple[float, float]:
         normalized, _, log_dual = self._carried(stage, 1.0, self.degree * log_unit)
@@ -320,7 +330,9 @@ class Stepper:
         log_scale, shrink = self.degree * log_norm, norm**-self.degree
         normalized, gap, log_dual = self._carried(stage, shrink, log_scale)
         active, linearized = stage.sliding.active, stage.linearized
-        distance = np.abs(stage.z[active]) / np.maximum(self._scale(stage.z)[active], 1e-300)
+        distance = np.abs(stage.z[active]) / np.maximum(
+            self._scale(stage.z, stage.p)[active], 1e-300
+        )
         factor = math.exp(log_dual.max() - stage.log_multiplier.max()) * norm ** (1.0 - self.degree)
         return FlowState(
             stage.theta / norm,
@@ -353,7 +365,7 @@ class _Trial:
 
     def __init__(self, of: Stepper, state: FlowState, length: float, tableau: Tableau) -> None:
         self.of, self.state, self.tableau = of, state, tableau
-        self.scale, self.rest, self.stages = of._scale(state.z), 0.0, []
+        self.scale, self.rest, self.stages = of._scale(state.z, state.p), 0.0, []
         self._begin(length)
         if state.smoothed_margin <= 0.0:
             self.rest = TUNING.settling * of._slope(state)

@@ -75,6 +75,7 @@ class Slider:
         )
         c, linearized = guess.c, guess.linearized
         seen, single, width, renewed = {}, False, self.width * scale, 0
+        came = guess.sliding.filled()
         tol = TUNING.loose if self.kinked.K else tight
         for _ in range(TUNING.rounds):
             active = np.array(sorted(share), dtype=int)
@@ -83,7 +84,7 @@ class Slider:
             changes = []
             while not changes:
                 found = newton.converged(tol, last and tol == tight)
-                changes = self._changes(ball, found, width, scale * ball.radius, single)
+                changes = self._changes(ball, found, came, width, scale * ball.radius, single)
                 if changes:
                     break
                 if tol != tight:
@@ -141,9 +142,18 @@ class Slider:
             idle &= ~awake
 
     def _changes(
-        self, ball: Ball, found: Solved, width: np.ndarray, size: np.ndarray, single: bool
+        self,
+        ball: Ball,
+        found: Solved,
+        came: np.ndarray,
+        width: np.ndarray,
+        size: np.ndarray,
+        single: bool,
     ) -> list[Change]:
-        """Return what is to change of kinks that are inconsistent; single: one kink at a time."""
+        """Return what is to change of kinks that are inconsistent.
+
+        came [K]: the gates that the stage began with. single: one kink at a time.
+        """
         c, z, gates, active = found.c, found.z, found.sliding.gates, found.sliding.active
         largest, slides = np.abs(c).max(initial=0.0), np.zeros(len(c), dtype=bool)
         slides[active] = True
@@ -156,9 +166,9 @@ class Slider:
             for k in np.flatnonzero(idle & (slides | crossed)).tolist()
         ]
         attracting = (c < 0.0) & ~idle
-        # Either side leads away: the flow goes on with the gate that it is nearer to.
+        # Either side leads away: the flow goes on with the gate that it came with, or nearly so.
         changes += [
-            Change(k, False, float(s[k] > 0.5))
+            Change(k, False, float(came[k] > 0.5))
             for k in np.flatnonzero(slides & ~attracting & ~idle).tolist()
         ]
         held, entering = slides & attracting, crossed & attracting

@@ -29,6 +29,7 @@ class State:
     path_length: float = 0.0
     active_kinks: int = 0
     kink_distance: float = 0.0
+    branchings: int = 0
 
     def bare(self) -> State:
         """Return the state without what only the next step needs."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1
-# Series that files of before kinks were followed do not have: zeros.
-_OF_KINKS = {"active_kinks", "kink_distance"}
+# Series that earlier files do not have: zeros.
+_OF_KINKS = {"active_kinks", "kink_distance", "branchings"}
 _SCALARS = {"degree", "evaluations", "steps", "settings"}
 
 
@@ -51,6 +51,7 @@ class Record:
     dual_gap: float
     active_kinks: float
     kink_distance: float
+    branchings: float
     direction: np.ndarray = field(repr=False)
     margins: np.ndarray = field(repr=False)
     dual: np.ndarray = field(repr=False)
@@ -80,6 +81,8 @@ class Trajectory:
                                  computed margins; α exceeds its primal value by it
     active_kinks                 kinks along which the flow slides, 0 of a smooth module
     kink_distance                largest |z| on them, in units of its layer's root mean square
+    branchings                   kinks that until then stopped sliding because either side had come
+                                 to lead away: there the flow is not unique
     direction [records, P]       W/‖W‖
     margins   [records, n]       margins / ‖W‖^L; several classes: true logit minus largest other
     dual      [records, n] or [records, n, k-1]   dual variables q = ∂α/∂p
@@ -103,6 +106,7 @@ class Trajectory:
     dual_gap: np.ndarray
     active_kinks: np.ndarray
     kink_distance: np.ndarray
+    branchings: np.ndarray
     direction: np.ndarray
     margins: np.ndarray
     dual: np.ndarray
@@ -294,6 +298,7 @@ def trajectory_of(
                 "dual_gap": state.dual_gap,
                 "active_kinks": float(state.active_kinks),
                 "kink_distance": state.kink_distance,
+                "branchings": float(state.branchings),
                 "direction": state.direction,
                 "margins": margins,
                 "dual": q,

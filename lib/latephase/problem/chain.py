@@ -103,7 +103,7 @@ class Chain:
         self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
         self.margin_owner = np.repeat(np.arange(examples), self.pairs)
         trained = [i for i, link in enumerate(links) if link.trained]
-        self.curved = len(trained) > 1 or any(one.smooth for one in links[trained[0] + 1 :])
+        self.curved = len(trained) > 1 or any(one.smooth for one in links[trained[0] :])
         # A row's δ and h of all layers, twice; what all examples have in common, once and a half.
         self.room = Room(bound, self.P, 16 * sum(sum(link.shape) for link in links))
         self.squared = 12 * examples**2 <= bound

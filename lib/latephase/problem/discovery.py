@@ -139,8 +139,12 @@ class Discovery(GatedCalls):
         return result
 
     def bend(self, name, z, low, high=1.0, inplace=False) -> Tensor:
+        steps = len(self.plan.steps)
         out = super().bend(name, z, low, high, inplace)
-        self._remember(out, *[] if inplace else [z])
+        if len(self.plan.steps) == steps:
+            self.results[-1][1].append(out)
+        else:
+            self._remember(out, *[] if inplace else [z])
         return out
 
     def choose(self, *args, **kwargs) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -142,6 +142,11 @@ class Bent:
         """Return the result without a gate."""
         return torch.where(self.z > 0, self.high * self.z, self.low * self.z)
 
+    def nonnegative(self) -> bool:
+        """Return whether the result is nowhere negative, as ReLU's and an absolute value are."""
+        signs = torch.as_tensor(self.low) <= 0.0, torch.as_tensor(self.high) >= 0.0
+        return all(bool(sign.all()) for sign in signs)
+
 
 class GatedCalls(TorchFunctionMode):
     """Context in which a module's kinks have the given gates, or their own for None.
@@ -258,6 +263,9 @@ class GatedCalls(TorchFunctionMode):
         inplace: bool = False,
     ) -> Tensor:
         """Return lo z + (hi - lo) s z."""
+        bent = self.known_bent(z)
+        if bent and bent.nonnegative():
+            return self._above(bent, z, high, inplace)
         source, z = z, z.clone() if inplace or self.plan.overwritten else z
         site, gate = self._gate(name, z, (source,))
         gain = gate if _is(low, 0.0) and _is(high, 1.0) else low + (high - low) * gate
@@ -269,6 +277,17 @@ class GatedCalls(TorchFunctionMode):
         versions = given._version, source._version
         self.bent[id(given)] = Bent(given, source, versions, z, low, high)
         return given
+
+    def _above(self, bent: Bent, z: Tensor, high: float | Tensor, inplace: bool) -> Tensor:
+        """Return hi z of a z that is nowhere negative.
+
+        It has no kink: where z is zero for good, its gate would mean nothing.
+        """
+        if not _is(high, 1.0):
+            return z.mul_(high) if inplace else high * z
+        out = z if inplace else z.clone()
+        self.bent[id(out)] = replace(bent, out=out, versions=(out._version, bent.source._version))
+        return out
 
     def lent(self, out: Tensor) -> Tensor:
         """Return a result for the module's own use: a copy where something writes into it."""
