@@ -104,7 +104,7 @@ class Tuning:
     # goes from 0 to 1: units that have become parallel make the rows of their kinks dependent, and
     # gates at exactly z = 0 would not be determined. It shifts a solution by as much.
     kink_width: float = 1e-2
-    # The least size of a layer's z, as a part of the largest of all: all of them may slide, at zero.
+    # The least size of a layer's z, as a part of the largest of all: a whole layer may slide.
     flat: float = 1e-4
     # Relative change of c by which the width of a kink at the end of a step is taken anew, and how
     # often at most.
