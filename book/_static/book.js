@@ -94,7 +94,7 @@ addEventListener("DOMContentLoaded", function () {
     button.textContent = "full size";
     button.addEventListener("click", function () { enlarge(image); });
     const caption = image.closest("figure")?.querySelector("figcaption");
-    (caption || image.parentElement).append(button);
+    (caption || image.closest(".cell_output, figure")).append(button);
     image.addEventListener("click", function () { if (narrow.matches) enlarge(image); });
   }
   function enlarge(image) {

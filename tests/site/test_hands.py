@@ -167,6 +167,27 @@ def test_a_figure_opens_at_full_size_on_a_phone(reader):
 
 
 @each_way
+@pytest.mark.parametrize(
+    ("page", "figure", "words"),
+    [
+        ("alignment", "#fig-alignment", "misalignment 1 −"),
+        ("margin_maximization", ".latephase-frames", "example, by angle"),
+    ],
+)
+def test_the_browser_finds_the_words_of_a_figure(reader, page, figure, words, way):
+    with reader.opened(f"book/{page}.html", way) as window:
+        over = window.locator(f"{figure} .words").first
+        assert window.evaluate("(words) => find(words)", words)
+        found = over.locator(":scope > text", has_text=words).first
+        room, picture = found.bounding_box(), over.locator("xpath=../img").bounding_box()
+        for at, size in (("x", "width"), ("y", "height")):
+            assert picture[at] - 1 <= room[at]
+            assert room[at] + room[size] <= picture[at] + picture[size] + 1
+        assert found.evaluate("(text) => text.contains(getSelection().anchorNode)")
+        assert over.evaluate("(over) => getComputedStyle(over).fill").endswith(" 0)")
+
+
+@each_way
 def test_a_caption_leads_to_its_code_which_stands_under_one_fold(reader, way):
     with reader.opened("book/alignment.html", way) as window:
         fold, link = window.locator(".page-code"), window.get_by_role("link", name="code cell")
