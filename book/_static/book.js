@@ -45,7 +45,8 @@
   addEventListener("hashchange", open);
 })();
 
-/* What a term means is shown beside its link: under a pointer, and where the keyboard stops. */
+/* What a term or a symbol means is shown beside it: under a pointer, and where the keyboard stops.
+   A symbol leads nowhere else, so that a finger, or a key, shows it too. */
 addEventListener("DOMContentLoaded", function () {
   const points = matchMedia("(hover: hover)");
   let tip = null, at = null, leaving = 0;
@@ -69,17 +70,27 @@ addEventListener("DOMContentLoaded", function () {
     tip.classList.add("shown");
     place();
   }
-  for (const link of document.querySelectorAll("a[aria-describedby^=tip-]")) {
+  for (const link of document.querySelectorAll("[aria-describedby^=tip-]")) {
     link.addEventListener("mouseenter", function () { if (points.matches) show(link); });
     link.addEventListener("mouseleave", leave);
     link.addEventListener("focus", function () { if (link.matches(":focus-visible")) show(link); });
     link.addEventListener("blur", hide);
+    if (link.matches("a")) continue;
+    link.addEventListener("click", function () { show(link); });
+    link.addEventListener("keydown", function (event) {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      if (tip) hide(); else show(link);
+    });
   }
   for (const shown of document.querySelectorAll(".tips > div")) {
     shown.addEventListener("mouseenter", function () { clearTimeout(leaving); });
     shown.addEventListener("mouseleave", leave);
   }
   addEventListener("keydown", function (event) { if (event.key === "Escape") hide(); });
+  addEventListener("pointerdown", function (event) {
+    if (!event.target.closest("[aria-describedby^=tip-], .tips")) hide();
+  });
   addEventListener("scroll", place, { passive: true });
 });
 

@@ -3,8 +3,8 @@
 The theme loads an icon set in two forms of which it needs one, and scripts for features that no
 page has; some of its attributes hide from a screen reader what the eye sees; and it tells a page
 that is shared nothing of what is on it. All that is mended here, in the finished HTML, because the
-theme has no setting for it. Here too code and answers are folded, terms explained, numbers set,
-and the words of figures laid over their pictures.
+theme has no setting for it. Here too code and answers are folded, terms and symbols explained,
+numbers set, and the words of figures laid over their pictures.
 """
 
 import re
@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 from fontTools import subset
 from fontTools.ttLib import TTFont
 
-from latebook import BookError, folds, lettering, numerals, terms
+from latebook import BookError, folds, lettering, numerals, symbols, terms
 from latebook.files import write_whole
 
 # What a page loads, and the mark in it without which that is loaded in vain.
@@ -69,7 +69,8 @@ def finish(html: Path, home: str = "") -> None:
     home: the address at which the site will stand, as https://OWNER.github.io/NAME/, if known.
     """
     glossary, shown = html / "book" / "notation.html", ""
-    said = terms.first_sentences(glossary.read_text(encoding="utf8")) if glossary.exists() else {}
+    notation = glossary.read_text(encoding="utf8") if glossary.exists() else ""
+    said, table = terms.first_sentences(notation), symbols.of_table(notation)
     for path in sorted(html.rglob("*.html")):
         if "_static" in path.relative_to(html).parts:
             continue
@@ -77,6 +78,7 @@ def finish(html: Path, home: str = "") -> None:
         address = urljoin(home, path.relative_to(html).as_posix()) if home else ""
         shared = _shared(page, address)
         page = lettering.letter(page, path.parent)
+        page = symbols.explain(page, table if path != glossary else [])
         page = numerals.on_page(folds.fold(terms.explain(page, said)))
         page = _FRAMES.sub(lambda found: f"{found[1]}{numerals.in_text(found[2])};", page)
         for loaded, needed_by in _LOADED:

@@ -264,6 +264,44 @@ def test_a_term_says_what_it_means(reader, way):
         window.wait_for_function("!document.querySelector('.tips > .shown')")
 
 
+@each_way
+def test_a_symbol_says_what_it_means_where_it_first_stands(reader, way):
+    with reader.opened("book/margin_maximization.html", way) as window:
+        symbol, tip = window.locator(".symbol"), window.locator(".tips > .shown")
+        assert 3 < symbol.count() < 20
+        symbol.nth(1).focus()
+        window.keyboard.press("Shift+Tab")
+        window.keyboard.press("Tab")
+        assert "smoothed margin" in tip.inner_text()
+        room, wide = tip.bounding_box(), window.viewport_size["width"]
+        assert room["x"] >= 0
+        assert room["x"] + room["width"] <= wide
+        window.evaluate(reader.axe)
+        found = window.evaluate(AXE_RUN, AXE_RULES["file"])
+        assert [fault["id"] for fault in found] == []
+        window.keyboard.press("Enter")
+        assert tip.count() == 0
+        window.keyboard.press("Space")
+        assert tip.count() == 1
+        window.keyboard.press("Escape")
+        assert tip.count() == 0
+        window.keyboard.press("Tab")
+        symbol.nth(1).hover()
+        assert tip.count() == 1
+
+
+def test_a_finger_sees_what_a_symbol_means(reader):
+    context = reader.phone()
+    window = context.new_page()
+    window.goto(reader.roots["file"] + "book/margin_maximization.html")
+    window.locator(".symbol mjx-container").first.tap()
+    tip = window.locator(".tips > .shown")
+    assert "output of the network" in tip.inner_text()
+    window.locator("article h1").tap()
+    window.wait_for_function("!document.querySelector('.tips > .shown')")
+    context.close()
+
+
 def test_a_finger_goes_where_a_link_leads(reader):
     context = reader.phone()
     window = context.new_page()
