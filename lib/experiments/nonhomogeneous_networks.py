@@ -267,5 +267,5 @@ def sentences(live: Mapping[str, Sequence[Live]], seeds: Sequence[int]) -> dict[
     came = [f"{end:.0f} from start {seed}" for seed, end in zip(seeds, depths(live), strict=True)]
     return {
         "live-words": "not resolved" if min(turns(live)) >= -1.0 else "not all unresolved",
-        "live-depth-words": f"the shallowest networks came to {', '.join(came)}",
+        "live-depth-words": f"the network that came least far reached {', '.join(came)}",
     }

@@ -135,7 +135,14 @@ def test_points_can_be_dragged_and_moved_by_keys(reader, way):
 def test_the_groove_is_settled_on_one_axis_and_turns_on_another(reader, way):
     with reader.opened("book/explore.html", way) as window:
         box = window.locator("[data-explorable=groove]")
-        said = box.locator(".said")
+        said, slider = box.locator(".said"), box.get_by_role("slider")
+        assert slider.input_value() == "0"
+        assert said.inner_text().startswith("Move on")
+        window.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert said.inner_text().startswith("Settled")
+        window.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert slider.input_value() == "0"
+        slider.press("End")
         assert said.inner_text().startswith("Settled")
         box.get_by_role("button", name="ln ln α").press("Enter")
         assert said.inner_text().startswith("Turning")

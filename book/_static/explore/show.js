@@ -304,7 +304,7 @@ addEventListener("DOMContentLoaded", function () {
       "ln α": { of: (log) => log, top: 700, ticks: [0, 200, 400, 600], label: "ln α" },
       "ln ln α": { of: Math.log, top: 2 * Math.exp(50), ticks: [0, 10, 20, 30, 40, 50], label: "ln ln α" },
     };
-    let kind = "not definable", axis = "α", share = 100;
+    let kind = "not definable", axis = "α", share = 0;
     const drawing = make("div", { class: "panels" });
     const disc = panel(drawing, "the groove from above, and the path of the direction", "-46 -46 92 92");
     const graph = panel(drawing, "length of the direction's path", "0 0 350 280");
@@ -334,9 +334,14 @@ addEventListener("DOMContentLoaded", function () {
       const half = seen.find((record) => of(record.log) >= (start + end) / 2);
       const late = seen.at(-1).length - half.length, whole = seen.at(-1).length;
       const verdict = late < 0.1 * whole ? "Settled, one would say" : late < 0.35 * whole ? "Slowing down" : "Turning";
-      status.textContent = `${verdict}: on the second half of this axis the direction travels ${number(late)} of ${number(whole)} radians. `
-        + `So far it went ${number(last.length)} radians, ${number((last.longitude - seen[0].longitude) / 2 / Math.PI)} turns.`;
+      const told = `${verdict}: on the second half of this axis the direction travels ${number(late)} of ${number(whole)} radians. `;
+      status.textContent = (share === 100 ? told : "Move on to the end of the axis. ")
+        + `So far the direction went ${number(last.length)} radians, ${number((last.longitude - seen[0].longitude) / 2 / Math.PI)} turns.`;
     }
+    /* On paper it has come to the end. */
+    let before = share;
+    addEventListener("beforeprint", function () { before = share; time.set(100); });
+    addEventListener("afterprint", function () { time.set(before); });
     redraw(box, choice("Model", Object.keys(caps), function (name) { kind = name; draw(); }),
       choice("Axis", Object.keys(axes), function (name) { axis = name; draw(); }), drawing, time.node, status);
     draw();
