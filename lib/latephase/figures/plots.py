@@ -87,7 +87,8 @@ def mark_stops(axes: Axes) -> None:
     look = {"color": GREY, "fontsize": 9, "va": "top", "transform": axes.get_xaxis_transform()}
     for height, (alpha, words) in zip((1.0, 0.94), STOPS.items(), strict=True):
         axes.axvline(alpha, ymax=height, color=GREY, linestyle=":", linewidth=1)
-        axes.text(alpha, height, f" {words}", ha="left", **look)
+        # An SVG drops a common space at the beginning, and the line would strike the first letter.
+        axes.text(alpha, height, f"\N{NO-BREAK SPACE}{words}", ha="left", **look)
     axes.text(axes.get_xlim()[1], 0.88, "the limit →", ha="right", **look)
 
 
