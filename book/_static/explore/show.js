@@ -40,7 +40,12 @@ addEventListener("DOMContentLoaded", function () {
     input.addEventListener("input", function () { tell(); then(Number(input.value)); });
     tell();
     return { node: make("p", {}, make("label", {}, `${label} `, input), " ", output), tell,
-      set(value) { input.value = value; tell(); then(value); } };
+      at() { return Number(input.value); }, set(value) { input.value = value; tell(); then(value); } };
+  }
+  function atItsEndOnPaper(slider, end) {
+    let before = 0;
+    addEventListener("beforeprint", function () { before = slider.at(); slider.set(end); });
+    addEventListener("afterprint", function () { slider.set(before); });
   }
   function choice(label, options, then) {
     const buttons = options.map((option, k) => {
@@ -97,8 +102,13 @@ addEventListener("DOMContentLoaded", function () {
     names.sort((one, other) => one[0] - other[0]);
     names.forEach(([height, name], k) => {
       names[k][0] = k ? Math.max(height, names[k - 1][0] + 14) : height;
-      content.push(text(right + 6, names[k][0] + 4, name));
     });
+    let most = bottom - 6;
+    for (const [height, name] of names.reverse()) {
+      most = Math.min(height, most);
+      content.push(text(right + 6, most + 4, name));
+      most -= 14;
+    }
     for (const [a, b] of dots) content.push(make("circle", { cx: X(a), cy: Y(b), r: 5, fill: ORANGE }));
     redraw(svg, ...content);
   }
@@ -136,6 +146,7 @@ addEventListener("DOMContentLoaded", function () {
       at = k;
       draw();
     });
+    atItsEndOnPaper(level, LEVELS.length - 1);
 
     function begin() {
       x = G.sets[set].x.map((point) => [...point]);
@@ -338,10 +349,7 @@ addEventListener("DOMContentLoaded", function () {
       status.textContent = (share === 100 ? told : "Move on to the end of the axis. ")
         + `So far the direction went ${number(last.length)} radians, ${number((last.longitude - seen[0].longitude) / 2 / Math.PI)} turns.`;
     }
-    /* On paper it has come to the end. */
-    let before = share;
-    addEventListener("beforeprint", function () { before = share; time.set(100); });
-    addEventListener("afterprint", function () { time.set(before); });
+    atItsEndOnPaper(time, 100);
     redraw(box, choice("Model", Object.keys(caps), function (name) { kind = name; draw(); }),
       choice("Axis", Object.keys(axes), function (name) { axis = name; draw(); }), drawing, time.node, status);
     draw();
