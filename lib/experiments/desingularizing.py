@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,9 @@ class Power:
 
     theta: float
 
+    def __str__(self) -> str:
+        return f"z^({Fraction(self.theta).limit_denominator(9)})"
+
     def slope(self, z: np.ndarray) -> np.ndarray:
         """Return Ψ'(z)."""
         return self.theta * z ** (self.theta - 1)
@@ -55,6 +59,9 @@ class Logarithm:
     """Ψ(z) = (ln 1/z)^(-κ), for functions that are flat to all orders."""
 
     kappa: float
+
+    def __str__(self) -> str:
+        return f"(ln 1/z)^(−{Fraction(self.kappa).limit_denominator(9)})"
 
     def slope(self, z: np.ndarray) -> np.ndarray:
         """Return Ψ'(z)."""
