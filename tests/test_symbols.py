@@ -29,8 +29,8 @@ def told(*formulas: str) -> list[tuple[str, list[str]]]:
     """The formulas that became stops, and what their tips say after the symbol."""
     done = explain(page(*formulas), of_table(TABLE))
     stops = re.findall(
-        r'<span class="math symbol x" tabindex="0" role="group" '
-        r'aria-describedby="(tip-symbol-\d+)">\\\((.*?)\\\)</span>',
+        r'<span tabindex="0" role="group" aria-describedby="(tip-symbol-\d+)" '
+        r'class="symbol math x">\\\((.*?)\\\)</span>',
         done,
     )
     tips = dict(re.findall(r'<div role="tooltip" id="(.*?)">(.*?)</div>', done, re.DOTALL))

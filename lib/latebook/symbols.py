@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import unescape
 
 _ROW = re.compile(r"<tr[^>]*><td>(.*?)</td>\s*<td>(.*?)</td>", re.DOTALL)
-_MATH = re.compile(r'<span class="math([^"]*)">\\\((.*?)\\\)</span>', re.DOTALL)
+_MATH = re.compile(r'<span class="math[^"]*">\\\((.*?)\\\)</span>', re.DOTALL)
 # A formula, or where one may not become a stop: in links and headings.
 _PLACE = re.compile(rf"<(a|summary|button|h[1-6])\b.*?</\1>|{_MATH.pattern}", re.DOTALL)
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[^\s{}]")
@@ -45,7 +45,7 @@ def of_table(notation: str) -> list[Symbol]:
     return [
         Symbol(tokens, f"<b>{_bare(named)}</b> {_bare(meaning)}")
         for named, meaning in _ROW.findall(notation)
-        for _, tex in _MATH.findall(named)
+        for tex in _MATH.findall(named)
         if (tokens := _symbol(tex))[1:] or tokens[0] not in _SEVERAL
     ]
 
@@ -55,20 +55,20 @@ def explain(page: str, symbols: list[Symbol]) -> str:
     start, end = page.find("<article"), page.find("</article>")
     told, tips = set(), []
     # A page that speaks of every γ > 0 means no margin of a machine by it.
-    if any(_tokens(tex) == (r"\gamma", ">", "0") for _, tex in _MATH.findall(page[start:end])):
+    if any(_tokens(tex) == (r"\gamma", ">", "0") for tex in _MATH.findall(page[start:end])):
         symbols = [symbol for symbol in symbols if symbol.tokens != (r"\gamma",)]
 
     def stop(found: re.Match) -> str:
         if found[1]:
             return found[0]
-        formula = _tokens(found[3])
+        formula = _tokens(found[2])
         rows = dict.fromkeys(s.row for s in symbols if s.row not in told and s.stands_in(formula))
         if not rows:
             return found[0]
         told.update(rows)
         tips.append("<br>".join(rows))
         about = f'tabindex="0" role="group" aria-describedby="tip-symbol-{len(tips)}"'
-        return f'<span class="math symbol{found[2]}" {about}>\\({found[3]}\\)</span>'
+        return found[0].replace('class="', f'{about} class="symbol ', 1)
 
     body = _PLACE.sub(stop, page[start:end])
     if start < 0 or not tips:
