@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -257,6 +258,55 @@ def test_a_callback_sees_every_checkpoint_once_and_changes_nothing(tmp_path, mon
     assert seen == [(step, one, False) for step, one in zip(run.steps, sums, strict=True)]
 
 
+def scaled(step, module):
+    with torch.no_grad():
+        module[0].weight.mul_(2.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (scaled, "0.weight"),
+        (lambda step, module: module.double(), "0.weight"),
+        (lambda step, module: module[5].bias.requires_grad_(False), "5.bias"),
+        (lambda step, module: module[1].running_mean.add_(1.0), "1.running_mean"),
+    ],
+)
+def test_a_callback_that_changes_the_module_is_named(tmp_path, change, named):
+    with pytest.raises(ValueError, match=f"callback: it changed '{named}' of the module at step 0"):
+        train(network(), *data(), settings(), tmp_path, callback=change)
+
+
+class Drawn(nn.Module):
+    """Draws from Python and NumPy, keeps a lock, and a buffer on its weights' memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.lock = network(), threading.Lock()
+        self.register_buffer("view", self.inner[0].weight.detach())
+
+    def forward(self, x):
+        kept = random.random() + np.random.rand()  # noqa: NPY002
+        return self.inner(x) * (kept if self.training else 1.0)
+
+
+def test_all_that_is_drawn_is_drawn_again_and_what_shares_memory_is_kept(tmp_path):
+    def stop(step, module):
+        torch.set_grad_enabled(False)
+        if step > 0:
+            raise Stopped
+
+    few = settings(steps=9, checkpoints=3)
+    whole, parts = Drawn(), Drawn()
+    run = train(whole, *data(), few, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(parts, *data(), few, tmp_path / "parts", callback=stop)
+    assert torch.is_grad_enabled()
+    train(parts, *data(), few, tmp_path / "parts")
+    assert_same_bits(tensors(parts), tensors(whole))
+    assert len(run.diagnose(whole, *data(), degree=False, layers=False)) == len(run)
+
+
 def test_a_run_is_diagnosed_checkpoint_by_checkpoint_and_drawn(tmp_path):
     module = network()
     run = train(module, *data(), settings(steps=4), tmp_path)
@@ -348,15 +398,38 @@ def test_a_folder_of_other_settings_is_refused(finished, name, value):
 
 def test_a_folder_of_another_architecture_or_other_data_is_refused(finished):
     x, y = data()
-    message = r"another architecture, where 0.weight is \[6, 1, 3, 3\]; in the module it is \[5,"
+    message = r"another architecture, where 0.weight is \[6, 1, 3, 3\].*; in the module it is \[5,"
     with pytest.raises(ValueError, match=message):
         train(network(width=5), x, y, settings(), finished)
     with pytest.raises(ValueError, match=message):
         read_run(finished).load(0, network(width=5))
     with pytest.raises(ValueError, match=r"1.weight is .*; in the module it is absent"):
         read_run(finished).load(0, network()[:1])
-    with pytest.raises(ValueError, match="a run on other data; give train another folder"):
+    with pytest.raises(
+        ValueError, match="a run on other data, or on these in another order; give train"
+    ):
         train(network(), x, (y + 1) % 3, settings(), finished)
+    frozen = network()
+    frozen[0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"frozen parameters none, asked for 0\.weight"):
+        train(frozen, x, y, settings(), finished)
+    with pytest.raises(ValueError, match=r"is .* of float32; in the module it is .* of float64"):
+        train(network().double(), x, y, settings(), finished)
+
+
+def test_a_module_of_the_same_shapes_that_computes_something_else_is_refused(finished):
+    other = network()
+    other[2] = nn.Tanh()
+    with pytest.raises(ValueError, match=r"ln R was .*, and of this module it is"):
+        train(other, *data(), settings(steps=40), finished)
+
+
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for place in (file, file / "below"):
+        with pytest.raises(ValueError, match="folder: expected one, or a place for it"):
+            train(network(), *data(), settings(), place)
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(finished):

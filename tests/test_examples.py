@@ -113,8 +113,9 @@ def test_what_holds_no_numbers_is_refused(x, message):
 @pytest.mark.parametrize(
     ("y", "outputs", "instead"),
     [
-        ((Y > 0).astype(int), 1, "write 2 * np.asarray(y) - 1"),
-        (Y > 0, 1, "write 2 * np.asarray(y) - 1"),
+        ((Y > 0).astype(int), 1, "write 2.0 * np.asarray(y) - 1"),
+        ((Y > 0).astype(np.uint8), 1, "write 2.0 * np.asarray(y) - 1"),
+        (Y > 0, 1, "write 2.0 * np.asarray(y) - 1"),
         (Y, 2, "write np.asarray(y) > 0"),
         (np.arange(12) % 3 + 1, 3, "write np.asarray(y) - 1"),
         (np.eye(2)[np.arange(12) % 2], 2, "write y.argmax(1)"),

@@ -411,6 +411,8 @@ class Share:
     rate: float
 
     def factor(self, log_risk, gradient_norm, norm):
+        if isinstance(self.rate, str):
+            return self.rate
         return self.rate * norm / gradient_norm
 
 
@@ -431,8 +433,11 @@ def test_a_rule_and_a_loss_by_object(tmp_path):
         train(mlp(), x, y, replace(own, schedule=Share(0.02)), run.folder)
     with pytest.raises(ValueError, match="holds only the repr of"):
         train(mlp(), x, y, replace(read_run(run.folder).settings, steps=9), run.folder)
-    with pytest.raises(ValueError, match=r"Share\(rate=nan\) answered nan"):
-        train(mlp(), x, y, replace(own, schedule=Share(float("nan"))), tmp_path / "nan")
+    for rate in (float("nan"), "big"):
+        with pytest.raises(ValueError, match=rf"Share\(rate='?{rate}'?\) answered '?(nan|big)"):
+            train(mlp(), x, y, replace(own, schedule=Share(rate)), tmp_path / f"{rate}")
+    with pytest.raises(FloatingPointError, match=r"step 0: a step of .* a rule of smaller steps"):
+        train(mlp(), x, y, replace(own, schedule=Share(1e300)), tmp_path / "huge")
 
 
 @pytest.mark.parametrize(
@@ -453,6 +458,11 @@ def test_a_rule_and_a_loss_by_object(tmp_path):
         ({"schedule": Nameless()}, "schedule: expected a rule whose repr tells its settings"),
         ({"loss": "hinge"}, "loss: expected one of"),
         ({"loss": nn.BCEWithLogitsLoss()}, "loss: binary cross-entropy takes labels 0 and 1"),
+        ({"rate": "fast"}, "rate: expected a number, got 'fast'"),
+        ({"momentum": None}, "momentum: expected a number"),
+        ({"device": "gpu"}, "device: expected one such as 'cpu' or 'cuda', got 'gpu'"),
+        ({"device": "meta"}, "device: expected one such as"),
+        ({"schedule": Share(lambda: 0.1)}, "expected a rule whose repr tells its settings"),
         ({"autocast": "float16"}, "autocast: expected one of"),
         ({"labels": "random"}, "labels: expected one of"),
     ],
@@ -460,6 +470,47 @@ def test_a_rule_and_a_loss_by_object(tmp_path):
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Settings(**{"steps": 5, **change})
+
+
+def test_numbers_of_numpy_and_a_device_are_settings_like_others(tmp_path):
+    x, y = three_classes()
+    asked = Settings(np.int64(4), rate=np.float32(0.25), device=torch.device("cpu"))
+    assert asked == Settings(4, rate=0.25)
+    levels = (level for level in np.array([1e3, 1e4]))
+    assert train(mlp(), x, y, asked, tmp_path, at=levels).steps.tolist() == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"at": 3.0}, "at: expected a list of levels"),
+        ({"at": ["far"]}, "at: expected a list of levels"),
+        ({"at": [1.0, float("inf")]}, "at: expected ascending levels"),
+        ({"callback": "print"}, "callback: expected a function"),
+        ({"save_every": None}, "save_every: expected a number"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        train(mlp(), *three_classes(), Settings(4), tmp_path / "run", **option)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_weights_are_trained_as_they_are(tmp_path):
+    x, y = three_classes()
+    run = train(mlp().bfloat16(), x, y, Settings(40, schedule="normalized", rate=0.3), tmp_path)
+    assert run.log_risk[-1] < run.log_risk[0]
+    with pytest.raises(ValueError, match=r"leave the range of the module's torch\.float16"):
+        train(mlp().half(), x * 1e6, y, Settings(4), tmp_path / "half")
+
+
+def test_a_dictionary_of_one_entry_stands_for_it(tmp_path):
+    x, y = three_classes()
+    run = train(mlp(), {"pixels": x}, y, Settings(4), tmp_path / "one")
+    alone = train(mlp(), x, y, Settings(4), tmp_path / "alone")
+    assert run.log_risk.tolist() == alone.log_risk.tolist()
+    with pytest.raises(ValueError, match="got a dictionary with \\['a', 'b'\\]"):
+        train(mlp(), {"a": x, "b": x}, y, Settings(4), tmp_path / "two")
 
 
 def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):

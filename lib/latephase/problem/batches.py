@@ -53,17 +53,7 @@ class Batches:
 
     def fed(self, rows: slice | Tensor) -> Tensor:
         """Return inputs as the module gets them: on its device, and of its type if they float."""
-        x = self.x[rows].to(self.like.device)
-        if not x.is_floating_point() or x.dtype == self.like.dtype:
-            return x
-        fed = x.to(self.like.dtype)
-        gone = (fed.flatten(1) == 0).all(1) & (x.flatten(1) != 0).any(1) if x.ndim > 1 else x[:0]
-        if bool(gone.any()) or not bool(torch.isfinite(fed).all()):
-            raise ValueError(
-                f"x: examples leave the range of the module's {self.like.dtype}; expected inputs "
-                "in other units, or dtype=torch.float64"
-            )
-        return fed
+        return cast_inputs(self.x[rows].to(self.like.device), self.like.dtype)
 
     def outputs_of(self, rows: slice | Tensor) -> Tensor:
         """Return the module's outputs on some rows; ValueError where they are no finite logits."""
@@ -109,6 +99,20 @@ class Batches:
                 said = f"{error}".partition("\n")[0]
                 raise ValueError(f"module: PyTorch finds no gradient: {said}") from error
             return tuple(part.to_dense() for part in parts)
+
+
+def cast_inputs(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return inputs in a module's dtype if they float; ValueError where it has no such numbers."""
+    if not x.is_floating_point() or x.dtype == dtype:
+        return x
+    fed = x.to(dtype)
+    gone = (fed.flatten(1) == 0).all(1) & (x.flatten(1) != 0).any(1) if x.ndim > 1 else x[:0]
+    if bool(gone.any()) or not bool(torch.isfinite(fed).all()):
+        raise ValueError(
+            f"x: examples leave the range of the module's {dtype}; expected inputs in other units, "
+            "or a module in torch.float64"
+        )
+    return fed
 
 
 def resolves_duals(p: Tensor, eps: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
@@ -83,6 +83,13 @@ def checked_outputs(output: Tensor, n: int, finite: bool = True) -> Tensor:
 
 def _as_tensor(name: str, values: Any) -> Tensor:
     """Return numbers of any kind as a dense tensor, float64 where Python's or wider."""
+    if isinstance(values, Mapping):
+        if len(values) != 1:
+            raise ValueError(
+                f"{name}: expected numbers, got a dictionary with {list(values)[:8]}; expected one "
+                "of its entries, for a module of one argument"
+            )
+        (values,) = values.values()
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
         try:
             values = torch.stack(tuple(values))
@@ -99,7 +106,7 @@ def _as_tensor(name: str, values: Any) -> Tensor:
         )
         what = "on the meta device, which has none" if values.is_meta else what
         raise ValueError(f"{name}: expected a dense tensor of numbers, got one {what}")
-    values = values.detach()
+    values = values.detach().resolve_neg()
     # Autograd takes none that was made under `torch.inference_mode`.
     return values.clone() if values.is_inference() else values
 
@@ -163,7 +170,7 @@ def checked_labels(y: Any, output: Tensor, n: int, loss_name: str) -> tuple[Tens
     found = sorted(set(y.tolist()))
     if binary:
         if not set(found) <= {-1, 1}:
-            instead = "; write 2 * np.asarray(y) - 1" if set(found) <= {0, 1} else ""
+            instead = "; write 2.0 * np.asarray(y) - 1" if set(found) <= {0, 1} else ""
             raise ValueError(
                 f"y: expected labels -1 and +1 for a single output, got {found[:8]}{instead}"
             )

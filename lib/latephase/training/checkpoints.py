@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from latephase.files import ASIDE, write_whole
 from latephase.measures.diagnosis import diagnose
+from latephase.problem.modules import copied
 from latephase.problem.task import inputs_and_labels
 from latephase.training.settings import Settings
 
@@ -73,7 +73,7 @@ class Checkpoint:
 
     def check_identity(self, identity: dict) -> None:
         """Raise ValueError unless the state is one of the run with that identity."""
-        self.check_architecture(identity["architecture"])
+        self.check_architecture(identity["architecture"], dtypes=True)
         stored, asked = self.content["settings"], identity["settings"]
         names, fault = [field.name for field in fields(Settings)], ""
         if set(stored) != set(names):
@@ -81,22 +81,30 @@ class Checkpoint:
         elif other := [n for n in names if n != "steps" and stored[n] != asked[n]]:
             had, asks = (f"{other[0]}={side[other[0]]!r}" for side in (stored, asked))
             fault = f"a checkpoint of a run with {had}, asked for {asks}"
+        elif None not in (frozen := [side.get("frozen") for side in (self.content, identity)]) and (
+            frozen[0] != frozen[1]
+        ):
+            had, asks = (", ".join(names) or "none" for names in frozen)
+            fault = f"a checkpoint of a run with frozen parameters {had}, asked for {asks}"
         elif self.content["data_sha256"] != identity["data_sha256"]:
-            fault = "a checkpoint of a run on other data"
+            fault = "a checkpoint of a run on other data, or on these in another order"
         if fault:
             raise ValueError(
                 f"{self.path}: {fault}; give train another folder, or the settings, data and "
                 "architecture of this one"
             )
 
-    def check_architecture(self, architecture: dict) -> None:
-        """Raise ValueError unless the shapes are the state's.
+    def check_architecture(self, architecture: dict, dtypes: bool = False) -> None:
+        """Raise ValueError unless the shapes are the state's, and with `dtypes` these.
 
-        The dtype may differ: a checkpoint may be read into a float64 module.
+        Otherwise they may differ: a checkpoint may be read into a float64 module.
         """
         stored = self.content["architecture"]
         for name in {**stored, **architecture}:
-            had, has = (side.get(name, ["absent"])[0] for side in (stored, architecture))
+            had, has = (
+                " of ".join(map(str, side.get(name, ["absent"])[: 1 + dtypes]))
+                for side in (stored, architecture)
+            )
             if had != has:
                 raise ValueError(
                     f"{self.path}: a checkpoint of another architecture, where {name} is {had}; in "
@@ -124,8 +132,10 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor], content: dict) ->
     Raises OSError, with the path and what to do, where the file system refuses (a full disk);
     nothing is left behind then, and earlier states stand.
     """
+    # Copies, since the format has no tensors that share their memory.
+    dense = torch.contiguous_format
     data = safetensors.torch.save(
-        {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        {name: t.detach().cpu().clone(memory_format=dense) for name, t in tensors.items()}
     )
     digest = sha256(data).hexdigest()
     content = {"format": FORMAT, **content, "bytes": len(data), "sha256": digest}
@@ -185,7 +195,13 @@ def held(folder: Path) -> Iterator[None]:
 
     The lock ends with the process, however it ends. Raises ValueError if another holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"folder: expected one, or a place for it, got {folder}, which is a file "
+            "or lies below one"
+        ) from error
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
@@ -289,7 +305,7 @@ class Run:
         """
         x, y = inputs_and_labels(x, y)
         options = {"loss": self.settings.loss, "progress": False} | options
-        other, rows = deepcopy(module), []
+        other, rows = copied(module), []
         for k, step in enumerate(self.steps):
             found = vars(diagnose(self.load(k, other), x, y, **options))
             rows.append({"step": int(step)} | {name: found[name] for name in SCALARS})

@@ -14,6 +14,7 @@ the weights is left and training proceeds on the examples of smallest margin alo
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from latephase.problem.checks import in_mode
 from latephase.problem.losses import Loss, log_sum_exp, pairwise_margins, true_margins
 from latephase.problem.modules import called
 from latephase.training import checkpoints
+from latephase.training.rules import Own
 from latephase.training.settings import Settings
 
 # Relative weights below this are zero: in float32 they could not change a sum, and as subnormal
@@ -90,6 +92,7 @@ class Trainer:
         self.settings, self.loss, self.rule = settings, loss, settings.rule()
         self.folder, self.identity, self.at, self.callback = folder, identity, at, callback
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.largest = min(torch.finfo(p.dtype).max for p in self.parameters)
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if settings.momentum else []
         self.step, self.seconds = 0, 0.0
         self.epoch, self.batches, self.labels = -1, [], y
@@ -127,9 +130,10 @@ class Trainer:
         if self.settings.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         # What randomness the module has (dropout) is a function of seed and step.
-        _default_generator(x.device).manual_seed(
-            (self.settings.seed * 1_000_003 + self.step) % 2**63
-        )
+        drawn = (self.settings.seed * 1_000_003 + self.step) % 2**63
+        _default_generator(x.device).manual_seed(drawn)
+        random.seed(drawn)
+        np.random.seed(drawn % 2**32)  # noqa: NPY002
         half = self.settings.autocast is not None
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             outputs = called(self.module, x)
@@ -150,6 +154,8 @@ class Trainer:
             if not math.isfinite(norms[0]):
                 self._stop(f"‖∇ln R‖ = {norms[0]:g}")
         factor = self.rule.factor(log_risk, *norms)
+        if not factor <= self.largest:
+            self._stop(f"a step of {factor:g} times the gradient")
         with torch.no_grad():
             if self.velocity:
                 torch._foreach_mul_(self.velocity, self.settings.momentum)
@@ -181,7 +187,11 @@ class Trainer:
 
     def _failure(self, what: str) -> FloatingPointError:
         """Return the error that says where training left the numbers and what to change."""
-        advice = f"take a smaller rate than {self.settings.rate:g}"
+        own = isinstance(self.rule, Own)
+        advice = "take a rule of smaller steps"
+        advice = advice if own else f"take a smaller rate than {self.settings.rate:g}"
+        if self.step == 0:
+            advice = "begin with other weights, or with inputs in other units; or " + advice
         if self.settings.momentum:
             advice += f" or a smaller momentum than {self.settings.momentum:g}"
         if self.settings.autocast:
@@ -212,7 +222,10 @@ class Trainer:
         checkpoints.write(self.folder, f"{prefix}{self.step:010d}", self.tensors(), content)
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Continue from a state whose identity has been checked."""
+        """Continue from a state whose identity has been checked.
+
+        Raises ValueError where it is a checkpoint, and the module computes something else now.
+        """
         stored, content = checkpoint.tensors(), checkpoint.content
         with torch.no_grad():
             for name, tensor in self.tensors().items():
@@ -220,6 +233,16 @@ class Trainer:
         self.step, self.seconds = content["step"], content["seconds"]
         if self.rule.judges_epochs:
             self.rule = type(self.rule)(**content["schedule"])
+        was = content["log_risk"]
+        if was is None or self.settings.labels == "renewed":
+            return
+        found = self.evaluate()[0]
+        if not abs(found - was) <= 0.01 * (1.0 + abs(was)):
+            raise ValueError(
+                f"{checkpoint.path}: with these weights ln R was {was:.6g}, and of this module it "
+                f"is {found:.6g}; expected the module that was trained, which computes the same, "
+                "or another folder"
+            )
 
     # The loop.
 
@@ -333,8 +356,17 @@ class Trainer:
             raise self._failure(f"ln R = {log_risk:g}")
         self.save(checkpoints.DUE, log_risk, accuracy)
         if self.callback is not None:
-            with in_mode(self.module, training=False):
+            before = self._held(copied=True)
+            with in_mode(self.module, training=False), torch.enable_grad():
                 self.callback(self.step, self.module)
+            after = self._held()
+            changed = [n for n in before | after if not _same(before.get(n), after.get(n))]
+            if changed:
+                raise ValueError(
+                    f"callback: it changed {changed[0]!r} of the module at step {self.step}; "
+                    "expected that it leaves the module as it is, or a run that is resumed would "
+                    "be another (measure a copy.deepcopy, or train it further in another run)"
+                )
 
     def _latest(self, saved: float, save_every: float, due: list[int]) -> float:
         """Write the latest state if it is time to; return when a state was last written."""
@@ -349,6 +381,23 @@ class Trainer:
             if state.step != self.step:
                 checkpoints.delete(state)
         return now
+
+    def _held(self, copied: bool = False) -> dict[str, tuple[bool, Tensor]]:
+        """Return parameters and buffers by name, with whether they are trained."""
+        held = checkpoints.module_tensors(self.module)
+        return {
+            name: (tensor.requires_grad, tensor.detach().clone() if copied else tensor.detach())
+            for name, tensor in held.items()
+        }
+
+
+def _same(before: tuple[bool, Tensor] | None, after: tuple[bool, Tensor] | None) -> bool:
+    if before is None or after is None or before[0] != after[0]:
+        return False
+    (_, a), (_, b) = before, after
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> float:

@@ -32,6 +32,7 @@ alike, however easy.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import InitVar, dataclass
 
 import numpy as np
@@ -128,10 +129,14 @@ class Own:
                 f"schedule: the rule of this run was {self.text}, which its folder holds only the "
                 "repr of; expected settings with the rule itself"
             )
-        factor = float(self._of.factor(log_risk, gradient_norm, norm))
+        answer = self._of.factor(log_risk, gradient_norm, norm)
+        try:
+            factor = float(answer)
+        except (TypeError, ValueError, RuntimeError):
+            factor = math.nan
         if not 0.0 <= factor < math.inf:
             raise ValueError(
-                f"schedule: {self.text} answered {factor!r} at ln R = {log_risk:g}, ‖∇ln R‖ = "
+                f"schedule: {self.text} answered {answer!r} at ln R = {log_risk:g}, ‖∇ln R‖ = "
                 f"{gradient_norm:g} and ‖W‖ = {norm:g}; expected a finite number of 0 or more"
             )
         return factor
@@ -146,12 +151,13 @@ def own_rule(given: object) -> Own:
             f"schedule: expected one of {[*FIRST_ORDER, 'loss_based']}, or an object with a method "
             f"factor(log_risk, gradient_norm, norm), got {given!r}"
         )
-    if type(given).__repr__ is object.__repr__:
+    text = repr(given)
+    if type(given).__repr__ is object.__repr__ or re.search(r" at 0x[0-9a-fA-F]+", text):
         raise ValueError(
             "schedule: expected a rule whose repr tells its settings, as that of a dataclass does, "
-            f"for a run is known by it when it is continued; {type(given).__name__} has none"
+            f"for a run is known by it when it is continued; {text} tells a place in memory"
         )
-    return Own(repr(given), given)
+    return Own(text, given)
 
 
 def _exp(logarithm):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 
+from latephase.problem.checks import checked_numbers
 from latephase.problem.pytorch_losses import name_of
 from latephase.training.rules import FIRST_ORDER, LossBased, Own, Rule, own_rule
 
@@ -42,7 +45,7 @@ class Settings:
     autocast: "bfloat16" or None. bfloat16 resolves logits to 0.4 %, so that the weights of the
         examples lose their meaning once margins exceed a hundred or so.
     channels_last: memory format of 4-axis weights and inputs; numbers agree to rounding.
-    device: where to train, such as "cpu" or "cuda".
+    device: where to train, such as "cpu" or "cuda", or a torch.device, kept by its name.
     labels: "fixed", or "renewed": uniformly random ones drawn anew each epoch.
     growth: under "normalized", s is multiplied by max(1, -ln R_B)^growth; below 1.
     """
@@ -57,7 +60,7 @@ class Settings:
     checkpoints: int = 40
     autocast: str | None = None
     channels_last: bool = False
-    device: str = "cpu"
+    device: Any = "cpu"
     labels: str = "fixed"
     growth: float = 0.0
 
@@ -69,8 +72,12 @@ class Settings:
             value = getattr(self, name)
             if value is None and name == "batch":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}: expected an integer of {least} or more, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        for name in ("rate", "momentum", "growth"):
+            checked_numbers(**{name: getattr(self, name)})
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not (0.0 < self.rate < math.inf):
             raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
         for name in ("momentum", "growth"):
@@ -83,6 +90,7 @@ class Settings:
                 f"momentum: expected 0 under 'loss_based', got {self.momentum!r}: steps carried "
                 "over do not shrink with c, so an epoch done again could rise forever"
             )
+        object.__setattr__(self, "device", _device(self.device))
         for name, known in _CHOICES.items():
             own = name == "schedule" and isinstance(self.schedule, Own)
             if not own and getattr(self, name) not in known:
@@ -119,3 +127,14 @@ class Settings:
         if self.schedule == "loss_based":
             steps = np.minimum(-(-steps // per_epoch) * per_epoch, self.steps)
         return np.unique([0, *steps, self.steps]).tolist()
+
+
+def _device(given: Any) -> str:
+    """Return the name of a device; ValueError for what is none that holds numbers."""
+    try:
+        device = torch.device(given) if isinstance(given, str | torch.device) else None
+    except RuntimeError:
+        device = None
+    if device is None or device.type == "meta":
+        raise ValueError(f"device: expected one such as 'cpu' or 'cuda', got {given!r}")
+    return str(device)

@@ -6,6 +6,7 @@ states spread evenly in ln(steps), from which a killed run continues bit for bit
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latephase.problem.checks import checked_labels, finite_inputs
+from latephase.problem.batches import cast_inputs
+from latephase.problem.checks import checked_labels, checked_numbers, finite_inputs
 from latephase.problem.losses import default_loss
 from latephase.problem.modules import checked_module, differentiating, first_outputs
 from latephase.problem.task import Task, inputs_and_labels
@@ -48,10 +50,11 @@ def train(
     Called as train(module, x, y, settings, folder) or train(module, task, settings, folder).
 
     x [n, ...] in the module's dtype or another floating one; y as `gradient_flow` takes it. The
-    module is trained in its own dtype. A folder with checkpoints of the same settings, data and
-    architecture is continued from its newest state, whatever weights the module comes with: with
-    the same versions, machine and number of threads the weights are bit for bit those of a run
-    that was never interrupted. (On a GPU as far as the network's operations are deterministic.)
+    module is trained in its own dtype, and in training mode throughout. A folder with checkpoints
+    of the same settings, data and architecture is continued from its newest state, whatever weights
+    the module comes with: with the same versions, machine and number of threads the weights are bit
+    for bit those of a run that was never interrupted. (On a GPU as far as the network's operations
+    are deterministic.)
     `settings.steps` may be another then, not below the newest state: a run that has ended is so
     continued, under "loss_based" best at an end of an epoch.
     at: ascending levels of the smoothed margin α of the whole training set. With them checkpoints
@@ -83,14 +86,17 @@ def train(
             "module: its parameters were made under torch.inference_mode, which lets nothing write "
             "into them; expected a module made outside, or a copy.deepcopy of this one"
         )
-    if len(at) and (settings.schedule == "loss_based" or not np.all(np.diff(at) > 0)):
-        raise ValueError(
-            f"at: expected ascending levels of α, and none under 'loss_based'; got {list(at)} "
-            f"with schedule={settings.schedule!r}"
-        )
-    folder, x = Path(folder), finite_inputs(x).to(settings.device)
-    x = x.to(like.dtype) if x.is_floating_point() else x
-    module.to(settings.device)
+    levels = _checked_levels(at, settings)
+    checked_numbers(save_every=save_every)
+    if not (callback is None or callable(callback)):
+        raise ValueError(f"callback: expected a function f(step, module), got {callback!r}")
+    folder, x = Path(folder), cast_inputs(finite_inputs(x), like.dtype)
+    try:
+        x = x.to(settings.device)
+        module.to(settings.device)
+    except (RuntimeError, AssertionError) as error:
+        said = f"{error}".partition("\n")[0]
+        raise ValueError(f"device: {settings.device!r} cannot be used: {said}") from error
     first = first_outputs(module, x)
     loss = default_loss(settings.loss, 1 if first.ndim == 1 else first.shape[1])
     settings = replace(settings, loss=loss.name)
@@ -98,6 +104,7 @@ def train(
     identity = {
         "settings": settings.stored(),
         "architecture": architecture_of(module),
+        "frozen": sorted(n for n, p in module.named_parameters() if not p.requires_grad),
         "data_sha256": _digest(x, y),
         "versions": {name: version(name) for name in ("latephase", "numpy", "torch")},
         "threads": torch.get_num_threads(),
@@ -115,30 +122,46 @@ def train(
         loss,
         folder,
         identity,
-        list(at),
+        levels,
         callback,
     )
     with checkpoints.held(folder), torch.backends.cudnn.flags(enabled=True, deterministic=True):
-        states = checkpoints.listed(folder, checkpoints.DUE)
-        states += checkpoints.listed(folder, checkpoints.LATEST)
-        for state in states:
+        due, latest = (checkpoints.listed(folder, p) for p in (checkpoints.DUE, checkpoints.LATEST))
+        for state in due + latest:
             state.check_identity(identity)
-        if states:
-            newest = max(states, key=lambda state: state.step)
+        if due or latest:
+            newest = max(due + latest, key=lambda state: state.step)
             newest.warn_of_change(identity)
             if newest.step > settings.steps:
                 raise ValueError(
                     f"steps: expected at least those of the newest state in {folder}, "
                     f"{newest.step}, got {settings.steps}"
                 )
-            trainer.restore(newest)
+            # The last checkpoint tells whether it is the same function.
+            for state in due[-1:] + [newest] * (newest not in due[-1:]):
+                trainer.restore(state)
         trainer.run(save_every, progress)
     return read_run(folder)
+
+
+def _checked_levels(at: Sequence[float], settings: Settings) -> list[float]:
+    try:
+        levels = [float(level) for level in at]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"at: expected a list of levels of α, got {at!r}") from error
+    ascending = all(np.diff(levels) > 0) and all(map(math.isfinite, levels))
+    if levels and (settings.schedule == "loss_based" or not ascending):
+        raise ValueError(
+            f"at: expected ascending levels of α, and none under 'loss_based'; got {levels} "
+            f"with schedule={settings.schedule!r}"
+        )
+    return levels
 
 
 def _digest(x: Tensor, y: Tensor) -> str:
     digest = sha256()
     for tensor in (x, y):
         digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+        # By its bytes: NumPy does not have every type.
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
