@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,6 +271,27 @@ def test_norms_of_large_matrices_are_those_of_the_decomposition(dtype):
     assert table["imbalance_with_next"][0] == pytest.approx(expected, rel=1e-3)
 
 
+def exported():
+    size = {0: torch.export.Dim("n", min=2)}
+    return torch.export.export(Plain(), (torch.tensor(X),), dynamic_shapes=(size,)).module()
+
+
+def test_a_module_of_torch_export_stays_in_its_mode():
+    came, expected = latephase.diagnose(exported(), X, Y), latephase.diagnose(Plain(), X, Y)
+    assert came.alignment == pytest.approx(expected.alignment, rel=1e-5)
+
+
+def test_an_error_of_the_forward_is_named_with_its_line():
+    class Picky(Plain):
+        def forward(self, x):
+            if len(x) > 2:
+                raise ValueError("not so many")
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match=r"module: it raised ValueError: not so many \(test_any_"):
+        latephase.diagnose(Picky(), X, Y)
+
+
 def test_logits_of_a_container():
     one, two = torch.zeros(2, 3), torch.zeros(2, 4)
     assert logits((torch.zeros(()), one)) is one
@@ -328,6 +350,84 @@ def test_nothing_that_a_forward_changes_stays_changed(alter):
     assert not module.tensor.any()
     np.testing.assert_array_equal(x, X)
     assert (states(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+@dataclass(slots=True)
+class Slotted:
+    calls: int = 0
+
+
+class Helper:
+    """A plain object beside the weights, as counters, caches and samplers are."""
+
+    def __init__(self):
+        self.calls, self.seen, self.slotted = 0, [], Slotted()
+        self.bag, self.norm = SimpleNamespace(calls=0), nn.BatchNorm1d(3)
+        self.draws = [torch.Generator(), np.random.default_rng(0), random.Random(0)]
+
+    def used(self, x):
+        self.calls += 1
+        self.bag.calls += 1
+        self.slotted.calls += 1
+        self.seen.append(x)
+        self.last = self.norm(x)
+        torch.rand(1, generator=self.draws[0])
+        return self.draws[1].random() + self.draws[2].random()
+
+    def state(self):
+        one, two, three = self.draws
+        drawn = one.get_state().tolist(), two.bit_generator.state, three.getstate()
+        counted = self.calls, self.bag.calls, self.slotted.calls, len(self.seen)
+        return drawn, counted, self.norm.running_mean.tolist(), hasattr(self, "last")
+
+
+def test_plain_objects_and_generators_that_a_module_holds_are_put_back():
+    module = Altered(lambda module, x: module.helper.used(x))
+    module.helper = Helper()
+    before = module.helper.state()
+    latephase.diagnose(module, X, Y, batch_size=4)
+    assert module.helper.state() == before
+
+
+def test_gradients_that_the_caller_has_stay():
+    module = Altered(lambda module, x: [setattr(w, "grad", None) for w in module.parameters()])
+    module(torch.tensor(X)).sum().backward()
+    before = module.first.weight.grad = torch.ones(5, 3)
+    latephase.diagnose(module, X, Y)
+    assert module.first.weight.grad is before
+    assert module.last.weight.grad is not None
+
+
+def test_functions_that_a_module_holds_are_those_of_its_copy():
+    forward, hooked = closure(), Plain()
+    hooked.register_forward_hook(lambda module, args, out: out * hooked.last.weight.norm())
+    for module, degree in ((forward, 2.0), (hooked, 3.0)):
+        assert latephase.homogeneity_degree(module.double(), X) == (degree, pytest.approx(0.0))
+        assert latephase.diagnose(module.float(), X, Y, dtype=torch.float64).degree == degree
+
+
+def test_the_callers_autocast_changes_nothing(tmp_path):
+    expected = latephase.diagnose(Plain(), X, Y)
+    with torch.autocast("cpu", torch.bfloat16):
+        came = latephase.diagnose(Plain(), X, Y)
+        run = latephase.train(Plain(), X, Y, latephase.Settings(20, rate=1.0), tmp_path)
+        assert torch.is_autocast_enabled("cpu")
+    assert (came.degree, came.alignment) == (2.0, expected.alignment)
+    assert run.log_risk[-1] < run.log_risk[0]
+
+
+@pytest.mark.parametrize("last", [torch.Tensor.bfloat16, torch.Tensor.float])
+def test_a_forward_in_autocast_has_its_own_precision(last):
+    class Cast(Plain):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return last(super().forward(x))
+
+    came, expected = latephase.diagnose(Cast(), X, Y), latephase.diagnose(Plain(), X, Y)
+    assert abs(came.alignment - expected.alignment) < came.alignment_error
+    module = Cast()
+    module.last.weight.data *= 40.0
+    assert "does not resolve" in latephase.diagnose(module, X, Y).missing["alignment"]
 
 
 def test_what_a_module_keeps_of_a_batch_does_not_reach_the_next():

@@ -79,6 +79,13 @@ def test_pictures_of_bytes_are_followed_as_they_are():
     assert flows[0].alignment[-1] == flows[1].alignment[-1]
 
 
+def test_a_part_that_is_the_conjugates_is_an_array_like_others():
+    x = torch.complex(torch.zeros(12, 3), -torch.tensor(X).float()).conj().imag
+    assert x.is_neg()
+    came, expected = (latephase.diagnose(network(), one, Y) for one in (x, x.resolve_neg()))
+    assert came.alignment == expected.alignment
+
+
 def test_indices_stay_indices():
     ids = np.random.default_rng(0).integers(5, size=(12, 2))
     for dtype in (np.int32, np.int64):

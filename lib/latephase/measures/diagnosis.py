@@ -26,9 +26,11 @@ from latephase.problem.checks import (
     finite_inputs,
     raise_on_contradiction,
 )
+from latephase.problem.culprit import coarsest_call
 from latephase.problem.degree import Homogeneity, few_of, first_break, homogeneity
 from latephase.problem.examples import adapted
 from latephase.problem.generalized import KINK_TOL, checked_kink_tol, least_norm
+from latephase.problem.lending import lent
 from latephase.problem.losses import Loss, default_loss, pairwise_margins, true_margins
 from latephase.problem.margins import Problem
 from latephase.problem.modules import (
@@ -36,7 +38,6 @@ from latephase.problem.modules import (
     checked_module,
     differentiating,
     first_outputs,
-    lent,
 )
 from latephase.problem.task import inputs_and_labels
 
@@ -208,16 +209,19 @@ def diagnose(
 def _margins(batches: Batches, y: Tensor | np.ndarray, loss: object) -> tuple[Loss, Tensor, Tensor]:
     """Return the loss, the margins [n, ·] in the network's type, and the labels as checked."""
     module, x = batches.module, batches.x
-    first = first_outputs(module, batches.fed(slice(0, 2)))
+    two = batches.fed(slice(0, 2))
+    first = first_outputs(module, two)
+    batches.put_back()
+    eps, again = coarsest_call(module, two)
+    batches.coarsest = max(batches.coarsest, eps)
     chosen = default_loss(loss, 1 if first.ndim == 1 else first.shape[1])
     y, outputs = checked_labels(y, first, len(x), chosen.name)
     raise_on_contradiction(x, y)
     out = batches.outputs()
     size = math.sqrt(torch.finfo(out.dtype).eps) * float(out.abs().max())
+    if not float((again - first).abs().max()) <= size:
+        raise ValueError(DRIFTS)
     if len(x) > 2 and not float((out[:2] - first).abs().max()) <= size:
-        again = first_outputs(module, batches.fed(slice(0, 2)))
-        if not float((again - first).abs().max()) <= size:
-            raise ValueError(DRIFTS)
         raise ValueError(
             f"{COUPLED}{without_statistics(module)}; margins of single examples are not defined"
         )

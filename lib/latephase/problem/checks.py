@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def _as_array(name: str, values: Any) -> np.ndarray:
     if array.dtype == object and all(isinstance(v, (Real, np.bool_)) for v in array.flat):
         array = array.astype(float)
     if array.dtype.kind not in "fiubc":
-        coded = "; write np.unique(y, return_inverse=True)[1]" if name == "y" else ""
+        coded = "; write np.unique(y, return_inverse=True)[1]" if name == "y" and array.ndim else ""
         of = "" if hasattr(values, "dtype") else f" of {array.dtype}"
         if hasattr(values, "select_dtypes"):
             others = list(values.select_dtypes(exclude=["number", "bool"]).columns)
@@ -215,7 +215,9 @@ def raise_on_contradiction(x: Tensor, y: Tensor) -> None:
 def in_mode(module: torch.nn.Module, training: bool) -> Iterator[None]:
     """Put the module into training or evaluation mode, and its parts back into theirs after."""
     modes = [(part, part.training) for part in module.modules()]
-    module.train(training)
+    # A module that torch.export has made stays in its own.
+    with suppress(NotImplementedError):
+        module.train(training)
     try:
         yield
     finally:

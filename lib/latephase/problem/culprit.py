@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from latephase.problem.gates import placed
+from latephase.problem.modules import called
 
 
 class _Calls(TorchFunctionMode):
@@ -53,6 +54,25 @@ class _Unrounded(TorchFunctionMode):
                 "module that computes in the type of its weights"
             )
         return result
+
+
+class _Coarsest(TorchFunctionMode):
+    """Keeps the largest ε of the results that depend on the weights."""
+
+    eps = 0.0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point() and result.requires_grad:
+            self.eps = max(self.eps, torch.finfo(result.dtype).eps)
+        return result
+
+
+def coarsest_call(module: torch.nn.Module, x: Tensor) -> tuple[float, Tensor]:
+    """Return (ε, module(x)), the largest of what it computes, coarser than its weights perhaps."""
+    with torch.enable_grad(), _Coarsest() as calls:
+        outputs = called(module, x)
+    return calls.eps, outputs.detach()
 
 
 def _coarse(dtype: torch.dtype) -> bool:

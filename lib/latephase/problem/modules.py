@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latephase.problem.checks import checked_outputs, in_mode, own_line, undisturbed
+from latephase.problem.lending import copied
 
 
 def checked_module(module: torch.nn.Module) -> torch.nn.Module:
@@ -49,15 +46,33 @@ def checked_module(module: torch.nn.Module) -> torch.nn.Module:
 def differentiating(door: Callable) -> Callable:
     """Return a function that works under `torch.no_grad` and `torch.inference_mode` as well.
 
-    What the module's forward does to random states and to PyTorch's default type is undone.
+    Under the caller's `torch.autocast` it computes as it does outside. What the module's forward
+    does to random states and to PyTorch's default type is undone.
     """
 
     @wraps(door)
     def opened(*args, **kwargs):
-        with undisturbed(), torch.inference_mode(False), torch.enable_grad():
+        with undisturbed(), torch.inference_mode(False), torch.enable_grad(), _without_autocast():
             return door(*args, **kwargs)
 
     return opened
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Switch the caller's autocast off, and its store of weights that were cast before."""
+    kinds = [kind for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)]
+    stores = torch.is_autocast_cache_enabled()
+    try:
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, False)
+            torch.set_autocast_cache_enabled(False)
+        yield
+    finally:
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, True)
+            torch.set_autocast_cache_enabled(stores)
+            torch.clear_autocast_cache()
 
 
 def frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
@@ -83,134 +98,6 @@ def cast_copy(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
         raise ValueError(f"module: cannot be cast to {dtype}: {error}") from error
 
 
-def copied(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a deep copy of the module, and of results that it keeps of its last call, as values.
-
-    What cannot be copied, such as a lock or an open file, is shared. Raises ValueError where the
-    module itself cannot be copied.
-    """
-    kept = {}
-    for part in module.modules():
-        for tensor in _tensors(vars(part).values()):
-            if not tensor.is_leaf:
-                kept[id(tensor)] = _value(tensor)
-    try:
-        return copy.deepcopy(module, dict(kept))
-    except Exception:
-        for part in module.modules():
-            for name, value in vars(part).items():
-                if name not in _HELD and not _copies(value, kept):
-                    kept[id(value)] = value
-    try:
-        return copy.deepcopy(module, kept)
-    except Exception as error:
-        raise ValueError(
-            f"module: expected one that copy.deepcopy can copy, got {type(error).__name__}: {error}"
-        ) from error
-
-
-# The attributes in which a module holds its parameters, buffers and parts.
-_HELD = {"_parameters", "_buffers", "_modules"}
-
-
-def _copies(value: object, kept: dict) -> bool:
-    try:
-        copy.deepcopy(value, dict(kept))
-    except Exception:
-        return False
-    return True
-
-
-def _value(tensor: Tensor) -> Tensor:
-    """Return a tensor's values, none of one that a transform of `torch.func` has left behind."""
-    try:
-        return tensor.detach().clone()
-    except RuntimeError:
-        return torch.empty(0)
-
-
-def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    """Yield the tensors among values, and in their lists, tuples and dictionaries."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
-
-
-@contextmanager
-def lent(module: torch.nn.Module) -> Iterator[Callable[..., None]]:
-    """Borrow the user's module in evaluation mode; all that it holds is put back afterwards.
-
-    Yields what puts it back at once: parameters (not for parameters=False), buffers, attributes,
-    and the contents of containers, arrays and tensors among them.
-    """
-    with in_mode(module, training=False):
-        weights = [(w, w.detach().clone(), w.requires_grad) for w in module.parameters()]
-        parts = [(part, dict(vars(part))) for part in module.modules()]
-        kept = {id(w): w for w, *_ in weights}
-        # A lazy layer takes its hooks away when it is first called, and itself becomes another.
-        held = [v for _, own in parts for n, v in own.items() if not n.endswith("_hooks")]
-        contents = [one for value in held for one in _contents(value, kept)]
-
-        def put_back(parameters: bool = True) -> None:
-            for part, attributes in parts:
-                vars(part).clear()
-                vars(part).update(attributes)
-            for value, before in contents:
-                _refill(value, before)
-            for tensor, before, trained in weights if parameters else ():
-                _refill(tensor, before)
-                tensor.requires_grad_(trained)
-
-        try:
-            yield put_back
-        finally:
-            put_back()
-
-
-_REFILLED = {list, set, deque, dict, OrderedDict, defaultdict, Counter}
-_WALKED = (list, tuple, set, deque, dict, Tensor, np.ndarray)
-
-
-def _contents(value: Any, seen: dict[int, object]) -> Iterator[tuple]:
-    """Yield (value, copy) of the containers, arrays and tensors in an object, but those seen."""
-    if id(value) in seen or not isinstance(value, _WALKED):
-        return
-    seen[id(value)] = value
-    if isinstance(value, Tensor):
-        if not (value.is_meta or value.is_nested) and (held := _value(value)).shape == value.shape:
-            yield value, held
-    elif isinstance(value, np.ndarray):
-        yield value, value.copy()
-    else:
-        if type(value) in _REFILLED:
-            yield value, copy.copy(value)
-        for one in value.values() if isinstance(value, dict) else value:
-            if isinstance(one, _WALKED):
-                yield from _contents(one, seen)
-
-
-def _refill(value: Any, before: Any) -> None:
-    """Put the copy of a container, an array or a tensor back into it."""
-    if isinstance(value, Tensor):
-        with torch.no_grad():
-            dense = value.layout == torch.strided
-            if not (dense and torch.equal(value, before)):
-                value.data.copy_(before)
-    elif isinstance(value, np.ndarray):
-        if value.flags.writeable:
-            value[...] = before
-    elif isinstance(value, (dict, set)):
-        value.clear()
-        value.update(before)
-    else:
-        value.clear()
-        value.extend(before)
-
-
 def coarsest(module: torch.nn.Module) -> float:
     """Return the largest ε of the floating types that the module's parameters have."""
     types = {w.dtype for w in module.parameters() if w.is_floating_point()}
@@ -220,11 +107,10 @@ def coarsest(module: torch.nn.Module) -> float:
 def called(module: torch.nn.Module, x: Tensor) -> Tensor:
     """Return the logits of module(x); it gets a copy of x, into which it may write."""
     try:
-        return logits(module(x.clone()))
-    except ValueError:
-        raise
+        output = module(x.clone())
     except Exception as error:
         raise ValueError(f"module: it raised {_said(error)}{own_line(error)}") from error
+    return logits(output)
 
 
 def _said(error: Exception) -> str:
@@ -244,9 +130,12 @@ def logits(output: object) -> Tensor:
     named = getattr(output, "logits", None) if named is None else named
     if isinstance(named, Tensor):
         return named
-    values = output.values() if isinstance(output, Mapping) else output
-    values = vars(output).values() if dataclasses.is_dataclass(output) else values
-    values = values if isinstance(values, Iterable) and not isinstance(values, str) else []
+    if isinstance(output, Mapping):
+        values = output.values()
+    elif dataclasses.is_dataclass(output):
+        values = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    else:
+        values = output if isinstance(output, Iterable) and not isinstance(output, str) else []
     found = [v for v in values if isinstance(v, Tensor) and v.ndim in (1, 2)]
     found = [tensor for tensor in found if tensor.is_floating_point()]
     if len(found) == 1:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from latephase.files import ASIDE, write_whole
 from latephase.measures.diagnosis import diagnose
-from latephase.problem.modules import copied
+from latephase.problem.lending import copied
 from latephase.problem.task import inputs_and_labels
 from latephase.training.settings import Settings
 

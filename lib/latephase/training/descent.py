@@ -44,8 +44,9 @@ from latephase.problem.checks import (
     checked_numbers,
 )
 from latephase.problem.degree import checked_degree
+from latephase.problem.lending import copied
 from latephase.problem.losses import Loss, default_loss, pairwise_margins
-from latephase.problem.modules import called, copied, differentiating, first_outputs
+from latephase.problem.modules import called, differentiating, first_outputs
 from latephase.problem.task import Task, inputs_and_labels
 from latephase.problem.vectors import arc, to_numpy
 from latephase.training.rules import FIRST_ORDER, Rule, checked_rule

@@ -19,8 +19,8 @@ from torch import nn
 from latephase.measures.layers import top_singular
 from latephase.problem.batches import BATCH, Batches
 from latephase.problem.checks import in_mode
+from latephase.problem.lending import copied
 from latephase.problem.losses import default_loss, pairwise_margins, true_margins
-from latephase.problem.modules import copied
 from latephase.problem.task import Task
 from latephase.training.checkpoints import Run
 
