@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -177,6 +178,13 @@ def test_data_by_other_names_and_json_on_the_standard_output(files, capsys, suff
         ({"figure": "out.gif"}, "expected .svg, .png or .pdf"),
         ({"json": "nowhere/out.json"}, "there is no folder"),
         ({"json": "out.svg", "figure": "out.svg"}, "expected two files"),
+        ({"json": "net.safetensors"}, "expected a file to write that is not among those to read"),
+        ({"json": "data.npz"}, "expected a file to write that is not among those to read"),
+        ({"checkpoint": "pointer.pt"}, "a pointer of Git LFS"),
+        ({"data": "raw.npz"}, "got none, without x, y"),
+        ({"model": ".networks:net"}, "cannot be imported: TypeError"),
+        ({"data": ".", "transform": "torchvision.transforms:Resize"}, "makes nothing without"),
+        ({"data": ".", "transform": "math:pi"}, "expected a function of a picture, got 3.14"),
     ],
 )
 def test_input_it_cannot_use_is_named(files, capsys, change, message):
@@ -187,6 +195,9 @@ def test_input_it_cannot_use_is_named(files, capsys, change, message):
     np.savez(folder / "x.npz", x=x)
     np.savez(folder / "objects.npz", x=np.array([{}], dtype=object), y=[1])
     safetensors.torch.save_file({"w": torch.zeros(2)}, folder / "other.safetensors")
+    (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with zipfile.ZipFile(folder / "raw.npz", "w") as archive:
+        archive.writestr("x", "1")
     checkpoint = change.pop("checkpoint", "net.safetensors")
     for name in ("data", "json", "figure"):
         if name in change:
@@ -195,6 +206,7 @@ def test_input_it_cannot_use_is_named(files, capsys, change, message):
     said = capsys.readouterr().err
     assert message in said
     assert said.startswith("latephase: ")
+    assert (folder / "net.safetensors").read_bytes() == whole
 
 
 def test_a_figure_without_seaborn_is_refused_before_anything_is_done(files, capsys, monkeypatch):

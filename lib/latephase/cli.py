@@ -185,7 +185,14 @@ def _pictures(folder: Path, transform: str | None) -> tuple[Any, Any]:
         ) from error
     change = transforms.ToTensor() if transform is None else _imported("--transform", transform)
     # A class, such as the transforms of torchvision's weights, makes one.
-    change = change() if isinstance(change, type | functools.partial) else change
+    try:
+        change = change() if isinstance(change, type | functools.partial) else change
+    except Exception as error:
+        raise ValueError(
+            f"--transform: {transform!r} makes nothing without arguments: {error}"
+        ) from error
+    if not callable(change):
+        raise ValueError(f"--transform: expected a function of a picture, got {change!r}")
     return datasets.ImageFolder(folder, change), None
 
 
@@ -199,8 +206,10 @@ def _imported(option: str, place: str) -> Any:
         sys.path.insert(0, here)
     try:
         return operator.attrgetter(name)(importlib.import_module(where))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{option}: {place!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{option}: {place!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def make_module(factory: str, arguments: str):
@@ -235,7 +244,10 @@ def make_module(factory: str, arguments: str):
 def _check_outputs(options: argparse.Namespace) -> None:
     if options.json and options.figure and options.json.absolute() == options.figure.absolute():
         raise ValueError(f"--json and --figure: expected two files, got {options.json} twice")
+    given = options.checkpoint.resolve(), options.data.resolve()
     for path in (options.json, options.figure):
+        if path is not None and path.resolve() in given:
+            raise ValueError(f"{path}: expected a file to write that is not among those to read")
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.absolute().parent}")
         if path is not None and path.is_dir():

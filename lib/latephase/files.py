@@ -50,7 +50,7 @@ def plain_arrays(
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                present = {n.removesuffix(".npy") for n in archive.namelist()}
+                present = {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
                 arrays = {name: _array(archive, name) for name in {*names, *optional} & present}
         except damage as error:
             raise ValueError(f"{path}: expected a readable .npz file; {error}") from error

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 # Where training programs keep a state_dict; other names are taken where only one fits.
 _USUAL = ("", "state_dict", "model", "model_state_dict", "net")
+# How a file begins that Git LFS has not fetched.
+_POINTER = b"version https://git-lfs"
 # Put into names by torch.compile, and by what wraps modules for FSDP and activation checkpoints.
 _WRAPPED = re.compile(r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 
@@ -60,6 +62,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         return _sharded(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint file")
+    with open(path, "rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path}: a pointer of Git LFS; expected the file that it stands for")
     if path.suffix == ".safetensors":
         import safetensors.torch
 
