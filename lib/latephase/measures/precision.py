@@ -36,9 +36,13 @@ def alignment_error(
     few = len(few_of(batches.x))
     rows = torch.argsort(dual.reshape(len(dual), -1).sum(1), descending=True)[:few]
 
+    duals: list[Tensor] = []
+
     def weigh(p: Tensor) -> Tensor:
         wide = p.cpu().double()
-        return loss.dual_variables(wide.reshape(-1) if p.ndim == 2 and p.shape[1] == 1 else wide)
+        wide = wide.reshape(-1) if p.ndim == 2 and p.shape[1] == 1 else wide
+        duals.append(loss.dual_variables(wide))
+        return duals[-1]
 
     def measure() -> tuple[float, float, float]:
         """Return ⟨w, g⟩, the alignment, and the root of Σ w² g² over ‖w‖‖g‖; NaN for g = 0."""
@@ -57,14 +61,14 @@ def alignment_error(
         """Return the margins at weights c W."""
         with torch.no_grad():
             for weight, value in zip(batches.parameters, before, strict=True):
-                weight.data.copy_(c * value)
+                torch.mul(value, c, out=weight.data)
             out = batches.outputs_of(rows).detach()
             return pairwise_margins(out, y[rows.to(y.device)].to(out.device))
 
     def along(t: float) -> tuple[float, float]:
         """Return Σ q p by its differences at (1 ± t) W, over 2 t, and Σ q |p|."""
         try:
-            q, above, below = (weigh(margins(1.0)), *(margins(1 + s * t) for s in (1, -1)))
+            above, below = (margins(1 + s * t) for s in (1, -1))
         except ValueError:
             return math.nan, math.nan
         pairs = ((above - below) / (2.0 * t), above.abs())
@@ -76,6 +80,7 @@ def alignment_error(
     batches.put_back, put_back = partial(batches.put_back, parameters=False), batches.put_back
     try:
         radial, start, rounding = measure()
+        (q,) = duals
         t = batches.coarsest ** (1 / 3)
         (once, size), (twice, _) = (along(c * t) for c in (1.0, 2.0)) if t < 0.01 else _UNKNOWN
         # What the differences do not tell: their curvature, and rounding.

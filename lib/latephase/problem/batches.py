@@ -74,11 +74,12 @@ class Batches:
     def weighted_gradient(self, y: Tensor, weights: Tensor) -> np.ndarray:
         """Return Σ weights_i ∇p_i [P], summed in float64; weights of the margins' shape [n, ·]."""
         sizes = [w.numel() for w in self.parameters]
-        total = torch.zeros(sum(sizes), dtype=torch.float64)
+        total = torch.empty(sum(sizes), dtype=torch.float64)
         for rows in tqdm(self.slices, desc="gradient", **self.bar):
             parts = self.gradient_of(rows, y[rows], lambda p, rows=rows: weights[rows])
             for whole, part in zip(total.split(sizes), parts, strict=True):
-                whole += part.reshape(-1).cpu()
+                flat = part.reshape(-1).cpu()
+                whole.copy_(flat) if rows.start == 0 else whole.add_(flat)
         return total.numpy()
 
     def gradient_of(

@@ -24,8 +24,10 @@ HOMOGENEITY_TOLERANCE = 1e-9
 _ROUNDINGS = 16.0
 # In coarser types a defect like this ends the measurement.
 _PLAIN = 0.01
-# Examples that are used, at most; fewer where they are large, to this many numbers, but for four.
-_MOST, _NUMBERS, _LEAST = 64, 2**18, 4
+# Random numbers that are drawn for a weight, which repeat in a larger one.
+_DRAWN = 2**20
+# Examples that are used, at most; fewer where they are large, to this many numbers, but for two.
+_MOST, _NUMBERS, _LEAST = 64, 2**18, 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def homogeneity_degree(
     The defect is the largest ‖Φ(cw) - c^L Φ(w)‖ / ‖c^L Φ(w)‖ over c = ½, 2 and randomly perturbed
     parameters (zero-initialized biases would hide otherwise), for the best L; the degree is None
     where it exceeds HOMOGENEITY_TOLERANCE; ∞ where outputs change sign or vanish. At most 64
-    examples are used, and of large ones at most 2^18 numbers or four examples.
+    examples are used, and of large ones at most 2^18 numbers or two examples.
 
     >>> import torch, latephase
     >>> layers = [torch.nn.Linear(3, 5, bias=False), torch.nn.ReLU(), torch.nn.Linear(5, 1)]
@@ -226,9 +228,7 @@ class _Scaled:
         with torch.no_grad():
             for weight, parameter in zip(self.weights.values(), parameters, strict=True):
                 # Through `data`: graphs that the caller has made hold these weights.
-                weight.data.copy_(parameter)
-                if c != 1.0:
-                    weight.data.mul_(c)
+                torch.mul(parameter, c, out=weight.data)
 
 
 def _perturbed(start: dict[str, Tensor], seed: int, zeroed: frozenset[str]) -> list[Tensor]:
@@ -237,8 +237,13 @@ def _perturbed(start: dict[str, Tensor], seed: int, zeroed: frozenset[str]) -> l
     for name, weight in start.items():
         # Types of two bytes have no random numbers of their own everywhere.
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        noise = torch.randn(weight.shape, generator=generator, dtype=dtype).to(weight.device)
-        size = root_mean_square(to_numpy(weight.to(dtype))) or 1.0
+        noise = torch.randn(min(weight.numel(), _DRAWN), generator=generator, dtype=dtype)
+        noise = noise.to(weight.device).repeat(-(-weight.numel() // _DRAWN))
+        noise = noise[: weight.numel()].reshape(weight.shape)
+        if weight.numel() > _DRAWN:
+            size = float(torch.linalg.vector_norm(weight.to(dtype))) / weight.numel() ** 0.5 or 1.0
+        else:
+            size = root_mean_square(to_numpy(weight.to(dtype))) or 1.0
         # In place: weights may be many.
         perturbed.append(noise.zero_() if name in zeroed else noise.mul_(0.5 * size).add_(weight))
     return perturbed

@@ -8,18 +8,25 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+# Entries that are divided at a time: of more, copies take longer than the arithmetic.
+_PIECE = 2**20
+
 
 def unit(vector: np.ndarray) -> np.ndarray:
     """Return v / ‖v‖; raises ValueError for v = 0 or a norm that is not finite."""
+    return vector / _norm(vector)
+
+
+def _norm(vector: np.ndarray) -> float:
     norm = length(vector)
     if not 0.0 < norm < np.inf:
         raise ValueError(f"expected a vector of positive finite norm, got norm {norm}")
-    return vector / norm
+    return norm
 
 
 def length(vector: np.ndarray) -> float:
     """Return ‖v‖, also where the squares of its entries leave float64."""
-    largest = float(np.abs(vector).max(initial=0.0))
+    largest = max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
     if 1e-140 < largest < 1e140 or largest in (0.0, np.inf):
         return float(np.linalg.norm(vector))
     return largest * float(np.linalg.norm(vector / largest))
@@ -37,7 +44,9 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
 
 def alignment(w: np.ndarray, gradient: np.ndarray) -> float:
     """Return cos(W, ∇α), equal to cos(W, -∇R)."""
-    return float(unit(w) @ unit(gradient))
+    a, b = _norm(w), _norm(gradient)
+    pieces = [slice(i, i + _PIECE) for i in range(0, len(w), _PIECE)]
+    return sum(float((w[rows] / a) @ (gradient[rows] / b)) for rows in pieces)
 
 
 def misalignment(a: np.ndarray, b: np.ndarray) -> float:
