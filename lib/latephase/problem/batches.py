@@ -69,7 +69,11 @@ class Batches:
 
     def weights(self) -> np.ndarray:
         """Return the trainable parameters W [P] in float64."""
-        return torch.cat([_wide(w) for w in self.parameters]).numpy()
+        sizes = [w.numel() for w in self.parameters]
+        whole = torch.empty(sum(sizes), dtype=torch.float64)
+        for part, weight in zip(whole.split(sizes), self.parameters, strict=True):
+            part.copy_(weight.detach().reshape(-1))
+        return whole.numpy()
 
     def weighted_gradient(self, y: Tensor, weights: Tensor) -> np.ndarray:
         """Return Σ weights_i ∇p_i [P], summed in float64; weights of the margins' shape [n, ·]."""
@@ -119,7 +123,3 @@ def cast_inputs(x: Tensor, dtype: torch.dtype) -> Tensor:
 def resolves_duals(p: Tensor, eps: float) -> bool:
     """Return whether margins of a precision ε leave digits in dual variables: ε·max|p| ≤ 0.01."""
     return eps * float(p.abs().max()) <= _RESOLVED
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).cpu().double()

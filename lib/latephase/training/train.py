@@ -64,7 +64,8 @@ def train(
     save_every: seconds of work that a kill may cost; beside the checkpoints a latest state is
     written that often, under "loss_based" or with `at` at the next end of an epoch. progress:
     shows ln R and accuracy of the last batch and the time left. callback: f(step, module), called
-    at every checkpoint once it is written, in evaluation mode; it must leave the module as it is.
+    at every checkpoint once it is written, in evaluation mode; one that changes the module's
+    parameters or buffers is refused.
 
     Raises ValueError for input it cannot use, for a folder of another run, and for a damaged
     checkpoint; FloatingPointError, naming the step, when the loss is no number or exceeds e^20;
