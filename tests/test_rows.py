@@ -54,6 +54,20 @@ def test_numbers_go_to_their_seeds_in_the_order_of_these():
         frames.seedwise([8, 7], [1])
 
 
+def test_an_array_is_read_off_where_a_level_is_reached_and_nowhere_else():
+    runs = pd.DataFrame({"seed": [7], "smoothed margin α": [np.array([1.0, 10.0, 100.0])]})
+    runs["value"] = [np.array([3.0, 4.0, 5.0])]
+    assert frames.at(runs, "value", 10.0) == {7: [4.0]}
+    assert frames.at(runs, "value") == {7: [5.0]}
+    with pytest.raises(ValueError, match="1000 is beyond a run's last α, 100"):
+        frames.at(runs, "value", 1e3)
+
+
+def test_the_slope_of_a_power_is_its_exponent():
+    x = np.array([1.0, 3.0, 10.0])
+    assert frames.slope(x, 2.0 * x**-1.5) == pytest.approx(-1.5)
+
+
 def test_every_run_gives_its_rows():
     runs = pd.DataFrame({"model": ["a", "b"], "seed": [1, 2]})
     rows = frames.gather(lambda run: pd.DataFrame({"of": [run.model] * run.seed}), runs)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.nn.utils import vector_to_parameters
 
-from experiments.frames import stacked
+from experiments.frames import slope, stacked
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures.max_margin import hard_margin
@@ -322,8 +322,7 @@ def slopes(found: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, rest in found.groupby(["model", "kind", "seed"], sort=False):
         kept = rest if key[1] in ("reshuffled", "independent") else rest.nsmallest(3, "step")
-        logs = np.log(kept[["step", "angle", "wrong"]].to_numpy()).T
-        rows.append((*key, *(np.polyfit(logs[0], one, 1)[0] for one in logs[1:])))
+        rows.append((*key, slope(kept.step, kept.angle), slope(kept.step, kept.wrong)))
     return pd.DataFrame(rows, columns=["model", "kind", "seed", "slope", "stuck"])
 
 

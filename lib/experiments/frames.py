@@ -37,10 +37,20 @@ def seedwise(seeds: Iterable[int], values: Iterable[float], of: Callable = list)
     return {seed: of(numbers) for seed, numbers in found.items()}
 
 
+def slope(x: Iterable[float], y: Iterable[float]) -> float:
+    """Return the slope of ln y against ln x by least squares: the power of x that y goes with."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
 def at(runs: pd.DataFrame, column: str, level: float | None = None, of: Callable = list) -> dict:
-    """Return as `seedwise` an array's last entry for each run, or that at its first α ≥ level."""
-    found = [
-        values[-1 if level is None else int(np.argmax(alpha >= level))]
-        for values, alpha in zip(runs[column], runs["smoothed margin α"], strict=True)
-    ]
+    """Return as `seedwise` an array's last entry for each run, or that at its first α ≥ level.
+
+    Raises ValueError where a run does not reach the level.
+    """
+    found = []
+    for values, alpha in zip(runs[column], runs["smoothed margin α"], strict=True):
+        reached = [len(values) - 1] if level is None else np.flatnonzero(alpha >= level)
+        if not len(reached):
+            raise ValueError(f"level: {level:g} is beyond a run's last α, {max(alpha):g}")
+        found.append(values[reached[0]])
     return seedwise(runs.seed, found, of)

@@ -150,11 +150,6 @@ def field_errors(rows: Iterable[Mapping]) -> pd.DataFrame:
     )
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the slope of ln y against ln x."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
 def drawn(seed: int) -> torch.Generator:
     """Return a generator of random numbers."""
     return torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.frames import seedwise
+from experiments.frames import seedwise, slope
 from experiments.steepest import dual_variables, smoothed_margin
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
 from latephase.problem.task import Task
@@ -235,7 +235,7 @@ def momentum_runs(seed: int, steps: int) -> tuple[pd.DataFrame, dict[str, float]
     for rule in ("constant", "normalized", "momentum"):
         gaps = 1.0 - margins_along(line, momentum_descent(line, line.start, rule, steps)) / gamma
         late = t >= 100
-        found[rule] = float(np.polyfit(np.log(t[late]), np.log(gaps[late]), 1)[0])
+        found[rule] = slope(t[late], gaps[late])
         rows += [(seed, "linear", rule, count, gaps[count - 1]) for count in grid]
         if rule != "constant":
             path = momentum_descent(net, start, rule, steps)[grid - 1]

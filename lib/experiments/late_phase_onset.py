@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments import frames
 from latephase.flow.course import Course
 from latephase.flow.errors import BudgetSpent, SolverError
 from latephase.flow.gradient_flow import gradient_flow
@@ -158,7 +159,7 @@ def slopes(runs: pd.DataFrame, data: str, column: str) -> dict[str, dict[int, fl
     found = {kind: {} for kind in KINDS}
     runs = runs[runs.data == data].dropna(subset=column)
     for (kind, seed), rows in runs.groupby(["kind", "seed"]):
-        found[kind][seed] = float(np.polyfit(np.log(rows.width), np.log(rows[column]), 1)[0])
+        found[kind][seed] = frames.slope(rows.width, rows[column])
     return found
 
 

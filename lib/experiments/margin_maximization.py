@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.optimize import linprog
 
+from experiments import frames
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
@@ -406,11 +407,11 @@ def descents(runs: pd.DataFrame, steps: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def slope(rows: pd.DataFrame) -> float:
+def last_decade(rows: pd.DataFrame) -> float:
     """Return the slope of the logarithms of error and t over the last decade of t."""
     t, error = rows.iloc[:, 2], rows.iloc[:, 3]
     late = t >= t.max() / 10
-    return float(np.polyfit(np.log(t[late]), np.log(error[late]), 1)[0])
+    return frames.slope(t[late], error[late])
 
 
 def torn(flow: Trajectory, plain: np.ndarray) -> float:
