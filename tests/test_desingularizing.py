@@ -22,6 +22,10 @@ def run():
     return SimpleNamespace(model="squared", seed=1, net=net, task=task, flow=flow)
 
 
+def points_of(margins, gradients, *rest):
+    return desingularizing.points_of(margins, lambda q: (q[:, None] @ gradients)[:, 0], *rest)
+
+
 def test_gradients_are_those_of_the_normalized_smoothed_margin(run):
     margins_of = desingularizing.margins_of(run.net, run.task.x, run.task.y)
     rng = np.random.default_rng(0)
@@ -35,7 +39,7 @@ def test_gradients_are_those_of_the_normalized_smoothed_margin(run):
         low = margins.min()
         return limit - (low - np.log(np.exp(low - margins).sum())) / norm**2
 
-    points = desingularizing._points(*margins_of(u[None]), u[None], np.array([s]), limit, 2)
+    points = points_of(*margins_of(u[None]), u[None], np.array([s]), limit, 2)
     w, h = np.sqrt(s) * u, 1e-6 * np.sqrt(s)
     slopes = np.array([(f(w + h * e) - f(w - h * e)) / (2 * h) for e in np.eye(len(u))])
     radial = slopes @ u
@@ -51,7 +55,7 @@ def test_on_the_central_path_of_two_points_the_slope_is_that_of_f():
     x, y = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]).double(), torch.ones(2).double()
     u, s = np.array([[0.0, 1.0]] * 3), np.array([1e2, 1e6, 1e12])
     both = desingularizing.margins_of(net, x, y)(u)
-    points = desingularizing._points(*both, u, s, 1.0, 1)
+    points = points_of(*both, u, s, 1.0, 1)
     np.testing.assert_allclose(points.f, np.log(2) / s)
     np.testing.assert_allclose(points.radial / points.f, 1.0)
     np.testing.assert_allclose(points.spherical, 0.0)

@@ -40,6 +40,16 @@ class Points:
     radial: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """Where a flow ends: u [P], q [n], γ̃, and normals [k, P] of the kinks on which it rests."""
+
+    direction: np.ndarray
+    dual: np.ndarray
+    margin: float
+    normals: np.ndarray
+
+
 @dataclass(frozen=True)
 class Power:
     """Ψ(z) = z^θ."""
@@ -70,6 +80,11 @@ class Logarithm:
 
 HATS = {"Mexican hat": Hat(), "frozen phase": Hat(cap=0.0)}
 FLAT = Logarithm(1 / 2)
+# Claims of the two forms; their columns of `least`, and the control's; the control's name.
+FORMS = (
+    ("inequality-steep", "first", "no condition", "no condition"),
+    ("inequality-everywhere", "second", "without norm", "without ‖W‖"),
+)
 DRAWN = 4000
 
 
@@ -90,18 +105,28 @@ def around(run, count: int, rng: np.random.Generator) -> Points:
     whatever the record's; the distance from what they lie around evenly in its logarithm, of half
     of them between 1e-14 and 0.3, of half between 1e-3 and 1e3 times 1/s.
     """
-    flow, degree = run.flow, run.flow.degree
-    limit = float(flow.normalized_smoothed_margin[-1])
-    s = 10.0 ** rng.uniform(1, 15, count) / limit
-    bases = flow.direction[flow.smoothed_margin >= 10.0]
+    flow = run.flow
+    end, last = float(flow.normalized_smoothed_margin[-1]), flow.record()
+    limit = Limit(last.direction, last.dual, end, np.zeros((0, len(last.direction))))
+    u, s = drawn(run, limit, count, rng)
+    margins, gradients = margins_of(run.net, run.task.x, run.task.y)(u)
+
+    def summed(q: np.ndarray) -> np.ndarray:
+        return np.einsum("kn,knp->kp", q, gradients)
+
+    return points_of(margins, summed, u, s, end, flow.degree)
+
+
+def drawn(run, limit: Limit, count: int, rng: np.random.Generator) -> tuple:
+    """Return u [count, P] and s [count] of `around`; the central path stays on the kinks."""
+    s = 10.0 ** rng.uniform(1, 15, count) / limit.margin
+    bases = run.flow.direction[run.flow.smoothed_margin >= 10.0]
     u = bases[rng.integers(len(bases), size=count)]
     central = rng.random(count) < 0.5
-    u[central] = bases[-1] + _shift(run) / s[central, None]
+    u[central] = limit.direction + _shift(run, limit) / s[central, None]
     free, scaled = 10.0 ** rng.uniform(-14, -0.5, count), 10.0 ** rng.uniform(-3, 3, count)
-    away = np.where(rng.random(count) < 0.5, free, np.minimum(0.3, scaled / (limit * s)))
-    u = _units(u + away[:, None] * _units(rng.standard_normal(u.shape)))
-    margins, gradients = margins_of(run.net, run.task.x, run.task.y)(u)
-    return _points(margins, gradients, u, s, limit, degree)
+    away = np.where(rng.random(count) < 0.5, free, np.minimum(0.3, scaled / (limit.margin * s)))
+    return _units(u + away[:, None] * _units(rng.standard_normal(u.shape))), s
 
 
 def margins_of(net: torch.nn.Module, x, y) -> Callable:
@@ -125,27 +150,28 @@ def margins_of(net: torch.nn.Module, x, y) -> Callable:
     return both
 
 
-def _shift(run) -> np.ndarray:
+def _shift(run, limit: Limit) -> np.ndarray:
     """Return v [P], tangent, with s m_i(u + v/s) = s m_i(u) - ln q_i + const. on the support.
 
-    To first order, at the run's last record; the support are multipliers above 1e-6.
+    To first order, and along all kinks of the limit; the support are multipliers above 1e-6.
     """
-    last = run.flow.record()
-    _, gradients = margins_of(run.net, run.task.x, run.task.y)(last.direction[None])
-    held = last.dual > 1e-6
+    _, gradients = margins_of(run.net, run.task.x, run.task.y)(limit.direction[None])
+    held = limit.dual > 1e-6
     across = gradients[0, held]
-    across = across - np.outer(across @ last.direction, last.direction)
-    asked = -np.log(last.dual[held])
+    fixed = np.linalg.qr(np.vstack([limit.direction, limit.normals]).T)[0]
+    across = across - across @ fixed @ fixed.T
+    asked = -np.log(limit.dual[held])
     return np.linalg.lstsq(across - across.mean(0), asked - asked.mean(), rcond=1e-8)[0]
 
 
-def _points(margins, gradients, u, s, limit, degree) -> Points:
+def points_of(margins, summed: Callable, u, s, limit, degree) -> Points:
+    """Return the points s^(1/L) u; summed: q [k, n] ↦ Σ q_i ∇m_i [k, P] at u [k, P]."""
     low = margins.min(axis=1)
     above = s[:, None] * (margins - low[:, None])
     weights = np.exp(-above)
     total = weights.sum(axis=1)
     q = weights / total[:, None]
-    gradient = np.einsum("kn,knp->kp", q, gradients)
+    gradient = summed(q)
     across = gradient - (gradient * u).sum(axis=1)[:, None] * u
     entropy = (q * above).sum(axis=1) + np.log(total)
     return Points(
@@ -179,13 +205,13 @@ def hat_slope(hat: Hat, x: np.ndarray, offset: np.ndarray) -> np.ndarray:
     return np.exp(-x) * np.hypot(along, np.sqrt(1 - 1 / x) * around)
 
 
-def least(points: Points, psi: Power | Logarithm) -> dict[str, float]:
-    """Return the least left-hand sides over the points of f < Z0, by which inequality it is.
+def least(points: Points, psi: Power | Logarithm, z0: float = Z0) -> dict[str, float]:
+    """Return the least left-hand sides over the points of f < z0, by which inequality it is.
 
-    Ψ is C times `psi`, C fixed by the points with Z0 ≤ f ≤ NEAR, the same for both. "no condition"
+    Ψ is C times `psi`, C fixed by the points with z0 ≤ f ≤ NEAR, the same for both. "no condition"
     is the first one at all points, "without norm" the second with ‖W‖ in the place of ‖W‖^(1+λ).
     """
-    c, far = _constant(points, psi), (points.f < Z0) & (points.f >= Z0 * REACH)
+    c, far = _constant(points, psi, z0), (points.f < z0) & (points.f >= Z0 * REACH)
     return {name: c * float(side[far].min()) for name, side in _sides(points, psi).items()}
 
 
@@ -199,8 +225,8 @@ def _sides(points: Points, psi: Power | Logarithm) -> dict[str, np.ndarray]:
     }
 
 
-def _constant(points: Points, psi: Power | Logarithm) -> float:
-    sides, near = _sides(points, psi), (points.f >= Z0) & (points.f <= NEAR)
+def _constant(points: Points, psi: Power | Logarithm, z0: float) -> float:
+    sides, near = _sides(points, psi), (points.f >= z0) & (points.f <= NEAR)
     return SAFETY / float(min(sides["first"][near].min(), sides["second"][near].min()))
 
 
@@ -231,10 +257,10 @@ def asked(runs: pd.DataFrame, count: int = 1000) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "seed", "points", "psi"])
 
 
-def least_sides(frame: pd.DataFrame) -> pd.DataFrame:
+def least_sides(frame: pd.DataFrame, z0: float = Z0) -> pd.DataFrame:
     """Return model, seed, psi and what `least` says of every row of `asked`."""
-    found = pd.DataFrame([least(run.points, run.psi) for run in frame.itertuples()])
-    return frame[["model", "seed", "psi"]].join(found)
+    found = [least(run.points, run.psi, z0) for run in frame.itertuples()]
+    return frame[["model", "seed", "psi"]].reset_index(drop=True).join(pd.DataFrame(found))
 
 
 def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
@@ -242,10 +268,7 @@ def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
     nets = sides[~sides.model.isin(HATS)]
     hats = {name: sides[sides.model == name] for name in HATS}
     seeds, found = nets.seed.unique(), {}
-    for claim, side, bare, name in (
-        ("inequality-steep", "first", "no condition", "no condition"),
-        ("inequality-everywhere", "second", "without norm", "without ‖W‖"),
-    ):
+    for claim, side, bare, name in FORMS:
         best = hats["Mexican hat"].groupby("seed", sort=False)[side].max()
         found[claim] = {
             "value": nets.groupby("seed", sort=False)[side].min(),
@@ -256,12 +279,12 @@ def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
     return {name: one | {"seeds": seeds} for name, one in found.items()}
 
 
-def left_sides(run) -> pd.DataFrame:
+def left_sides(run, z0: float = Z0) -> pd.DataFrame:
     """Return a row for each of a run's points: f/a, the first form, and which part dominates.
 
     Of more than DRAWN points, evenly chosen ones.
     """
-    points, c = run.points, _constant(run.points, run.psi)
+    points, c = run.points, _constant(run.points, run.psi, z0)
     steep = _is_steep(points)
     sides = {
         "f/a": points.f,
