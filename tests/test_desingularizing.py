@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import desingularizing
+from experiments import desingularizing, inequality
 from experiments.desingularizing import Logarithm, Points, Power
 from experiments.where_it_fails import Hat
 from latephase.flow.gradient_flow import gradient_flow
@@ -103,7 +103,8 @@ def test_a_function_as_flat_as_the_hat_passes_with_a_logarithm_and_with_no_power
 def test_sides_are_rows_with_the_part_that_is_large(run):
     run.points = desingularizing.around(run, 400, np.random.default_rng(0))
     run.psi = desingularizing.power_of(2)
-    rows = desingularizing.left_sides(run)
+    run.z0 = desingularizing.Z0
+    rows = inequality.left_sides(run)
     assert set(rows["spherical part"]) == {"large", "small"}
     judged = rows[(rows["f/a"] < 0.01) & (rows["spherical part"] == "large")]
     least = desingularizing.least(run.points, run.psi)

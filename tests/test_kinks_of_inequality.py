@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import desingularizing
+from experiments import inequality
 from experiments import kinks_of_inequality as on_kinks
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.problem.generalized import generalized_gradient
@@ -63,11 +63,11 @@ def test_the_limit_is_stationary_on_its_kinks(run):
     assert np.linalg.norm(across) < 1e-12
 
 
-def test_points_on_kinks_have_small_parts_where_those_between_have_not(run):
+def test_the_condition_is_needed_between_kinks_or_on_them(run):
     runs = pd.DataFrame([vars(run)])
-    asked = on_kinks.asked(runs, 300)
-    sides = desingularizing.least_sides(asked, on_kinks.Z0)
-    between, on = sides.itertuples()
-    assert on.first >= 1.0
-    assert min(between.first, sides["no condition"][0]) >= 1.0
-    assert sides["no condition"][1] < 0.1
+    asked = inequality.asked(runs[:0], runs, 300)
+    assert [*asked.model] == ["two-layer ReLU, between kinks", "two-layer ReLU, on kinks"]
+    sides = inequality.least_sides(asked)
+    assert sides["first"].min() >= 1.0
+    assert sides["second"].min() >= 1.0
+    assert sides["no condition"].min() < 0.1

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.func import functional_call, jacrev, vmap
 
-from experiments.frames import seedwise
 from experiments.where_it_fails import Hat
 
 # Registered: c and η, of what the first inequality asks of the spherical part, and the second's λ.
@@ -80,12 +78,6 @@ class Logarithm:
 
 HATS = {"Mexican hat": Hat(), "frozen phase": Hat(cap=0.0)}
 FLAT = Logarithm(1 / 2)
-# Claims of the two forms; their columns of `least`, and the control's; the control's name.
-FORMS = (
-    ("inequality-steep", "first", "no condition", "no condition"),
-    ("inequality-everywhere", "second", "without norm", "without ‖W‖"),
-)
-DRAWN = 4000
 
 
 def power_of(degree: float) -> Power:
@@ -211,89 +203,35 @@ def least(points: Points, psi: Power | Logarithm, z0: float = Z0) -> dict[str, f
     Ψ is C times `psi`, C fixed by the points with z0 ≤ f ≤ NEAR, the same for both. "no condition"
     is the first one at all points, "without norm" the second with ‖W‖ in the place of ‖W‖^(1+λ).
     """
-    c, far = _constant(points, psi, z0), (points.f < z0) & (points.f >= Z0 * REACH)
+    c, far = constant(points, psi, z0), (points.f < z0) & (points.f >= Z0 * REACH)
     return {name: c * float(side[far].min()) for name, side in _sides(points, psi).items()}
 
 
 def _sides(points: Points, psi: Power | Logarithm) -> dict[str, np.ndarray]:
-    left = _left(points, psi)
+    first = left(points, psi)
     return {
-        "first": np.where(_is_steep(points), left, np.inf),
-        "second": max(1.0, 2 / LAMBDA) * left * points.norm**LAMBDA,
-        "no condition": left,
-        "without norm": max(1.0, 2 / LAMBDA) * left,
+        "first": np.where(is_steep(points), first, np.inf),
+        "second": max(1.0, 2 / LAMBDA) * first * points.norm**LAMBDA,
+        "no condition": first,
+        "without norm": max(1.0, 2 / LAMBDA) * first,
     }
 
 
-def _constant(points: Points, psi: Power | Logarithm, z0: float) -> float:
+def constant(points: Points, psi: Power | Logarithm, z0: float) -> float:
+    """Return C: twice what both forms ask of the points with z0 ≤ f ≤ NEAR."""
     sides, near = _sides(points, psi), (points.f >= z0) & (points.f <= NEAR)
     return SAFETY / float(min(sides["first"][near].min(), sides["second"][near].min()))
 
 
-def _left(points: Points, psi: Power | Logarithm) -> np.ndarray:
+def left(points: Points, psi: Power | Logarithm) -> np.ndarray:
+    """Return the left-hand side of the first form, for C = 1 [points]."""
     positive = np.where(points.f > 0, points.f, np.nan)
     return psi.slope(positive) * np.hypot(points.spherical, points.radial)
 
 
-def _is_steep(points: Points) -> np.ndarray:
+def is_steep(points: Points) -> np.ndarray:
+    """Return where the first form asks anything [points]."""
     return points.spherical >= SHARE * points.norm**ETA * points.radial
-
-
-def asked(runs: pd.DataFrame, count: int = 1000) -> pd.DataFrame:
-    """Return the runs, and the hat and its look-alike for their seeds, with columns points and psi.
-
-    Networks are asked with the power for their degree, hats with z^(1/2), z^(1/3) and
-    (ln 1/z)^(-1/2), at forty times as many points.
-    """
-    rows = [
-        (run.model, run.seed, around(run, count, np.random.default_rng(run.seed)), power)
-        for run in runs.itertuples()
-        for power in [power_of(run.flow.degree)]
-    ]
-    for name, hat in HATS.items():
-        for seed in runs.seed.unique():
-            points = around_hat(hat, 40 * count, np.random.default_rng(seed))
-            rows += [(name, seed, points, psi) for psi in (Power(1 / 2), Power(1 / 3), FLAT)]
-    return pd.DataFrame(rows, columns=["model", "seed", "points", "psi"])
-
-
-def least_sides(frame: pd.DataFrame, z0: float = Z0) -> pd.DataFrame:
-    """Return model, seed, psi and what `least` says of every row of `asked`."""
-    found = [least(run.points, run.psi, z0) for run in frame.itertuples()]
-    return frame[["model", "seed", "psi"]].reset_index(drop=True).join(pd.DataFrame(found))
-
-
-def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
-    """Return value, seeds and control of the three claims, of the rows of `least_sides`."""
-    nets = sides[~sides.model.isin(HATS)]
-    hats = {name: sides[sides.model == name] for name in HATS}
-    seeds, found = nets.seed.unique(), {}
-    for claim, side, bare, name in FORMS:
-        best = hats["Mexican hat"].groupby("seed", sort=False)[side].max()
-        found[claim] = {
-            "value": nets.groupby("seed", sort=False)[side].min(),
-            "control": {"Mexican hat": best.to_dict(), name: seedwise(nets.seed, nets[bare])},
-        }
-    hat, tame = (one[[psi == FLAT for psi in one.psi]]["first"] for one in hats.values())
-    found["inequality-flat"] = {"value": tame, "control": {"Mexican hat": [*hat]}}
-    return {name: one | {"seeds": seeds} for name, one in found.items()}
-
-
-def left_sides(run, z0: float = Z0) -> pd.DataFrame:
-    """Return a row for each of a run's points: f/a, the first form, and which part dominates.
-
-    Of more than DRAWN points, evenly chosen ones.
-    """
-    points, c = run.points, _constant(run.points, run.psi, z0)
-    steep = _is_steep(points)
-    sides = {
-        "f/a": points.f,
-        "Ψ'(f) ‖W‖ ‖∂f‖": c * _left(points, run.psi),
-        "spherical part": np.where(steep, "large", "small"),
-    }
-    frame = pd.DataFrame(sides).assign(model=run.model, seed=run.seed)
-    frame = frame[(points.f >= Z0 * REACH) & (points.f <= NEAR)]
-    return frame[:: 1 + len(frame) // DRAWN]
 
 
 def _units(rows: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ gradient in v_j alone, by Σ_i q_i y_i a_j s_ij x_i with s_ij in [0, 1]: a probl
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
-from experiments.desingularizing import FORMS, Limit, Points, drawn, points_of, power_of
+from experiments.desingularizing import Limit, Points, drawn, points_of
 
 # Registered: Ψ is fixed on Z0 ≤ f/a. Nearer than that to a limit no other KKT point was seen.
 Z0 = 1e-3
@@ -147,14 +146,14 @@ def margins_on_kinks(x: np.ndarray, y: np.ndarray, u: np.ndarray, held: np.ndarr
     held [k, n, m]: the pairs that count as z = 0, two a neuron at most, of independent examples.
     """
     v, a = _split(x, u)
-    z = np.where(held, 0.0, np.einsum("nd,kmd->knm", x, v))
+    z = np.where(held, 0.0, (v @ x.T).swapaxes(1, 2))
     margins = y * (np.maximum(z, 0.0) @ a[..., None])[..., 0]
 
     def least(q: np.ndarray) -> np.ndarray:
         pulled = q * y
         outer = np.einsum("kn,knm->km", pulled, np.maximum(z, 0.0))
         open_ones = (z > 0.0) * pulled[..., None]
-        inner = a[..., None] * np.einsum("knm,nd->kmd", open_ones, x)
+        inner = a[..., None] * (open_ones.swapaxes(1, 2) @ x)
         point, neuron = np.nonzero(held.any(axis=1))
         # The examples on kinks first, of which there are two at most; the second may be none.
         order = np.argsort(~held[point, :, neuron], axis=1, kind="stable")[:, :2]
@@ -189,29 +188,3 @@ def shortest(rest: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndar
             found.append(edge + part(edge, other) * other)
     found = np.array(found)
     return found[np.linalg.norm(found, axis=2).argmin(axis=0), np.arange(len(rest))]
-
-
-def asked(runs: pd.DataFrame, count: int = 1000) -> pd.DataFrame:
-    """Return two rows for each run, as `desingularizing.asked`, between kinks and on them."""
-    rows = [
-        (f"{run.model}, {name}", run.seed, points, power_of(run.flow.degree))
-        for run in runs.itertuples()
-        for name, points in around(run, count, np.random.default_rng(run.seed)).items()
-    ]
-    return pd.DataFrame(rows, columns=["model", "seed", "points", "psi"])
-
-
-def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
-    """Return value and controls of both forms; sides: of the rows of `asked` and of the hat's."""
-    hat = sides.model == "Mexican hat"
-    nets, best = (frame.groupby("seed", sort=False) for frame in (sides[~hat], sides[hat]))
-    return {
-        f"{claim}-on-kinks": {
-            "value": nets[side].min(),
-            "control": {
-                "Mexican hat": best[side].max().to_dict(),
-                name: nets[bare].min().to_dict(),
-            },
-        }
-        for claim, side, bare, name in FORMS
-    }
