@@ -1,4 +1,4 @@
-"""Answers since 2020: unequal exponents, networks without a degree, and small starts.
+"""Answers since 2020: unequal exponents and small starts.
 
 Models are given by their margins: a function of W [P] that returns p [n] and the Jacobian [n, P],
 for the exponential loss unless something else is said.
@@ -17,7 +17,6 @@ from scipy.integrate import solve_ivp
 from experiments.frames import by_seed, seedwise
 from experiments.steepest import dual_variables, smoothed_margin
 from latephase.flow.gradient_flow import gradient_flow
-from latephase.flow.trajectory import largest_drop
 from latephase.measures.max_margin import hard_margin
 from latephase.problem.task import Task
 from latephase.problem.vectors import angle, unit
@@ -134,125 +133,6 @@ def boundaries(seed: int) -> tuple[Task, pd.DataFrame]:
     return task, pd.DataFrame(rows, columns=["way", "first input", "second input"])
 
 
-class Residual(torch.nn.Module):
-    """x ↦ ⟨u, x + A(Bx + b) + a⟩ + c, all trained but the branch around A and B.
-
-    Not homogeneous. In the limit of large weights, of degree 3, x, a and c are left behind, and b
-    stays, which has the degree of B: the linear predictor (BᵀAᵀu, ⟨Aᵀu, b⟩) of (x, 1).
-    """
-
-    def __init__(self, inputs: int, width: int, generator: torch.Generator) -> None:
-        super().__init__()
-        shapes = [(inputs, width), (width, inputs), (inputs, 1)]
-        layers = [torch.nn.Linear(*shape, dtype=torch.float64) for shape in shapes]
-        self.first, self.second, self.last = layers
-        with torch.no_grad():
-            for weight in self.parameters():
-                weight.normal_(0.0, 0.6, generator=generator)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(x + self.second(self.first(x)))[:, 0]
-
-    def leading_predictor(self) -> np.ndarray:
-        """Return the unit vector [inputs + 1] of that predictor."""
-        pulled = (self.last.weight @ self.second.weight).detach()[0]
-        first = torch.column_stack([self.first.weight, self.first.bias]).detach()
-        return unit((pulled @ first).numpy())
-
-
-def residual_descent(
-    modules: Sequence[Residual], tasks: Sequence[Task], levels: Sequence[float], rise: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (α, ‖W‖) [steps, runs, 2] of gradient descent, and its W [levels, runs, P] at levels.
-
-    W ← W + s ∇α with s = rise/‖∇α‖²: the step that raises α by `rise` to first order, which is one
-    against the gradient of R by s/R. All runs step together until each has passed the last level.
-    """
-    x, y = (np.array([getattr(task, name).numpy() for task in tasks]) for name in ("x", "y"))
-    stacked = [
-        np.array([w.detach().numpy() for w in layer])
-        for layer in zip(*(module.parameters() for module in modules), strict=True)
-    ]
-    seen, states = [], np.full((len(levels), len(x), sum(w[0].size for w in stacked)), np.nan)
-    reached = np.zeros(len(x), dtype=int)
-    while (reached < len(levels)).any():
-        alpha, gradients = _ascent(x, y, *stacked)
-        flat, push = (
-            np.concatenate([w.reshape(len(x), -1) for w in parts], 1)
-            for parts in (stacked, gradients)
-        )
-        seen.append(np.column_stack([alpha, np.linalg.norm(flat, axis=1)]))
-        size = rise / (push**2).sum(1)
-        stacked = [
-            w + g * size.reshape(-1, *[1] * (w.ndim - 1))
-            for w, g in zip(stacked, gradients, strict=True)
-        ]
-        for run in np.flatnonzero(reached < len(levels)):
-            if seen[-1][run, 0] >= levels[reached[run]]:
-                states[reached[run], run] = flat[run]
-                reached[run] += 1
-    return np.array(seen), states
-
-
-def _ascent(x, y, first, b, second, a, last, c) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return α [runs] and its gradients in the weights of `Residual`, in their order."""
-    inner = x @ first.mT + b[:, None]
-    outer = x + inner @ second.mT + a[:, None]
-    p = y * ((outer @ last.mT)[..., 0] + c)
-    weights = dual_variables(p) * y
-    total, u = weights.sum(1, keepdims=True), last[:, 0]
-    pulled = (u[:, None] @ second)[:, 0]
-    summed = [(weights[:, None] @ part)[:, 0] for part in (x, inner, outer)]
-    return smoothed_margin(p), [
-        pulled[..., None] * summed[0][:, None], pulled * total,
-        u[..., None] * summed[1][:, None], u * total, summed[2][:, None], total,
-    ]  # fmt: skip
-
-
-def residual_runs(seeds: Sequence[int], levels: Sequence[float]) -> tuple[pd.DataFrame, ...]:
-    """Return (rows along descent, a row a seed) of residual networks on eight unbalanced points.
-
-    The former: seed, "smoothed margin α", "normalized margin α/‖W‖³", every twentieth step from
-    levels[0] on. The latter: "drop", of the normalized margin from levels[0] on; "large steps", the
-    same for steps that raise α by four, to α = 50; "angles", of W at the levels to the limit of the
-    homogenized flow from the last, at α = 10^30; "limit"; "svm" and "origin", the angles of its
-    leading predictor to the support vector machine of (x, 1) and to that without the 1.
-    """
-    tasks = [unbalanced(separable_points(8, 2, margin=0.3, seed=seed)) for seed in seeds]
-    modules = [Residual(2, 3, torch.Generator().manual_seed(seed)) for seed in seeds]
-    seen, states = residual_descent(modules, tasks, levels, 0.1)
-    thrown, _ = residual_descent(modules, tasks, [levels[0], 50.0], 4.0)
-    rows, ends = [], []
-    for k, (seed, module, task) in enumerate(zip(seeds, modules, tasks, strict=True)):
-        alpha, margin = _normalized(seen[:, k], levels[0])
-        columns = {"smoothed margin α": alpha, "normalized margin α/‖W‖³": margin}
-        rows.append(pd.DataFrame({"seed": seed} | columns).iloc[::20])
-        torch.nn.utils.vector_to_parameters(torch.tensor(states[-1, k]), module.parameters())
-        settings = {"until": 1e30, "tol": 1e-2, "records": 4}
-        flow = gradient_flow(module, task, homogenized=True, **settings)
-        flow.write_to(module, -1, normalized=True)
-        x, predictor = task.x.numpy(), module.leading_predictor()
-        with_one = hard_margin(np.column_stack([x, np.ones(len(x))]), task.y.numpy())[0]
-        without = np.append(hard_margin(task)[0], 0.0)
-        ends.append({
-            "seed": seed,
-            "drop": largest_drop(margin),
-            "large steps": largest_drop(_normalized(thrown[:, k], levels[0])[1]),
-            "limit": flow.direction[-1],
-            "angles": [angle(w, flow.direction[-1]) for w in states[:, k]],
-            "state": states[-1, k],
-            "svm": angle(predictor, with_one),
-            "origin": angle(predictor, without),
-        })  # fmt: skip
-    return pd.concat(rows, ignore_index=True), pd.DataFrame(ends)
-
-
-def _normalized(seen: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return α and α/‖W‖³ [steps] from where α is first reached."""
-    seen = seen[np.argmax(seen[:, 0] >= alpha) :]
-    return seen[:, 0], seen[:, 0] / seen[:, 1] ** 3
-
-
 def small_start(task: Task, seed: int, scale: float, slope: float, until: float) -> dict:
     """Return where the flow of eight leaky ReLUs ends: its margin, and how it predicts.
 
@@ -317,15 +197,10 @@ def surface(network: torch.nn.Module, side: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"first input": first, "second input": second, "output": outputs.numpy()})
 
 
-def verdicts(affine: pd.DataFrame, residual: pd.DataFrame, starts: pd.DataFrame) -> dict:
-    """Return {claim: value and controls} of `affine_runs`, `residual_runs` and `start_runs`."""
+def verdicts(affine: pd.DataFrame, starts: pd.DataFrame) -> dict:
+    """Return {claim: value and controls} of `affine_runs` and `start_runs`."""
     last = affine[affine.iloc[:, 2] == affine.iloc[:, 2].max()]
     wrong = by_seed(last, "way", "wrong limit (rad)").loc
-    others = np.roll(residual.index, -1)
-    swapped = [
-        angle(run.state, residual.limit[other]) / run.angles[0]
-        for run, other in zip(residual.itertuples(), others, strict=True)
-    ]
     starts = starts.assign(off_by=np.abs(starts.margin - 1.0))
     of_case = {case: seedwise(rows.seed, rows.off_by, max) for case, rows in starts.groupby("case")}
     return {
@@ -335,18 +210,6 @@ def verdicts(affine: pd.DataFrame, residual: pd.DataFrame, starts: pd.DataFrame)
                 "a bias where none should be": wrong["a⟨w, x⟩ + b"],
                 "no bias where one should be": wrong["⟨w, x⟩ + ab"],
             },
-        },
-        "nearly-homogeneous-margin": {
-            "value": residual["drop"],
-            "control": {"large steps": residual["large steps"]},
-        },
-        "nearly-homogeneous-direction": {
-            "value": [angles[-1] / angles[0] for angles in residual.angles],
-            "control": {"another start": swapped},
-        },
-        "homogenized-limit": {
-            "value": residual.svm,
-            "control": {"without the bias": residual.origin},
         },
         "small-start-margin": {
             "value": [*of_case["small start"].values()],

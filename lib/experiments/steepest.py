@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.optimize import linprog
 
 from latephase.measures.max_margin import hard_margin
+from latephase.problem.vectors import angle, unit
 from latephase.zoo.tasks import separable_points
 
 # The norms, by name: of vectors, but for the last, which is of matrices [.., rows, columns].
@@ -185,6 +186,82 @@ def slow_adam(z: np.ndarray, eps: float, levels: np.ndarray, rate: float = 0.1) 
                 found[at[run], run] = w[run]
                 at[run] += 1
     return found
+
+
+def adagrad(
+    z: np.ndarray, w: np.ndarray, rate: np.ndarray, steps: int, alpha: float, adapts: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (w, √h) [runs, d] of AdaGrad on Σ exp(-z_i·w) at a smoothed margin, from w [runs, d].
+
+    h adds up squares of the gradient, and w moves by -rate/√h times it; rate [runs]. First `steps`
+    single steps. Later gradients are so small that α would take e^α of them: as many are taken
+    together as raise α by a fifth to first order, each with its square in h. Without `adapts`, √h
+    is one, which is gradient descent.
+    """
+    h, rate, root = np.zeros_like(w), rate[:, None], np.ones_like(w)
+    for step in range(10**6):
+        now = smoothed(z, w)
+        if (now >= alpha).all():
+            return w, root
+        q = dual_variables((z @ w[..., None])[..., 0])
+        risen, risk = (q[:, None] @ z)[:, 0], np.exp(-now)[:, None]
+        if adapts:  # the square of a single step goes into h before that is taken
+            root = np.sqrt(h + (risk * risen) ** 2 * (step < steps))
+        along = risen / root
+        together = (
+            1.0 if step < steps else 0.2 / (rate * risk * (risen * along).sum(1, keepdims=True))
+        )
+        going = (now < alpha)[:, None]
+        w = w + going * together * rate * risk * along
+        h = h + going * together * (risk * risen) ** 2
+    raise ArithmeticError(f"AdaGrad: α is {now.min():g} after a million steps")
+
+
+def paths_of_adagrad(z: np.ndarray, seeds: Sequence[int], alpha: float = 1000.0) -> pd.DataFrame:
+    """Return a row for each run: seed, rule, case, "end" w/‖w‖ at α, "own", the angles to answers.
+
+    Cases: from w = 0 with rates 0.1 ("base") and 1 ("another step"), and from a random w, twice
+    normal, with 0.1 ("another start"). "own": of AdaGrad the angle to the largest margin in the
+    norm (Σ √h_j w_j²)^½ with its h at the end; "euclidean": to the largest margin in ℓ2.
+    """
+    cases = {"base": (0.0, 0.1), "another step": (0.0, 1.0), "another start": (2.0, 0.1)}
+    drawn = np.array([np.random.default_rng(seed).standard_normal(z.shape[2]) for seed in seeds])
+    starts = np.concatenate([scale * drawn for scale, _ in cases.values()])
+    rates = np.repeat([rate for _, rate in cases.values()], len(seeds))
+    rows = []
+    for rule in ("AdaGrad", "gradient descent"):
+        ends, roots = adagrad(np.tile(z, (3, 1, 1)), starts, rates, 1000, alpha, rule == "AdaGrad")
+        for k, (end, root) in enumerate(zip(ends, roots, strict=True)):
+            points, case = z[k % len(seeds)], [*cases][k // len(seeds)]
+            best = [_weighted(points, weights) for weights in (root, np.ones_like(root))]
+            rows.append((seeds[k % len(seeds)], rule, case, unit(end), *(
+                angle(end, one) for one in best
+            )))  # fmt: skip
+    return pd.DataFrame(rows, columns=["seed", "rule", "case", "end", "own", "euclidean"])
+
+
+def _weighted(z: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the direction [d] of the largest margin over (Σ weights_j w_j²)^½."""
+    return hard_margin(z / np.sqrt(weights), np.ones(len(z)))[0] / np.sqrt(weights)
+
+
+def adagrad_verdicts(paths: pd.DataFrame) -> dict:
+    """Return {claim: value and controls} of `paths_of_adagrad`."""
+    apart = {}
+    for rule, ends in paths.groupby(["rule", "seed"], sort=False)["end"]:
+        base, *others = ends
+        apart.setdefault(rule[0], []).append(max(angle(base, other) for other in others))
+    runs = paths[paths.rule == "AdaGrad"].groupby("seed", sort=False)
+    return {
+        "adagrad-path": {
+            "value": apart["AdaGrad"],
+            "control": {"gradient descent": apart["gradient descent"]},
+        },
+        "adagrad-own-norm": {
+            "value": runs.own.max(),
+            "control": {"the Euclidean norm": runs.euclidean.min()},
+        },
+    }
 
 
 # Weights are 3 × 3 matrices where a norm asks for matrices.
