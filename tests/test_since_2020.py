@@ -1,4 +1,4 @@
-"""Unequal exponents, residual networks and small starts, against what is known of them."""
+"""Unequal exponents and small starts, against what is known of them."""
 
 import numpy as np
 import pytest
@@ -47,28 +47,6 @@ def test_the_flow_without_a_degree_is_the_solvers_where_there_is_one():
     flow = lp.gradient_flow(line, rows, TASK.y, at=levels, tol=1e-6)
     for mine, other in zip(path, flow.direction, strict=True):
         assert angle(mine, other) < 1e-3
-
-
-def test_residual_descent_climbs_along_the_modules_gradient():
-    module = since_2020.Residual(3, 4, torch.Generator().manual_seed(0))
-    alpha = -torch.logsumexp(-TASK.y * module(TASK.x), 0)
-    gradients = torch.autograd.grad(alpha, [*module.parameters()])
-    flat = torch.cat([g.reshape(-1) for g in gradients]).numpy()
-    before = torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
-    seen, states = since_2020.residual_descent([module], [TASK], [alpha.item() + 0.05], 0.1)
-    assert seen[0, 0, 0] == pytest.approx(alpha.item())
-    assert seen[0, 0, 1] == pytest.approx(np.linalg.norm(before))
-    assert states[0, 0] == pytest.approx(before + 0.1 * flat / (flat @ flat))
-
-
-def test_the_leading_predictor_is_what_is_left_at_large_weights():
-    module = since_2020.Residual(3, 4, torch.Generator().manual_seed(0))
-    predictor = module.leading_predictor()
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.mul_(1e8)
-    outputs = module(TASK.x).detach().numpy()
-    assert angle(outputs, np.column_stack([TASK.x, np.ones(10)]) @ predictor) < 1e-6
 
 
 def test_a_mirrored_task_is_symmetric():

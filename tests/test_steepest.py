@@ -6,6 +6,7 @@ import torch
 
 from experiments import steepest
 from experiments.steepest import NORMS, SHAPE
+from latephase.problem.vectors import angle
 
 Z = steepest.points([1, 2])
 
@@ -70,3 +71,29 @@ def test_slow_adam_goes_along_signs_without_epsilon_and_along_the_gradient_with_
     step = steepest.slow_adam(Z, 1e9, np.array([-2.3]), rate=0.01)[0, 0]
     along = Z[0].sum(0)
     assert step @ along == pytest.approx(np.linalg.norm(step) * np.linalg.norm(along), rel=1e-3)
+
+
+def test_adagrad_is_pytorchs_while_steps_are_single():
+    w = torch.zeros(2, 9, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adagrad([w], lr=0.3, eps=0.0)
+    z = torch.from_numpy(Z)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.exp(-(z @ w[..., None])).sum().backward()
+        optimizer.step()
+    alpha = steepest.smoothed(Z, w.detach().numpy())
+    for run in (0, 1):
+        found, root = steepest.adagrad(
+            Z[[run]], np.zeros((1, 9)), np.full(1, 0.3), 1000, alpha[run] - 1e-12
+        )
+        assert found[0] == pytest.approx(w.detach().numpy()[run])
+        assert root[0] ** 2 == pytest.approx(optimizer.state[w]["sum"][run].numpy())
+
+
+def test_leaps_of_adagrad_go_where_single_steps_go():
+    ends = [
+        steepest.adagrad(Z, np.zeros((2, 9)), np.full(2, 3.0), steps, 7.0)[0]
+        for steps in (300, 100_000)
+    ]
+    for one, other in zip(*ends, strict=True):
+        assert angle(one, other) < 0.02
