@@ -83,7 +83,7 @@ def verdicts(sides: pd.DataFrame) -> dict[str, dict]:
                     name: nets[bare].apply(list).to_dict() if not suffix else nets[bare].min(),
                 },
             }
-    flat = sides[[psi == FLAT for psi in sides.psi] & (sides.z0 == Z0)]
+    flat = sides[(sides.z0 == Z0) & np.array([psi == FLAT for psi in sides.psi])]
     hat, tame = (flat[flat.model == name]["first"] for name in HATS)
     found["inequality-flat"] = {"value": tame, "control": {"Mexican hat": [*hat]}}
     return {name: one | {"seeds": seeds} for name, one in found.items()}
