@@ -118,11 +118,13 @@ def descent(
     rise: float,
     *,
     signs: bool = False,
+    most: int = 10**6,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (α, ‖W‖) [steps, runs, 2] of gradient descent, and its W [levels, runs, P] at levels.
 
-    All runs step together until each has passed the last level. signs: along the signs of the
-    gradient, by as much to first order.
+    All runs step together until each has passed the last level, for `most` steps at most: where a
+    level was not reached W is NaN. signs: along the signs of the gradient, by as much to first
+    order.
     """
     x, y = (np.array([getattr(task, name).numpy() for task in tasks]) for name in ("x", "y"))
     stacked = [
@@ -131,7 +133,7 @@ def descent(
     ]
     seen, states = [], np.full((len(levels), len(x), sum(w[0].size for w in stacked)), np.nan)
     reached = np.zeros(len(x), dtype=int)
-    while (reached < len(levels)).any():
+    while (reached < len(levels)).any() and len(seen) < most:
         p, gradients = modules[0].ascent(x, y, *stacked)
         flat, push = (
             np.concatenate([w.reshape(len(x), -1) for w in parts], 1)
@@ -159,7 +161,8 @@ def residual_runs(seeds: Sequence[int], levels: Sequence[float]) -> tuple[pd.Dat
     """
     tasks = _tasks(seeds)
     modules = [Residual(2, 3, _generator(seed)) for seed in seeds]
-    rows, ends, flows = _runs(modules, tasks, seeds, levels, levels[-1], 4.0)
+    thrown, _ = descent(modules, tasks, [levels[0], 50.0], 4.0)
+    rows, ends, flows = _runs(modules, tasks, seeds, levels, levels[-1], thrown)
     found = []
     for module, task, flow in zip(modules, tasks, flows, strict=True):
         flow.write_to(module, -1, normalized=True)
@@ -175,26 +178,25 @@ def biased_runs(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the same of squared ReLUs with biases, the flow from where descent passes `ahead`.
 
-    And "residuals": ε of the KKT conditions of Φ_H at the levels; "signs": the same of descent
-    along signs, from the same start.
+    The large steps start where descent passes levels[0]. And "residuals": ε of the KKT conditions
+    of Φ_H at the levels; "signs": the same of descent along signs, from the same start.
     """
     tasks = _tasks(seeds)
     modules = [Biased(2, 8, _generator(seed)) for seed in seeds]
     _, along = descent(modules, tasks, levels, 0.1, signs=True)
-    rows, ends, _ = _runs(modules, tasks, seeds, levels, ahead, 16.0)
+    _, first = descent(modules, tasks, levels[:1], 0.1)
+    starts = [_at(Biased(2, 8, _generator(0)), w) for w in first[0]]
+    thrown, _ = descent(starts, tasks, [200.0], 8.0, most=1000)
+    rows, ends, _ = _runs(modules, tasks, seeds, levels, ahead, thrown)
 
     def residuals(states: np.ndarray) -> list[list[float]]:
         found = []
         for k, (module, task) in enumerate(zip(modules, tasks, strict=True)):
-            shapes = [tuple(w.shape) for w in module.parameters()]
-            cuts = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
-            found.append([
-                module.residual(task.x.numpy(), task.y.numpy(), *(
-                    part.reshape(shape)
-                    for part, shape in zip(np.split(w, cuts), shapes, strict=True)
-                ))
-                for w in states[:, k]
-            ])  # fmt: skip
+            x, y = task.x.numpy(), task.y.numpy()
+            at = (
+                [w.detach().numpy() for w in _at(module, one).parameters()] for one in states[:, k]
+            )
+            found.append([module.residual(x, y, *weights) for weights in at])
         return found
 
     states = np.swapaxes(np.array([*ends["states"]]), 0, 1)
@@ -209,30 +211,34 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _at(module: torch.nn.Module, w: np.ndarray) -> torch.nn.Module:
+    """Return the module, its weights set to w [P]."""
+    torch.nn.utils.vector_to_parameters(torch.tensor(w), module.parameters())
+    return module
+
+
 def _runs(
     modules: Sequence[torch.nn.Module],
     tasks: Sequence[Task],
     seeds: Sequence[int],
     levels: Sequence[float],
     ahead: float,
-    far: float,
+    thrown: np.ndarray,
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Trajectory]]:
     """Return (rows along descent, a row a seed, flows of Φ_H from the level `ahead` to α = 10^30).
 
     The rows: seed, "smoothed margin α", MARGIN, every twentieth step from levels[0] on. The others:
-    "drop", of the normalized margin from levels[0] on; "large steps", the same for steps that raise
-    α by `far`, to α = 50; "states" and "angles", of W at the levels, to the "limit" of the flow.
+    "drop", of the normalized margin from levels[0] on; "large steps", the same of the descents
+    `thrown` [steps, runs, 2]; "states", W at the levels, and its "angles" to the flow's "limit".
     """
     seen, states = descent(modules, tasks, levels, 0.1)
-    thrown, _ = descent(modules, tasks, [levels[0], 50.0], far)
     rows, ends, flows = [], [], []
     for k, (seed, module, task) in enumerate(zip(seeds, modules, tasks, strict=True)):
         alpha, margin = _normalized(seen[:, k], levels[0])
         columns = {"smoothed margin α": alpha, MARGIN: margin}
         rows.append(pd.DataFrame({"seed": seed} | columns).iloc[::20])
-        start = torch.tensor(states[levels.index(ahead), k])
-        torch.nn.utils.vector_to_parameters(start, module.parameters())
-        flow = gradient_flow(module, task, homogenized=True, until=1e30, tol=1e-2, records=4)
+        start = _at(module, states[levels.index(ahead), k])
+        flow = gradient_flow(start, task, homogenized=True, until=1e30, tol=1e-2, records=4)
         ends.append({
             "seed": seed,
             "drop": largest_drop(margin),
