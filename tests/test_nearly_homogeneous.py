@@ -59,7 +59,8 @@ def test_the_kkt_residual_is_the_librarys_where_nothing_is_left_behind():
 
 def test_descent_comes_nearer_to_the_flow_of_what_is_left():
     levels = [3.0, 30.0, 100.0]
-    rows, ends = nearly_homogeneous.biased_runs([100], levels, 30.0)
+    rows, ends, silent = nearly_homogeneous.biased_runs([100], levels, 30.0)
+    assert silent == {}
     assert ends["drop"][0] == 0.0
     assert ends.angles[0] == sorted(ends.angles[0], reverse=True)
     assert ends.residuals[0] == sorted(ends.residuals[0], reverse=True)

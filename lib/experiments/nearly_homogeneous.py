@@ -25,6 +25,7 @@ from latephase.zoo.tasks import separable_points
 
 DEGREE = 3.0
 MARGIN = "normalized margin α/‖W‖³"
+SILENT = "only the bias of the output speaks for some example"
 Weights = list[np.ndarray]
 
 
@@ -175,17 +176,28 @@ def residual_runs(seeds: Sequence[int], levels: Sequence[float]) -> tuple[pd.Dat
 
 def biased_runs(
     seeds: Sequence[int], levels: Sequence[float], ahead: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, str]]:
     """Return the same of squared ReLUs with biases, the flow from where descent passes `ahead`.
+
+    And seeds that are left out, with the reason: there Φ_H does not separate the points at `ahead`.
 
     The large steps start where descent passes levels[0]. And "residuals": ε of the KKT conditions
     of Φ_H at the levels; "signs": the same of descent along signs, from the same start.
     """
-    tasks = _tasks(seeds)
-    modules = [Biased(2, 8, _generator(seed)) for seed in seeds]
+    every = [
+        (seed, Biased(2, 8, _generator(seed)), task)
+        for seed, task in zip(seeds, _tasks(seeds), strict=True)
+    ]
+    _, first = descent(*list(zip(*every, strict=True))[1:], levels[: levels.index(ahead) + 1], 0.1)
+    dark = [
+        _leading_margin(Biased(2, 8, _generator(0)), task, w) <= 0.0
+        for (_, _, task), w in zip(every, first[-1], strict=True)
+    ]
+    silent = {one[0]: SILENT for one, left in zip(every, dark, strict=True) if left}
+    kept = [one for one, left in zip(every, dark, strict=True) if not left]
+    seeds, modules, tasks = zip(*kept, strict=True)
     _, along = descent(modules, tasks, levels, 0.1, signs=True)
-    _, first = descent(modules, tasks, levels[:1], 0.1)
-    starts = [_at(Biased(2, 8, _generator(0)), w) for w in first[0]]
+    starts = [_at(Biased(2, 8, _generator(0)), w) for w in first[0, ~np.array(dark)]]
     thrown, _ = descent(starts, tasks, [200.0], 8.0, most=1000)
     rows, ends, _ = _runs(modules, tasks, seeds, levels, ahead, thrown)
 
@@ -200,7 +212,7 @@ def biased_runs(
         return found
 
     states = np.swapaxes(np.array([*ends["states"]]), 0, 1)
-    return rows, ends.assign(residuals=residuals(states), signs=residuals(along))
+    return rows, ends.assign(residuals=residuals(states), signs=residuals(along)), silent
 
 
 def _tasks(seeds: Sequence[int]) -> list[Task]:
@@ -209,6 +221,13 @@ def _tasks(seeds: Sequence[int]) -> list[Task]:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def _leading_margin(module: Biased, task: Task, w: np.ndarray) -> float:
+    """Return the least margin of Φ_H at w [P]."""
+    module = _at(module, w)
+    with torch.no_grad():
+        return float((task.y * (module(task.x) - module.last.bias)).min())
 
 
 def _at(module: torch.nn.Module, w: np.ndarray) -> torch.nn.Module:
@@ -257,7 +276,7 @@ def _normalized(seen: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]
     return seen[:, 0], seen[:, 0] / seen[:, 1] ** DEGREE
 
 
-def verdicts(residual: pd.DataFrame, biased: pd.DataFrame) -> dict:
+def verdicts(residual: pd.DataFrame, biased: pd.DataFrame, silent: dict[int, str]) -> dict:
     """Return {claim: value and controls} of `residual_runs` and `biased_runs`."""
     found = {
         "homogenized-limit": {
@@ -284,4 +303,6 @@ def verdicts(residual: pd.DataFrame, biased: pd.DataFrame) -> dict:
             "value": [angles[-1] / angles[0] for angles in ends.angles],
             "control": {"another start": swapped},
         }
+    for name in ("biased-margin", "biased-direction", "biased-kkt"):
+        found[name] |= {"seeds": [*biased.seed], "dropped": silent}
     return found
