@@ -179,7 +179,7 @@ def biased_runs(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, str]]:
     """Return the same of squared ReLUs with biases, the flow from where descent passes `ahead`.
 
-    And seeds that are left out, with the reason: there Φ_H does not separate the points at `ahead`.
+    And seeds that are left out, with the reason: there Φ_H does not separate the points at levels[0].
 
     The large steps start where descent passes levels[0]. And "residuals": ε of the KKT conditions
     of Φ_H at the levels; "signs": the same of descent along signs, from the same start.
@@ -188,7 +188,7 @@ def biased_runs(
         (seed, Biased(2, 8, _generator(seed)), task)
         for seed, task in zip(seeds, _tasks(seeds), strict=True)
     ]
-    _, first = descent(*list(zip(*every, strict=True))[1:], levels[: levels.index(ahead) + 1], 0.1)
+    _, first = descent(*list(zip(*every, strict=True))[1:], levels[:1], 0.1)
     dark = [
         _leading_margin(Biased(2, 8, _generator(0)), task, w) <= 0.0
         for (_, _, task), w in zip(every, first[-1], strict=True)

@@ -196,7 +196,7 @@ def adagrad(
     h adds up squares of the gradient, and w moves by -rate/√h times it; rate [runs]. First `steps`
     single steps. Later gradients are so small that α would take e^α of them: as many are taken
     together as raise α by a fifth to first order, each with its square in h. Without `adapts`, √h
-    is one, which is gradient descent.
+    is one: gradient descent, with steps over the risk while that is above one, as they explode else.
     """
     h, rate, root = np.zeros_like(w), rate[:, None], np.ones_like(w)
     for step in range(10**6):
@@ -205,7 +205,9 @@ def adagrad(
             return w, root
         q = dual_variables((z @ w[..., None])[..., 0])
         risen, risk = (q[:, None] @ z)[:, 0], np.exp(-now)[:, None]
-        if adapts:  # the square of a single step goes into h before that is taken
+        if not adapts:
+            risk = np.minimum(risk, 1.0)
+        else:  # the square of a single step goes into h before that is taken
             root = np.sqrt(h + (risk * risen) ** 2 * (step < steps))
         along = risen / root
         together = (
