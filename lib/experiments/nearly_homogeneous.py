@@ -179,7 +179,7 @@ def biased_runs(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, str]]:
     """Return the same of squared ReLUs with biases, the flow from where descent passes `ahead`.
 
-    And seeds that are left out, with the reason: there Φ_H does not separate the points at levels[0].
+    And seeds left out, with the reason: there Φ_H does not separate the points at levels[0].
 
     The large steps start where descent passes levels[0]. And "residuals": ε of the KKT conditions
     of Φ_H at the levels; "signs": the same of descent along signs, from the same start.

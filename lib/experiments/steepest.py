@@ -196,7 +196,7 @@ def adagrad(
     h adds up squares of the gradient, and w moves by -rate/√h times it; rate [runs]. First `steps`
     single steps. Later gradients are so small that α would take e^α of them: as many are taken
     together as raise α by a fifth to first order, each with its square in h. Without `adapts`, √h
-    is one: gradient descent, with steps over the risk while that is above one, as they explode else.
+    is one: gradient descent, with steps over the risk while that is above one.
     """
     h, rate, root = np.zeros_like(w), rate[:, None], np.ones_like(w)
     for step in range(10**6):
@@ -210,12 +210,9 @@ def adagrad(
         else:  # the square of a single step goes into h before that is taken
             root = np.sqrt(h + (risk * risen) ** 2 * (step < steps))
         along = risen / root
-        together = (
-            1.0 if step < steps else 0.2 / (rate * risk * (risen * along).sum(1, keepdims=True))
-        )
-        going = (now < alpha)[:, None]
-        w = w + going * together * rate * risk * along
-        h = h + going * together * (risk * risen) ** 2
+        leap = rate * risk if step < steps else 0.2 / (risen * along).sum(1, keepdims=True)
+        leap = leap * (now < alpha)[:, None]
+        w, h = w + leap * along, h + leap * risk / rate * risen**2
     raise ArithmeticError(f"AdaGrad: α is {now.min():g} after a million steps")
 
 
