@@ -163,7 +163,7 @@ def test_the_general_form_finds_the_same():
     problem = on_kinks(1, 1)
     torch.manual_seed(1)
     general = Problem(
-        nn.Sequential(*list(problem.module)[:-1], Call(lambda h: h + 0.0 * F.relu(h)), linear(6)),
+        nn.Sequential(*list(problem.module)[:-1], Call(lambda h: h + 0.0 * F.relu(-h)), linear(6)),
         problem.x,
         problem.y,
     )
