@@ -553,13 +553,20 @@ def test_rows_of_single_examples_are_those_of_layers():
     of = problem(GENERAL["convolutions"][0](), IMAGES)
     came = kinked(of)
     assert came.layered
-    point = came.at(nearby(of), np.full(came.K, 0.5), np.arange(0, came.K, 97))
-    expected = point.rows()
+    where = nearby(of), np.full(came.K, 0.5), np.arange(0, came.K, 97)
+    expected, point = came.at(*where).rows(), came.at(*where)
+    v, w = RNG.normal(size=came.P), RNG.normal(size=len(expected))
+    # Of more rows than are worth making, their layers do for products as well.
+    close(point._gram(), expected @ expected.T)
+    close(np.concatenate(point.push(v)), expected @ v)
+    close(point.combine(w), w @ expected)
+    point.select(np.array([1, 3]))
+    close(np.concatenate(point.push(v)), np.delete(expected, [0, 2, 4], axis=0) @ v)
     came.layered = False
-    close(point.rows(), expected)
+    close(came.at(*where).rows(), expected)
     came.problem.jacobian_bytes = 8 * expected.size - 1
     with pytest.raises(ValueError, match="jacobian_bytes: gradients of 5 margins and"):
-        point.rows()
+        came.at(*where).rows()
 
 
 @pytest.mark.parametrize(
