@@ -257,6 +257,17 @@ def test_gates_flip_once_all_that_slides_is_settled():
     assert changes(np.array([first]), np.array([0.5])) == [Change(other, False, 1.0)]
 
 
+def test_a_layer_whose_kinks_are_all_at_zero_keeps_a_size():
+    flow = sliding_flow(30.0)
+    site, z, p = flow.stepper.kinked.site, flow.state.z.copy(), flow.state.p
+    before = flow.stepper._scale(z, p)
+    z[site == 0] = 0.0
+    after = flow.stepper._scale(z, p)
+    np.testing.assert_array_equal(after[site > 0], before[site > 0])
+    # Rounding of z is then below any tolerance, as it would not be beside a z of rounding.
+    assert after[site == 0].min() >= 1e-4 * after[site > 0].max()
+
+
 def test_kinks_of_examples_without_weight_follow_their_signs():
     flow = sliding_flow(30.0)
     slider, count = flow.stepper.slider, flow.stepper.kinked.K
