@@ -569,6 +569,23 @@ def test_rows_of_single_examples_are_those_of_layers():
         came.at(*where).rows()
 
 
+def test_weights_that_no_row_reaches_take_no_room():
+    layers = nn.Sequential(nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 1, bias=False))
+    layers.unused = nn.Parameter(torch.ones(40_000))
+    layers.forward = lambda x: layers[2](layers[1](layers[0](x)))
+    came = Kinked(problem(layers.double()))
+    assert came.layered
+    point = came.at(nearby(came.problem), np.full(came.K, 0.5), np.arange(0, came.K, 3))
+    found = point.layer_rows(point.margins, point.active)
+    held = sum(tensor.numel() for part in found.parts.values() for tensor in part)
+    assert held <= point.count() * found.width < 40_000
+    expected, v, w = found.rows(), *map(torch.from_numpy, RNG.normal(size=(2, came.P)))
+    w = w[: point.count()]
+    close(found.gram().numpy(), (expected @ expected.T).numpy())
+    close(found.push(v).numpy(), (expected @ v).numpy())
+    close(found.combine(w).numpy(), (w @ expected).numpy())
+
+
 @pytest.mark.parametrize(
     "smooth",
     [

@@ -55,47 +55,49 @@ class LayerRows:
         self.width += sum(self.sizes[index] for index in self.whole)
 
     @cached_property
-    def parts(self) -> list[tuple[Tensor, ...]]:
-        """By parameter: (δ, h) of all rows, or (gradients,); zeros where none reaches it."""
+    def parts(self) -> dict[int, tuple[Tensor, ...]]:
+        """(δ, h) of all rows, or (gradients,), by parameter: of those that have any."""
         joined = {
             index: tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
             for index, blocks in self.outer.items()
         } | {index: (torch.cat(blocks),) for index, blocks in self.whole.items()}
-        like = next(iter(joined.values()))[0]
-        none = [(like.new_zeros(len(like), size),) for size in self.sizes]
-        return [joined.get(i, zeros) for i, zeros in enumerate(none)]
+        return dict(sorted(joined.items()))
 
     def gram(self) -> Tensor:
         """Return B Bᵀ."""
         total = 0.0
-        for left, *right in self.parts:
+        for left, *right in self.parts.values():
             block = left @ left.T
             total = total + (block.mul_(right[0] @ right[0].T) if right else block)
         return total
 
     def rows(self) -> Tensor:
         """Return B [rows, P]."""
-        return torch.cat([_outer(*one) if one[1:] else one[0] for one in self.parts], 1)
+        like = next(iter(self.parts.values()))[0]
+        made = {i: _outer(*part) if part[1:] else part[0] for i, part in self.parts.items()}
+        for i in {*range(len(self.sizes))} - {*made}:
+            made[i] = like.new_zeros(len(like), self.sizes[i])
+        return torch.cat([made[i] for i in range(len(self.sizes))], 1)
 
     def push(self, v: Tensor) -> Tensor:
         """Return B v."""
-        total = 0.0
-        for (left, *right), own in zip(self.parts, v.split(self.sizes), strict=True):
+        total, pieces = 0.0, v.split(self.sizes)
+        for index, (left, *right) in self.parts.items():
             if right:
-                moved = left @ own.reshape(left.shape[1], -1)
+                moved = left @ pieces[index].reshape(left.shape[1], -1)
                 total = total + torch.linalg.vecdot(moved, right[0])
             else:
-                total = total + left @ own
+                total = total + left @ pieces[index]
         return total
 
     def combine(self, w: Tensor) -> Tensor:
         """Return Bᵀ w [P]."""
-        return torch.cat(
-            [
-                (left.T @ (w[:, None] * right[0])).reshape(-1) if right else w @ left
-                for left, *right in self.parts
-            ]
-        )
+        whole = w.new_zeros(sum(self.sizes))
+        pieces = whole.split(self.sizes)
+        for index, (left, *right) in self.parts.items():
+            own = (left.T @ (w[:, None] * right[0])).reshape(-1) if right else w @ left
+            pieces[index].copy_(own)
+        return whole
 
 
 def _outer(delta: Tensor, inputs: Tensor) -> Tensor:
