@@ -243,6 +243,16 @@ def test_answers_to_exercises_fold(reader, way):
         assert not said.is_visible()
 
 
+def check_shown(reader, window, tip):
+    """A tip is within the window, and axe has nothing against the page with it."""
+    room, wide = tip.bounding_box(), window.viewport_size["width"]
+    assert room["x"] >= 0
+    assert room["x"] + room["width"] <= wide
+    window.evaluate(reader.axe)
+    found = window.evaluate(AXE_RUN, AXE_RULES["file"])
+    assert [fault["id"] for fault in found] == []
+
+
 @each_way
 def test_a_term_says_what_it_means(reader, way):
     with reader.opened("book/verdicts.html", way) as window:
@@ -253,12 +263,7 @@ def test_a_term_says_what_it_means(reader, way):
         window.keyboard.press("Tab")
         assert "points where" in tip.inner_text()
         assert tip.locator("mjx-container").count() == 2
-        room, wide = tip.bounding_box(), window.viewport_size["width"]
-        assert room["x"] >= 0
-        assert room["x"] + room["width"] <= wide
-        window.evaluate(reader.axe)
-        found = window.evaluate(AXE_RUN, AXE_RULES["file"])
-        assert [fault["id"] for fault in found] == []
+        check_shown(reader, window, tip)
         window.keyboard.press("Escape")
         assert tip.count() == 0
         window.keyboard.press("Shift+Tab")
@@ -280,12 +285,7 @@ def test_a_symbol_says_what_it_means_where_it_first_stands(reader, way):
         window.keyboard.press("Shift+Tab")
         window.keyboard.press("Tab")
         assert "smoothed margin" in tip.inner_text()
-        room, wide = tip.bounding_box(), window.viewport_size["width"]
-        assert room["x"] >= 0
-        assert room["x"] + room["width"] <= wide
-        window.evaluate(reader.axe)
-        found = window.evaluate(AXE_RUN, AXE_RULES["file"])
-        assert [fault["id"] for fault in found] == []
+        check_shown(reader, window, tip)
         window.keyboard.press("Enter")
         assert tip.count() == 0
         window.keyboard.press("Space")
