@@ -39,6 +39,17 @@ def test_steps_are_those_of_the_mean_loss():
         assert risks[1, 0] == pytest.approx(risk(path[1, 0]))
 
 
+def test_a_phase_ends_with_the_last_step_that_raises_the_risk():
+    found = large_steps.phases([1, 2], np.array([4.0, 64.0]), 200)
+    assert found["step η"].tolist() == [4.0, 64.0, 4.0, 64.0]
+    assert found["last step that rose"].iloc[[0, 2]].tolist() == [0, 0]
+    risks = large_steps.constant_steps(Z[None], np.array([64.0]), 200)[1][:, 0]
+    last = found["last step that rose"][1]
+    assert 0 < last < 200
+    assert risks[last] > risks[last - 1]
+    assert (np.diff(risks[last:]) < 0).all()
+
+
 def test_a_run_that_leaves_the_range_stays_finite():
     path, _ = large_steps.constant_steps(Z[None], np.array([1e4]), 20, exponential=True)
     assert np.isfinite(path).all()

@@ -185,7 +185,7 @@ def logistic_runs(
 
     The former, on a geometric grid: seed, step η, steps, "risk", "distance to the minimizer". The
     latter: seed, step η, "distance"; "rose at", η times the least risk that rose, ∞ where none
-    did; "phase", the number of the last step that rose; "edge", η λ/2 at the start, λ the largest
+    did; "edge", η λ/2 at the start, λ the largest
     curvature; "exponential", the distance with the exponential loss; "longer", as "rose at", of
     points ten times as long and steps a hundredth.
     """
@@ -208,12 +208,25 @@ def logistic_runs(
         ends.append({
             "seed": seed, "step η": name, "distance": apart[-1],
             "rose at": rate * np.min(risks[:-1, k][up], initial=np.inf),
-            "phase": int(np.flatnonzero(up)[-1]) + 1 if up.any() else 0,
             "edge": 0.5 * rate * curvature,
             "exponential": across(thrown[k], *limit),
             "longer": rate / 100.0 * np.min(longer[:-1, k][rises(longer[:, k])], initial=np.inf),
         })  # fmt: skip
     return pd.concat(along, ignore_index=True), pd.DataFrame(ends)
+
+
+def phases(seeds: Sequence[int], rates: np.ndarray, steps: int) -> pd.DataFrame:
+    """Return when the risk of logistic descent rises for the last time: a row a seed and step η.
+
+    "last step that rose": its number, of `steps` from w = 0 on; 0 where the risk never rises.
+    """
+    z = np.repeat([three_held_points(seed) for seed in seeds], len(rates), axis=0)
+    eta = np.tile(rates, len(seeds))
+    up = rises(constant_steps(z, eta, steps)[1])
+    last = (up * np.arange(1, steps + 1)[:, None]).max(0)
+    return pd.DataFrame(
+        {"seed": np.repeat(seeds, len(rates)), "step η": eta, "last step that rose": last}
+    )
 
 
 def momentum_runs(seed: int, steps: int) -> tuple[pd.DataFrame, dict[str, float]]:
