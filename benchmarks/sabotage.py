@@ -1,6 +1,6 @@
 """The claims under sabotage: one line of the library is falsified, and the ledger must notice.
 
-    python benchmarks/sabotage.py [name ...]
+    python -m benchmarks.sabotage [name ...]
 
 Each sabotage is made in a copy of the repository, never here. The theory chapters run in the copy
 in the quick profile; a chapter that stops is red as a whole, and of one that ends the claims are
@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from problems import RESULTS, save
+from benchmarks.problems import RESULTS, save
 
 from latebook.claims import load
 from latebook.gate import recorded
@@ -36,26 +36,35 @@ CHAPTERS = ("directional_convergence", "where_it_fails", "alignment", "margin_ma
 # name: (file of the library, the line as it is, the line as it must not be)
 SABOTAGES = {
     "sign of the gradient": (
-        "alignment.py",
+        "measures/alignment.py",
         "        problem.weighted_gradient(w, q)[1] for w, q in",
         "        -problem.weighted_gradient(w, q)[1] for w, q in",
     ),
     "degree off by one": (
-        "following.py",
-        "            degree=self.degree,\n",
-        "            degree=self.degree + 1.0,\n",
+        "flow/trajectory.py",
+        "log_dual=states[-1].log_dual, degree=degree,",
+        "log_dual=states[-1].log_dual, degree=degree + 1.0,",
     ),
     "duals recomputed from margins": (
-        "following.py",
-        "    q = np.exp(state.log_dual)\n",
-        "    z = state.p * math.exp(min(degree * state.log_norm, 700.0))\n"
-        "    q = np.exp(z.min() - z) / np.exp(z.min() - z).sum()\n",
+        "flow/trajectory.py",
+        "        q = np.exp(state.log_dual)\n",
+        "        z = state.p * np.exp(min(degree * state.log_norm, 700.0))\n"
+        "        q = np.exp(z.min() - z) / np.exp(z.min() - z).sum()\n",
     ),
     "wrong power of the norm": (
-        "following.py",
-        '        "normalized_smoothed_margin": state.normalized_smoothed_margin,\n',
-        '        "normalized_smoothed_margin": state.normalized_smoothed_margin'
-        " * math.exp(-state.log_norm),\n",
+        "flow/trajectory.py",
+        '"normalized_smoothed_margin": state.normalized_smoothed_margin,',
+        '"normalized_smoothed_margin": state.normalized_smoothed_margin * np.exp(-state.log_norm),',
+    ),
+    "error of a step not seen": (
+        "flow/runge_kutta.py",
+        "        return Step(arrived, trial.turned(error), jump,",
+        "        return Step(arrived, 1e-3 * trial.turned(error), 1e-3 * jump,",
+    ),
+    "gates of sliding kinks at one half": (
+        "flow/newton.py",
+        "        sliding, point = Sliding(self.gates, self.active, share), self.point\n",
+        "        sliding, point = Sliding(self.gates, self.active, half), self.point\n",
     ),
 }
 
