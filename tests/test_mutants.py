@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from benchmarks.sabotage import SABOTAGES
+
 from tests.conftest import ROOT
 
 LIBRARY = ROOT / "lib"
