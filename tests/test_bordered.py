@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch import nn
 
 from latephase.flow import bordered, linear
-from latephase.flow.bordered import Bordered, OfRows, OfSome, OfWeights, kink_stiffness
+from latephase.flow.bordered import Bordered, Compliance, OfRows, OfSome, OfWeights, kink_stiffness
 from latephase.flow.newton import Newton
 from latephase.problem.kinked import Kinked, kinked
 from latephase.problem.margins import Problem
@@ -70,6 +71,30 @@ def test_more_rows_than_weights_are_inverted_through_the_weights(monkeypatch, pa
     assert len(rows) + len(active) > of.P
     for a, b in zip(*(one.solve(*right) for one in found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["exponential loss", "another loss"])
+@pytest.mark.parametrize("room", [2**30, 2**13], ids=["at once", "an example at a time"])
+def test_rows_of_an_example_are_summed_before_their_inputs_come_in(room, coupled):
+    rng = np.random.default_rng(2)
+    first, last = nn.Linear(4, 3, bias=False), nn.Linear(3, 5, bias=False)
+    module = nn.Sequential(first, nn.LeakyReLU(0.2), last).double()
+    problem = Problem(module, rng.normal(size=(N, 4)), np.arange(N) % 5)
+    problem.jacobian_bytes = room
+    of = kinked(problem)
+    point = of.at(rng.normal(size=of.P), rng.integers(2, size=of.K) + 0.0, np.array([1, 2, 30]))
+    # Examples with all of their rows, with some, and one with none but a kink.
+    point.select(np.delete(np.arange(of.n), [1, 2, 9, *range(40, 44)]))
+    margins, kinks = point.margins, len(point.active)
+    own = 0.1 + rng.random(point.count())
+    coupling = np.repeat(rng.random(N), of.pairs)[margins] if coupled else None
+    compliance = Compliance(own, coupling, margins // of.pairs)
+    rows = point.block(slice(0, len(margins) + kinks))
+    whole = np.array([compliance.times(v) for v in np.eye(len(own))])
+    expected = rows.T @ np.linalg.solve(whole, rows)
+    assert point.crowded()
+    np.testing.assert_allclose(point.normal(compliance.over), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(point.squares(), (rows**2).sum(1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", [Kinked, kinked], ids=["any module", "chain"])

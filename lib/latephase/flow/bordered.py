@@ -141,12 +141,14 @@ class Compliance:
         return out
 
     def over(self, v: np.ndarray) -> np.ndarray:
-        """Return E⁻¹ v for v [m]."""
-        out = v / self.own
+        """Return E⁻¹ v for v [m] or [m, ·]."""
+        column = (-1,) + (1,) * (v.ndim - 1)
+        out = v / self.own.reshape(column)
         if self.coupling is not None:
             n = len(self.examples)
             coupling = self.coupling / self.own[:n]
-            out[:n] -= coupling / (1.0 + self._summed(coupling)) * self._summed(out[:n])
+            coupling /= 1.0 + self._summed(coupling)
+            out[:n] -= coupling.reshape(column) * self._summed(out[:n])
         return out
 
     def pulled(self, rows: np.ndarray, part: slice, lower: np.ndarray) -> np.ndarray:
@@ -181,19 +183,22 @@ class Compliance:
             first = np.flatnonzero(self.examples[apart:] == self.examples[:-apart])
 
     def _summed(self, v: np.ndarray) -> np.ndarray:
-        """Return for each margin the sum over its example's."""
+        """Return for each margin the sum over its example's, of v [n] or [n, ·]."""
         counts = np.diff(self.starts, append=len(v))
-        return np.repeat(np.add.reduceat(v, self.starts), counts) if len(v) else v
+        return np.repeat(np.add.reduceat(v, self.starts), counts, axis=0) if len(v) else v
 
 
 class OfWeights:
-    """The inverse of B Bᵀ + E by I + Bᵀ E⁻¹ B, whose B is held if the bound lets it."""
+    """The inverse of B Bᵀ + E by I + Bᵀ E⁻¹ B.
+
+    B is held if the bound lets it, but where an example has several rows and the module is a chain.
+    """
 
     def __init__(self, point: Any, compliance: Compliance) -> None:
         self.point = point
-        count = len(compliance.own)
+        count, self.crowded = len(compliance.own), point.crowded()
         # Blocks of it, and what they are made of, stand beside it.
-        self.held = point.rows() if point.room.holds(count, 2) else None
+        self.held = point.rows() if not self.crowded and point.room.holds(count, 2) else None
         held = self.held
         self.squares = point.squares() if held is None else np.einsum("ij,ij->i", held, held)
         self.compliance = compliance.stiffened(TUNING.dependent * self.squares)
@@ -205,6 +210,11 @@ class OfWeights:
     def factor(self) -> OfWeights:
         """Return this, once it is factored."""
         weights = self.point.room.weights
+        if self.crowded:
+            matrix = self.point.normal(self.compliance.over)
+            matrix[np.diag_indices(weights)] += 1.0
+            self.factors = factored(matrix)
+            return self
         lower = np.eye(weights, order="F")
         for part in self.point.parts(self.compliance.starts):
             rows = self.point.block(part) if self.held is None else self.held[part]

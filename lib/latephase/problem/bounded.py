@@ -112,6 +112,10 @@ class BoundedRows:
         kinks = slice(*(max(0, end - len(self.margins)) for end in (part.start, part.stop)))
         return self._rows_of(self.margins[part], self.active[kinks])
 
+    def crowded(self) -> bool:
+        """Return whether `normal` serves, and rows share so much that it costs less than B does."""
+        return False
+
     def squares(self) -> np.ndarray:
         """Return the diagonal of B Bᵀ."""
         blocks = map(self.block, self.parts())

@@ -9,6 +9,7 @@ each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,9 @@ import numpy as np
 
 from latephase.problem.bends import Power, Smoothed
 from latephase.problem.bounded import BoundedRows, Room
+
+# The part of the bound that goes to what `ChainPoint.normal` makes of some examples at a time.
+_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Chain:
         # What `among` returned last.
         self._some: tuple | None = None
         self._by_example = signs.reshape(len(x), self.pairs, -1)
+        self._logits = _differences(signs, self.pairs)
         self.P = sum(link.shape[0] * link.shape[1] for link in links if link.trained)
         self.sites = [(link.name, link.where, link.shape[:1]) for link in links if link.bent]
         examples, start, units = len(x), 0, 0
@@ -145,10 +150,17 @@ class Chain:
 
     def margins(self, outputs: np.ndarray) -> np.ndarray:
         """Return p [n·pairs] of outputs [n, ·]."""
+        if self._logits is not None:
+            of_label, of_other = (outputs.reshape(-1).take(at) for at in self._logits)
+            return of_label - of_other
         return np.einsum("npk,nk->np", self._by_example, outputs).reshape(-1)
 
     def output_slopes(self, weights: np.ndarray) -> np.ndarray:
         """Return ∂(λᵀp)/∂outputs [n, ·] for λ [n·pairs]."""
+        if self._logits is not None:
+            count = len(self.x) * self.signs.shape[1]
+            of_label, of_other = (np.bincount(at, weights, count) for at in self._logits)
+            return (of_label - of_other).reshape(len(self.x), -1)
         return np.einsum("np,npk->nk", weights.reshape(-1, self.pairs), self._by_example)
 
 
@@ -268,6 +280,67 @@ class ChainPoint(BoundedRows):
 
     def _gram(self) -> np.ndarray:
         return self._product(*self._layers(self.margins, self.active))
+
+    def squares(self) -> np.ndarray:
+        """Return the diagonal of B Bᵀ."""
+        order, owner, rows = self._layers(self.margins, self.active)
+        squares = np.zeros(len(owner))
+        for delta, inputs, link in zip(rows, self.inputs, self.chain.links, strict=True):
+            if link.trained:
+                lengths = np.einsum("ij,ij->i", inputs, inputs)[owner[: len(delta)]]
+                squares[: len(delta)] += np.einsum("ij,ij->i", delta, delta) * lengths
+        out = np.empty_like(squares)
+        out[order] = squares
+        return out
+
+    def crowded(self) -> bool:
+        """Return whether examples have at least two rows each, so that `normal` costs less."""
+        return self.count() >= 2 * len(self.chain.x)
+
+    def normal(self, over: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return Bᵀ E⁻¹ B [P, P], symmetric; over: v [rows, ·] ↦ E⁻¹ v, which mixes no examples.
+
+        The rows of an example e have its h in common: Σ_r δ_r (E⁻¹ δ)_rᵀ, in two layers, comes
+        first, and then the product with h hᵀ.
+        """
+        chain = self.chain
+        order, owner, rows = self._layers(self.margins, self.active)
+        slots, width = _slots(owner[np.argsort(order)], len(chain.x))
+        trained = [i for i, link in enumerate(chain.links) if link.trained]
+
+        def by_example(whole: np.ndarray) -> np.ndarray:
+            padded = np.zeros((len(chain.x) * width, whole.shape[1]))
+            padded[slots] = whole
+            return padded.reshape(len(chain.x), width, -1)
+
+        delta, weighed = {}, {}
+        for i in trained:
+            whole = np.zeros((len(owner), rows[i].shape[1]))
+            whole[order[: len(rows[i])]] = rows[i]
+            delta[i], weighed[i] = by_example(whole), by_example(over(whole))
+        out = np.empty((chain.P, chain.P))
+        for i in trained:
+            for j in trained[: trained.index(i) + 1]:
+                self._couple(out, i, j, delta[i], weighed[j])
+        return out
+
+    def _couple(self, out: np.ndarray, i: int, j: int, delta, weighed) -> None:
+        """Write the block of layers i and j of `normal`, and its transpose."""
+        first, second = self.chain.links[i], self.chain.links[j]
+        sizes = delta.shape[2] * weighed.shape[2], first.shape[1] * second.shape[1]
+        count = max(1, self.room.bound // (8 * _SHARE * sum(sizes)))
+        total = np.zeros(sizes)
+        for start in range(0, len(delta), count):
+            part = slice(start, start + count)
+            left = np.matmul(delta[part].mT, weighed[part]).reshape(-1, sizes[0])
+            h, k = self.inputs[i][part], self.inputs[j][part]
+            total += left.T @ (h[:, :, None] * k[:, None, :]).reshape(-1, sizes[1])
+        total = total.reshape(first.shape[0], second.shape[0], first.shape[1], second.shape[1])
+        axes = (2, 0) if first.transposed else (0, 2)
+        axes += (3, 1) if second.transposed else (1, 3)
+        block = total.transpose(axes).reshape(math.prod(first.shape), -1)
+        out[first.weight, second.weight] = block
+        out[second.weight, first.weight] = block.T
 
     def _inner(self, i: int, examples: np.ndarray) -> np.ndarray:
         """Return H Hᵀ of layer i's inputs of these examples, repeated at will."""
@@ -390,3 +463,27 @@ class ChainPoint(BoundedRows):
                 slopes = np.concatenate([slopes, own])
             rows.append(slopes)
         return order, owner, rows[::-1]
+
+
+def _differences(signs: np.ndarray, pairs: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return which of all outputs each margin is the difference of; None where it is none."""
+    of_label, of_other = signs == 1.0, signs == -1.0
+    single = (of_label.sum(1) == 1) & (of_other.sum(1) == 1) & ((signs != 0.0).sum(1) == 2)
+    if not single.all():
+        return None
+    first = np.arange(len(signs)) // pairs * signs.shape[1]
+    return first + of_label.argmax(1), first + of_other.argmax(1)
+
+
+def _slots(owner: np.ndarray, examples: int) -> tuple[np.ndarray, int]:
+    """Return where each row stands if every example has room for as many, and how many those are.
+
+    owner: the example of each row.
+    """
+    sort = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=examples)
+    width = int(counts.max())
+    place = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner[sort]]
+    slots = np.empty_like(sort)
+    slots[sort] = owner[sort] * width + place
+    return slots, width
