@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benchmarks.sabotage import SABOTAGES
 
 from tests.conftest import ROOT
 
@@ -32,13 +31,6 @@ def test_a_mutant_changes_one_line_of_the_library(file, mutant):
     assert (LIBRARY / file).read_text("utf8").count(old) == 1, f"{file} holds not one {old!r}"
     assert old != new
     assert "\n" not in old + new
-
-
-@pytest.mark.parametrize("name", SABOTAGES)
-def test_a_sabotage_of_the_benchmark_changes_one_line_of_the_library(name):
-    file, right, wrong = SABOTAGES[name]
-    assert (LIBRARY / "latephase" / file).read_text("utf8").count(right) == 1
-    assert right != wrong
 
 
 # One process per worker imports what takes long, and forks for each mutant.
