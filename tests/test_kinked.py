@@ -294,12 +294,15 @@ def check_derivatives(of, network, w, seed=0):
     mu, v, step = rng.normal(size=len(active)), rng.normal(size=network.P), 1e-6
     point = network.at(w, gates, active)
     gradient, c = point.pull(lam, mu)
-    rows = point.rows()
+    rows = network.at(w, gates, active).rows()
     assert rows.shape == (network.n + len(active), network.P)
     close(gradient, rows.T @ np.concatenate([lam, mu]), 1e-11)
     close(np.concatenate(point.push(v)), rows @ v, 1e-11)
     close(point.combine(np.concatenate([lam, mu])), gradient, 1e-11)
+    close(point._gram(), rows @ rows.T, 1e-11)
+    close(point.squares(), (rows**2).sum(1), 1e-11)
     close(point.gram(), rows @ rows.T, 1e-11)
+    close(point.rows(), rows)
     # Now that B is held.
     close(np.concatenate(point.push(v)), rows @ v, 1e-11)
     close(point.combine(np.concatenate([lam, mu])), gradient, 1e-11)
