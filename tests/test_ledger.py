@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from latebook import BookError, ledger
-from latebook.claims import KINDS, STATUSES, Claim
+from latebook.claims import CONFIRMED, KINDS, STATUSES, THEOREM, Claim
 from tests.conftest import CLAIM, MADE_BY, ROOT
 
 INF, NAN = math.inf, math.nan
@@ -164,6 +164,16 @@ def test_it_is_json_for_every_reader(tmp_path):
     path.write_text(path.read_text().replace("1e+308", "1e999"))
     with pytest.raises(BookError, match=r"1e999 is a number that not every reader takes"):
         ledger.read(path, own=False)
+
+
+def test_theorems_of_the_reference_hold_and_its_controls_are_finite():
+    # Labels that nobody can learn make infinity of most measures: no bound could let that pass.
+    rows = ledger.read(ROOT / "results" / "ledger.quick.json", own=False)
+    assert {row["status"] for row in rows if row["kind"] == THEOREM} == {CONFIRMED}
+    for row in rows:
+        of_controls = [number for of in row["controls"].values() for number in of["values"]]
+        assert of_controls, row["id"]
+        assert all(map(math.isfinite, of_controls)), row["id"]
 
 
 def script() -> str:
