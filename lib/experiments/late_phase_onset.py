@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from experiments import frames
+from experiments.directional_convergence import unguarded
 from latephase.flow.course import Course
 from latephase.flow.errors import BudgetSpent, SolverError
 from latephase.flow.gradient_flow import gradient_flow
@@ -178,6 +179,7 @@ def relu_movement(task: Task, width: int, power: float, generator: torch.Generat
     return float(np.linalg.norm(reached - start) / np.linalg.norm(start))
 
 
+@unguarded()
 def opposite(seeds: Sequence[int]) -> pd.DataFrame:
     """Return a row for each start that fits the opposite labels: model, seed, way, and what of γ̃.
 

@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import linprog
 
 from experiments import frames
+from experiments.directional_convergence import unguarded
 from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
@@ -145,6 +146,7 @@ def sets_of_points(seeds: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+@unguarded()
 def on_circle(points: pd.DataFrame, neurons: int, until: float) -> pd.DataFrame:
     """Return flows of squared ReLUs with fixed signs on `sets_of_points`, a row each.
 
@@ -201,6 +203,7 @@ def duals(run, level: float) -> pd.DataFrame:
     })  # fmt: skip
 
 
+@unguarded()
 def lines(seeds: Sequence[int], depths: Sequence[int], until: float, tol: float) -> pd.DataFrame:
     """Return flows of linear and deep linear networks on twenty points of R⁴, a row each.
 
@@ -238,24 +241,25 @@ def lines(seeds: Sequence[int], depths: Sequence[int], until: float, tol: float)
 def elsewhere(run: pd.Series) -> pd.Series:
     """Return what a row of `lines` is compared with.
 
-    turn, share: the angle of the least squares fit to the SVM, and how far the SVM's margin is from
-    the fit's; underflow: the run's angle where its risk underflows; recomputed: the distance of
-    the dual variables computed from the last margins; even: equal ones' mass off the support.
+    turn: the angle of the least squares fit to the SVM; underflow, short: the run's angle, and the
+    error of its margin, where its risk underflows; recomputed: the distance of the dual variables
+    computed from the last margins; even: equal ones' mass off the support.
     """
-    (svm, margin, dual), task, flow = (run[name] for name in ("svm", "task", "flow"))
+    (svm, _, dual), task, flow = (run[name] for name in ("svm", "task", "flow"))
     x, y = task.x.numpy(), task.y.numpy()
     fit = np.linalg.lstsq(x, y, rcond=None)[0]
     p = flow.margins[-1] * np.exp(flow.degree * flow.log_norm[-1])
     q = np.exp(p.min() - p)
     return pd.Series({
         "turn": angle(fit, svm),
-        "share": abs(margin / ((y * (x @ fit)).min() / np.linalg.norm(fit)) - 1),
         "underflow": run[TURNED][flow.at(745.0).index],
+        "short": run[GAP][flow.at(745.0).index],
         "recomputed": np.abs(q / q.sum() - dual).sum(),
         "even": (dual == 0).mean(),
     })  # fmt: skip
 
 
+@unguarded()
 def curved(seeds: Sequence[int], hidden: int, until: float) -> pd.DataFrame:
     """Return flows of two-layer networks with squared and with plain ReLUs, a row each.
 
@@ -290,6 +294,7 @@ def unweighted(run) -> float:
     return max(kkt_residual(w, pulled.gradient, p, equal, run.flow.degree))
 
 
+@unguarded()
 def trap_runs(seeds: Sequence[int], until: float) -> pd.DataFrame:
     """Return flows about the trap, a row each with start, seed and flow.
 
