@@ -93,7 +93,7 @@ def test_rows_of_an_example_are_summed_before_their_inputs_come_in(room, coupled
     whole = np.array([compliance.times(v) for v in np.eye(len(own))])
     expected = rows.T @ np.linalg.solve(whole, rows)
     assert point.crowded()
-    np.testing.assert_allclose(point.normal(compliance.over), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(point.normal(compliance), expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(point.squares(), (rows**2).sum(1), rtol=1e-12)
 
 

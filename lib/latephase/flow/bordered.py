@@ -211,7 +211,7 @@ class OfWeights:
         """Return this, once it is factored."""
         weights = self.point.room.weights
         if self.crowded:
-            matrix = self.point.normal(self.compliance.over)
+            matrix = self.point.normal(self.compliance)
             matrix[np.diag_indices(weights)] += 1.0
             self.factors = factored(matrix)
             return self

@@ -9,16 +9,16 @@ each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from latephase.problem.bends import Power, Smoothed
 from latephase.problem.bounded import BoundedRows, Room
 
-# The part of the bound that goes to what `ChainPoint.normal` makes of some examples at a time.
+# The part of the bound for what `ChainPoint.normal` makes of some examples at a time.
 _SHARE = 8
 
 
@@ -295,52 +295,71 @@ class ChainPoint(BoundedRows):
 
     def crowded(self) -> bool:
         """Return whether examples have at least two rows each, so that `normal` costs less."""
-        return self.count() >= 2 * len(self.chain.x)
+        rows, examples = self.count(), len(self.chain.x)
+        # All are padded to the most that one has.
+        return 2 * examples <= rows and examples * np.bincount(self._owner()).max() <= 2 * rows
 
-    def normal(self, over: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return Bᵀ E⁻¹ B [P, P], symmetric; over: v [rows, ·] ↦ E⁻¹ v, which mixes no examples.
+    def normal(self, compliance: Any) -> np.ndarray:
+        """Return Bᵀ E⁻¹ B [P, P], E the `Compliance` of these rows.
 
-        The rows of an example e have its h in common: Σ_r δ_r (E⁻¹ δ)_rᵀ, in two layers, comes
-        first, and then the product with h hᵀ.
+        The rows of an example have its h in common: in two layers, Σ_r δ_r (E⁻¹ δ)_rᵀ comes first,
+        and then the product with h hᵀ.
         """
-        chain = self.chain
-        order, owner, rows = self._layers(self.margins, self.active)
-        slots, width = _slots(owner[np.argsort(order)], len(chain.x))
-        trained = [i for i, link in enumerate(chain.links) if link.trained]
+        chain, owner = self.chain, self._owner()
+        trained = [link.shape for link in chain.links if link.trained]
+        outputs, inputs = (max(sizes) for sizes in zip(*trained, strict=True))
+        numbers = 4 * np.bincount(owner).max() * sum(size for size, _ in trained)
+        numbers += outputs**2 + inputs**2
+        count = max(1, self.room.bound // (8 * _SHARE * int(numbers)))
+        out = np.zeros((chain.P, chain.P))
+        for start in range(0, len(chain.x), count):
+            examples = slice(start, min(start + count, len(chain.x)))
+            chosen = np.flatnonzero((owner >= examples.start) & (owner < examples.stop))
+            self._add_normal(out, examples, chosen, compliance.among(chosen))
+        return out
+
+    def _owner(self) -> np.ndarray:
+        return np.concatenate(
+            [self.chain.margin_owner[self.margins], self.chain.owner[self.active]]
+        )
+
+    def _add_normal(self, out, examples: slice, chosen: np.ndarray, compliance: Any) -> None:
+        """Add to `normal` what comes of the rows `chosen`, all rows of some examples."""
+        margins, links = len(self.margins), self.chain.links
+        kinks = chosen[chosen >= margins] - margins
+        order, owner, rows = self._layers(
+            self.margins[chosen[chosen < margins]], self.active[kinks]
+        )
+        count = examples.stop - examples.start
+        slots, width = _slots(owner[np.argsort(order)] - examples.start, count)
 
         def by_example(whole: np.ndarray) -> np.ndarray:
-            padded = np.zeros((len(chain.x) * width, whole.shape[1]))
+            padded = np.zeros((count * width, whole.shape[1]))
             padded[slots] = whole
-            return padded.reshape(len(chain.x), width, -1)
+            return padded.reshape(count, width, -1)
 
-        delta, weighed = {}, {}
+        delta, weighed, trained = {}, {}, [i for i, link in enumerate(links) if link.trained]
         for i in trained:
             whole = np.zeros((len(owner), rows[i].shape[1]))
             whole[order[: len(rows[i])]] = rows[i]
-            delta[i], weighed[i] = by_example(whole), by_example(over(whole))
-        out = np.empty((chain.P, chain.P))
+            delta[i], weighed[i] = by_example(whole), by_example(compliance.over(whole))
         for i in trained:
             for j in trained[: trained.index(i) + 1]:
-                self._couple(out, i, j, delta[i], weighed[j])
-        return out
+                block = self._coupled(i, j, examples, np.matmul(delta[i].mT, weighed[j]))
+                out[links[i].weight, links[j].weight] += block
+                if i != j:
+                    out[links[j].weight, links[i].weight] += block.T
 
-    def _couple(self, out: np.ndarray, i: int, j: int, delta, weighed) -> None:
-        """Write the block of layers i and j of `normal`, and its transpose."""
+    def _coupled(self, i: int, j: int, examples: slice, products: np.ndarray) -> np.ndarray:
+        """Return the block of layers i and j, of products [examples, out, out] of their δ."""
         first, second = self.chain.links[i], self.chain.links[j]
-        sizes = delta.shape[2] * weighed.shape[2], first.shape[1] * second.shape[1]
-        count = max(1, self.room.bound // (8 * _SHARE * sum(sizes)))
-        total = np.zeros(sizes)
-        for start in range(0, len(delta), count):
-            part = slice(start, start + count)
-            left = np.matmul(delta[part].mT, weighed[part]).reshape(-1, sizes[0])
-            h, k = self.inputs[i][part], self.inputs[j][part]
-            total += left.T @ (h[:, :, None] * k[:, None, :]).reshape(-1, sizes[1])
-        total = total.reshape(first.shape[0], second.shape[0], first.shape[1], second.shape[1])
+        h, k = self.inputs[i][examples], self.inputs[j][examples]
+        both = (h[:, :, None] * k[:, None, :]).reshape(len(h), -1)
+        block = products.reshape(len(h), -1).T @ both
+        block = block.reshape(*products.shape[1:], h.shape[1], k.shape[1])
         axes = (2, 0) if first.transposed else (0, 2)
         axes += (3, 1) if second.transposed else (1, 3)
-        block = total.transpose(axes).reshape(math.prod(first.shape), -1)
-        out[first.weight, second.weight] = block
-        out[second.weight, first.weight] = block.T
+        return block.transpose(axes).reshape(math.prod(first.shape), -1)
 
     def _inner(self, i: int, examples: np.ndarray) -> np.ndarray:
         """Return H Hᵀ of layer i's inputs of these examples, repeated at will."""
