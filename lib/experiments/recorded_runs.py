@@ -388,15 +388,26 @@ def claimed(
     least = [min(f.bound for f in fits.values()) for fits in new.margins[new.alexnet]]
     near, rise = new.dropna(subset="large"), new.dropna(subset="rise")
     single = dict(enumerate(found.single.dropna()))
-    return {
-        "recorded-separated": (new.wrong, {"at the start": new["wrong at first"]}),
-        "recorded-figure": (new["shift"], {"while learning": new.learned}),
-        "recorded-direction": (new.bound, direction),
+    return _of_all("recorded", new, direction) | {
         "seen-direction": (seen.bound, direction),
         "recorded-margins": (least, margins),
         "exponents": (found.balanced.dropna(), {"one exponent": single}),
         "homogenized": (near.large, {"as trained": near.small}),
         "spectral-ratios": (rise.rise, {"constant steps": rise["rise of the twin"]}),
+    }
+
+
+def of_whole_set(found: pd.DataFrame, bounds: Mapping[str, Mapping[int, float]]) -> dict:
+    """Return the same of the `findings` on the runs on all photographs: `claimed` has the words."""
+    found = found.assign(bound=[fit.bound for fit in found.direction])
+    return _of_all("whole", found, {"known limit": bounds["flow"]})
+
+
+def _of_all(prefix: str, found: pd.DataFrame, direction: Mapping) -> dict[str, tuple[list, dict]]:
+    return {
+        f"{prefix}-separated": (found.wrong, {"at the start": found["wrong at first"]}),
+        f"{prefix}-figure": (found["shift"], {"while learning": found.learned}),
+        f"{prefix}-direction": (found.bound, direction),
     }
 
 
@@ -423,7 +434,8 @@ VERDICTS = {
     "verdict-figure": "recorded-figure", "verdict-direction": "recorded-direction",
     "verdict-seen": "seen-direction", "verdict-margins": "recorded-margins",
     "verdict-exponents": "exponents", "verdict-homogenized": "homogenized",
-    "verdict-ratios": "spectral-ratios",
+    "verdict-ratios": "spectral-ratios", "verdict-whole-separated": "whole-separated",
+    "verdict-whole-figure": "whole-figure", "verdict-whole-direction": "whole-direction",
 }  # fmt: skip
 # What is said of the runs in a list, and what if there are none.
 _LISTS = {
