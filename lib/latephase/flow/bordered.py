@@ -13,7 +13,7 @@ from latephase.flow.errors import StepFailed
 from latephase.flow.linear import conjugate, factored, solved
 from latephase.flow.tuning import TUNING
 from latephase.problem.bounded import Gram
-from latephase.problem.chain import SplitGram
+from latephase.problem.chain import SplitGram, slots
 
 
 class Bordered:
@@ -363,14 +363,10 @@ class UnitBlocks:
     """Cholesky factors D = L Lᵀ of the scaled Gram matrices of the first layer's kinks, by unit."""
 
     def __init__(self, split: SplitGram, scaling: np.ndarray, diagonal: np.ndarray) -> None:
-        order = np.argsort(split.unit, kind="stable")
-        _, block, counts = np.unique(split.unit[order], return_inverse=True, return_counts=True)
-        width = counts.max()
-        place = np.arange(len(order)) - (np.cumsum(counts) - counts)[block]
-        self.slots = np.empty_like(order)
+        kept, block = np.unique(split.unit, return_inverse=True)
         # Blocks are filled up to the largest with rows of the identity.
-        self.slots[order] = block * width + place
-        self.shape = len(counts), width
+        self.slots, width = slots(block, len(kept))
+        self.shape = len(kept), width
         example, scale = (self._padded(v) for v in (split.example, scaling))
         matrix = split.inner[example[:, :, None], example[:, None, :]]
         matrix *= scale[:, :, None] * scale[:, None, :]

@@ -331,11 +331,11 @@ class ChainPoint(BoundedRows):
             self.margins[chosen[chosen < margins]], self.active[kinks]
         )
         count = examples.stop - examples.start
-        slots, width = _slots(owner[np.argsort(order)] - examples.start, count)
+        places, width = slots(owner[np.argsort(order)] - examples.start, count)
 
         def by_example(whole: np.ndarray) -> np.ndarray:
             padded = np.zeros((count * width, whole.shape[1]))
-            padded[slots] = whole
+            padded[places] = whole
             return padded.reshape(count, width, -1)
 
         delta, weighed, trained = {}, {}, [i for i, link in enumerate(links) if link.trained]
@@ -494,15 +494,15 @@ def _differences(signs: np.ndarray, pairs: int) -> tuple[np.ndarray, np.ndarray]
     return first + of_label.argmax(1), first + of_other.argmax(1)
 
 
-def _slots(owner: np.ndarray, examples: int) -> tuple[np.ndarray, int]:
-    """Return where each row stands if every example has room for as many, and how many those are.
+def slots(owner: np.ndarray, owners: int) -> tuple[np.ndarray, int]:
+    """Return where each row stands if every owner has room for as many, and how many those are.
 
-    owner: the example of each row.
+    owner: whose each row is, of 0 to owners - 1.
     """
-    sort = np.argsort(owner, kind="stable")
-    counts = np.bincount(owner, minlength=examples)
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=owners)
     width = int(counts.max())
-    place = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner[sort]]
-    slots = np.empty_like(sort)
-    slots[sort] = owner[sort] * width + place
-    return slots, width
+    place = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner[order]]
+    found = np.empty_like(order)
+    found[order] = owner[order] * width + place
+    return found, width
