@@ -185,9 +185,8 @@ def logistic_runs(
 
     The former, on a geometric grid: seed, step η, steps, "risk", "distance to the minimizer". The
     latter: seed, step η, "distance"; "rose at", η times the least risk that rose, ∞ where none
-    did; "edge", η λ/2 at the start, λ the largest
-    curvature; "exponential", the distance with the exponential loss; "longer", as "rose at", of
-    points ten times as long and steps a hundredth.
+    did; "edge", η λ/2 at the start, λ the largest curvature; "exponential", the distance with the
+    exponential loss; "longer", as "rose at", of points ten times as long and steps a hundredth.
     """
     z = np.repeat([three_held_points(seed) for seed in seeds], len(rates), axis=0)
     eta = np.tile(rates, len(seeds))
