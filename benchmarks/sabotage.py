@@ -27,7 +27,7 @@ from latebook.claims import load
 from latebook.gate import recorded
 from latebook.layout import Book
 from latebook.ledger import entries, problems
-from latebook.notebooks import read
+from latebook.notebooks import read_executed
 
 ROOT = Path(__file__).parents[1]
 # Seconds for a chapter, some ten times what the slowest needs.
@@ -100,8 +100,8 @@ def outcome(copy: Path, chapter: str) -> dict:
         return {"stopped": said[-1].split(" (see")[0] if said else stderr[-200:]}
     book = Book(copy, "quick")
     claims = {id: c for id, c in load(book.claims).items() if c.chapter == chapter}
-    notebook = read(book.executed(chapter))
-    found = {chapter: {"claims": recorded(notebook), "seconds": 0.0}}
+    notebook = read_executed(book.executed(chapter))
+    found = {chapter: {"made_by": notebook.made_by, "claims": recorded(notebook)}}
     return {"red": problems(entries(claims, found, "quick"))}
 
 

@@ -173,7 +173,7 @@ def square_in_place(z):
     return r
 
 
-# One network of each kind that no chain is, with its sites' shapes.
+# One network of each kind that no chain is, with its inputs and its sites' shapes.
 GENERAL = {
     "crelu": (lambda: dense(lambda z: torch.cat([F.relu(z), F.relu(-z)], 1), 12), X, [(6,)]),
     "opposed first": (
@@ -182,11 +182,6 @@ GENERAL = {
         [(6,)],
     ),
     "group sort": (lambda: dense(group_sort), X, [(3,)]),
-    "maxout": (
-        lambda: dense(lambda z: z.reshape(-1, 2, 3).amax(-1), 2),
-        X,
-        [(2, 1), (2, 1)],
-    ),
     "minimum along an axis": (
         lambda: dense(lambda z: z.reshape(-1, 2, 3).min(1, keepdim=True).values.flatten(1), 3),
         X,
@@ -322,11 +317,34 @@ def check_derivatives(of, network, w, seed=0):
         assert slope == pytest.approx(c[kink] * point.z[kink], rel=1e-8, abs=1e-9)
 
 
+def check_equal(chain, general, w):
+    """Compare two forms of one problem: what they number, and all derivatives at one point."""
+    for name in ("n", "P", "K", "sites"):
+        assert getattr(chain, name) == getattr(general, name)
+    for name in ("owner", "unit", "site", "feeds", "margin_owner"):
+        np.testing.assert_array_equal(getattr(chain, name), getattr(general, name))
+    rng = np.random.default_rng(2)
+    gates, lam, v = rng.random(chain.K), rng.random(chain.n), rng.normal(size=chain.P)
+    active = rng.choice(chain.K, min(chain.K, 11), replace=False)
+    mu = rng.normal(size=len(active))
+    one, two = (form.at(w, gates, active) for form in (chain, general))
+    for came, expected in (
+        *zip(chain.evaluate(w, gates), general.evaluate(w, gates), strict=True),
+        *zip(one.pull(lam, mu), two.pull(lam, mu), strict=True),
+        *zip(one.push(v), two.push(v), strict=True),
+        (one.curvature(lam, mu, v), two.curvature(lam, mu, v)),
+        (one.gram(), two.gram()),
+        (one.rows(), two.rows()),
+    ):
+        close(came, expected)
+
+
 @pytest.mark.parametrize("name", GENERAL)
 def test_derivatives_of_any_module(name):
     network, x, shapes = GENERAL[name]
     of = problem(network(), x)
-    came = Kinked(of)
+    came = kinked(of)
+    assert isinstance(came, Kinked)
     if shapes is not None:
         assert [shape for *_, shape in came.sites] == shapes
     check_derivatives(of, came, nearby(of))
@@ -348,6 +366,62 @@ CHAINS = {
     "products": lambda: Products(),
     "squares": lambda: zoo.two_layer(
         5, 6, "squared_relu", generator=torch.Generator().manual_seed(0)
+    ),
+}
+
+
+# Chains on other inputs.
+CONVOLVED = {
+    "windows that overlap": (
+        lambda: images(
+            nn.Conv2d(2, 3, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(3, 4, (2, 1), dilation=(1, 2), bias=False),
+            nn.LeakyReLU(),
+        ),
+        IMAGES,
+    ),
+    "averages": (
+        lambda: images(
+            nn.Conv2d(2, 4, 3, stride=2, bias=False),
+            prelu(4),
+            nn.AvgPool2d(2, stride=1, padding=1),
+            nn.Conv2d(4, 3, 2, padding="same", dilation=2, bias=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((2, 3)),
+            nn.AdaptiveMaxPool2d(1),
+        ),
+        IMAGES,
+    ),
+    "one dimension": (
+        lambda: images(
+            nn.Conv1d(2, 4, 3, padding=1, bias=False),
+            nn.MaxPool1d(2),
+            nn.ReLU(),
+            nn.Conv1d(4, 3, 2, bias=False),
+            Call(lambda z: z.transpose(1, 2).abs().mean(1)),
+            like=SEQUENCES,
+        ),
+        SEQUENCES,
+    ),
+    "powers": (
+        lambda: images(
+            nn.Conv2d(2, 3, 3, bias=False),
+            Power(2),
+            nn.Conv2d(3, 2, 3, bias=False),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(40, 6, bias=False),
+            Power(3),
+        ),
+        IMAGES,
+    ),
+    "maxout": (lambda: dense(lambda z: z.reshape(-1, 2, 3).amax(-1), 2), X),
+    "the larger half": (lambda: dense(lambda z: torch.maximum(*z.chunk(2, 1)), 3), X),
+    "one example": (
+        lambda: images(nn.Conv2d(2, 3, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2)),
+        IMAGES[:1],
     ),
 }
 
@@ -446,24 +520,29 @@ def test_a_chain_is_its_general_form(name, classes):
     assert general.layered
     w = nearby(of)
     check_derivatives(of, chain, w)
-    for name in ("n", "P", "K", "sites"):
-        assert getattr(chain, name) == getattr(general, name)
-    for name in ("owner", "unit", "site", "feeds", "margin_owner"):
-        np.testing.assert_array_equal(getattr(chain, name), getattr(general, name))
-    rng = np.random.default_rng(2)
-    gates, lam, v = rng.random(chain.K), rng.random(chain.n), rng.normal(size=chain.P)
-    active = rng.choice(chain.K, min(chain.K, 11), replace=False)
-    mu = rng.normal(size=len(active))
-    one, two = (form.at(w, gates, active) for form in (chain, general))
-    for came, expected in (
-        *zip(chain.evaluate(w, gates), general.evaluate(w, gates), strict=True),
-        *zip(one.pull(lam, mu), two.pull(lam, mu), strict=True),
-        *zip(one.push(v), two.push(v), strict=True),
-        (one.curvature(lam, mu, v), two.curvature(lam, mu, v)),
-        (one.gram(), two.gram()),
-        (one.rows(), two.rows()),
-    ):
-        close(came, expected)
+    check_equal(chain, general, w)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("name", CONVOLVED)
+def test_convolutions_and_poolings_are_chains(name, classes):
+    network, x = CONVOLVED[name][0](), CONVOLVED[name][1]
+    if classes > 1:
+        width = network[-1].weight.shape[1]
+        network[-1].weight = nn.Parameter(torch.randn(classes, width, dtype=torch.float64))
+    of = problem(network, x, classes)
+    chain = kinked(of)
+    assert isinstance(chain, Chain)
+    check_derivatives(of, chain, nearby(of))
+    check_equal(chain, Kinked(of), nearby(of))
+
+
+def test_smoothed_convolutions_are_chains():
+    of = problem(CONVOLVED["powers"][0](), IMAGES).smoothed(0.1)
+    chain, general = kinked(of), Kinked(of)
+    assert isinstance(chain, Chain)
+    assert chain.K == 0
+    check_equal(chain, general, nearby(of))
 
 
 @pytest.mark.parametrize("name", ["relu", "frozen signs"])

@@ -13,7 +13,8 @@ from latephase.flow.errors import StepFailed
 from latephase.flow.linear import conjugate, factored, solved
 from latephase.flow.tuning import TUNING
 from latephase.problem.bounded import Gram
-from latephase.problem.chain import SplitGram, slots
+from latephase.problem.chain import SplitGram
+from latephase.problem.vectors import slots
 
 
 class Bordered:

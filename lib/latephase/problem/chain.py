@@ -1,9 +1,9 @@
-"""Stacks of linear layers with kinks or smooth bends between them, in NumPy: `Kinked`, but fast.
+"""Stacks of layers with kinks, choices or smooth bends between them, in NumPy: `Kinked`, but fast.
 
-h_0 = x, z_l = h_l W_lᵀ, h_{l+1} = g_l ∘ z_l with the gain g = lo + (hi - lo) s of each kink, or
-h_{l+1} = σ(z_l), a power of ReLU or a smoothed one, which has none; and outputs z_{L-1}. With δ_l
-the derivative in z_l, the gradient in W_l is Σ δ_l h_lᵀ: a row of B = [J; Z] is an outer product in
-each layer, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B.
+h_0 = x, h_{l+1} = f_l(h_l) for the links f_l (`latephase.problem.links`), and outputs h_L. With δ_l
+the slopes in a dense layer's result, its gradient is Σ δ_l h_lᵀ: a row of B = [J; Z] is an outer
+product there, so B Bᵀ = Σ_l (Δ_l Δ_lᵀ) ∘ (H_l H_lᵀ) without B. A convolution's is summed over
+positions first.
 """
 
 from __future__ import annotations
@@ -11,48 +11,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from latephase.problem.bends import Power, Smoothed
 from latephase.problem.bounded import BoundedRows, Room
+from latephase.problem.links import Bend, Choice, Convolution, Dense, Mixed
+from latephase.problem.vectors import slots
 
 # The part of the bound for what `ChainPoint.normal` makes of some examples at a time.
 _SHARE = 8
 
-
-@dataclass(frozen=True)
-class Link:
-    """One linear layer without bias, and the kinks of its outputs (low = high = 1: none).
-
-    weight: the part of w that holds W [out, in], or its transpose, or a frozen W itself. smooth:
-    the power of ReLU or the smoothed ReLU behind it.
-    """
-
-    weight: slice | np.ndarray
-    shape: tuple[int, int]
-    low: float | np.ndarray
-    high: float | np.ndarray
-    name: str
-    where: str
-    smooth: Power | Smoothed | None = None
-    transposed: bool = False
-
-    def view(self, v: np.ndarray) -> np.ndarray:
-        """Return the part of v [P] that is this link's, [out, in]."""
-        part = v[self.weight]
-        return part.reshape(self.shape[::-1]).T if self.transposed else part.reshape(self.shape)
-
-    @cached_property
-    def bent(self) -> bool:
-        """Whether there are kinks behind it."""
-        return self.name != ""
-
-    @cached_property
-    def trained(self) -> bool:
-        """Whether its W is part of w."""
-        return isinstance(self.weight, slice)
+Link = Dense | Convolution | Bend | Choice | Mixed | Power | Smoothed
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +44,7 @@ class SplitGram:
 
 
 class Chain:
-    """Margins and kinks of a chain of links, with the methods and values of `Kinked`.
+    """Margins and kinks of a chain of links, the first a trained layer; otherwise as `Kinked`.
 
     x: inputs [n, in]. signs [n·pairs, outputs]: row r of the margins p is signs[r] · outputs of
     example r // pairs. bound: bytes that what is made of rows of B may take.
@@ -85,41 +57,41 @@ class Chain:
         self._some: tuple | None = None
         self._by_example = signs.reshape(len(x), self.pairs, -1)
         self._logits = _differences(signs, self.pairs)
-        self.P = sum(link.shape[0] * link.shape[1] for link in links if link.trained)
-        self.sites = [(link.name, link.where, link.shape[:1]) for link in links if link.bent]
-        examples, start, units = len(x), 0, 0
-        self.parts, lows, spans, owners, owned, site = [], [], [], [], [], []
-        for i, link in enumerate(links):
-            width = link.shape[0] if link.bent else 0
-            self.parts.append(slice(start, start + examples * width))
-            ones = np.ones((examples, width))
-            lows.append((link.low * ones).reshape(-1))
-            spans.append(((link.high - np.asarray(link.low)) * ones).reshape(-1))
-            owners.append(np.repeat(np.arange(examples), width))
-            owned.append(np.tile(units + np.arange(width), examples))
-            site.append(np.full(examples * width, i))
-            start, units = start + examples * width, units + width
-        self.K = start
-        self.low, self.span = np.concatenate(lows), np.concatenate(spans)
-        self.owner, self.unit = np.concatenate(owners), np.concatenate(owned)
-        self._link_of = np.concatenate(site)
-        bends = [i for i, link in enumerate(links) if link.bent]
-        self.site = np.searchsorted(bends, self._link_of)
-        self.feeds = np.triu(np.ones((len(bends), len(bends)), dtype=bool), 1)
-        self.margin_owner = np.repeat(np.arange(examples), self.pairs)
-        trained = [i for i, link in enumerate(links) if link.trained]
-        self.curved = len(trained) > 1 or any(one.smooth for one in links[trained[0] :])
-        # A row's δ and h of all layers, twice; what all examples have in common, once and a half.
-        self.room = Room(bound, self.P, 16 * sum(sum(link.shape) for link in links))
-        self.squared = 12 * examples**2 <= bound
+        self.weighted = [i for i, link in enumerate(links) if isinstance(link, Dense)]
+        self.trained = [i for i in self.weighted if links[i].trained]
+        self.P = sum(math.prod(links[i].shape) for i in self.trained)
+        self.kinked = [i for i, link in enumerate(links) if isinstance(link, Bend | Choice)]
+        own = [links[i] for i in self.kinked]
+        self.sites = [(link.name, link.where, link.shape) for link in own]
+        sizes, none = [link.size for link in own], np.zeros(0, dtype=int)
+        units, examples = np.cumsum([0, *sizes]), np.arange(len(x))
+        self.K = len(x) * int(units[-1])
+        # Of each link, which of the kinks are its own.
+        self.parts: list[slice | None] = [None] * len(links)
+        for i, ends in zip(self.kinked, pairwise(len(x) * units), strict=True):
+            self.parts[i] = slice(*map(int, ends))
+        self.owner = np.concatenate([none, *(np.repeat(examples, size) for size in sizes)])
+        tiles = [np.tile(np.arange(*ends), len(x)) for ends in pairwise(units)]
+        self.unit = np.concatenate([none, *tiles])
+        self.site = np.repeat(np.arange(len(own)), len(x) * np.array(sizes, dtype=int))
+        self.feeds = np.triu(np.ones((len(own), len(own)), dtype=bool), 1)
+        self.margin_owner = np.repeat(examples, self.pairs)
+        smooth = any(isinstance(link, Power | Smoothed) for link in links)
+        self.curved = len(self.trained) > 1 or smooth
+        # A row's slopes and h of all layers, twice; what all examples share, once and a half.
+        numbers = sum(links[i].numbers for i in self.weighted)
+        self.room = Room(bound, self.P, 16 * numbers)
+        self.squared = 12 * len(x) ** 2 <= bound
+        self.convolved = any(isinstance(link, Convolution) for link in links)
 
     @cached_property
     def _input_gram(self) -> np.ndarray:
         return self.x @ self.x.T
 
-    def weights(self, w: np.ndarray) -> list[np.ndarray]:
-        """Return the layers' matrices, views of w [P] or frozen ones."""
-        return [link.view(w) if link.trained else link.weight for link in self.links]
+    def weights(self, w: np.ndarray) -> dict[int, np.ndarray]:
+        """Return the matrices of the links that have one, views of w [P] or frozen ones."""
+        links = self.links
+        return {i: links[i].view(w) if links[i].trained else links[i].weight for i in self.weighted}
 
     def gates(self, z: np.ndarray) -> np.ndarray:
         """Return the natural gates, 1.0 where z > 0 and 0.0 elsewhere."""
@@ -170,31 +142,28 @@ class ChainPoint(BoundedRows):
     def __init__(self, chain: Chain, w, gates, active) -> None:
         self.chain, self.active, self.room = chain, active, chain.room
         self._w = np.array(w, dtype=float)
-        self.weights = chain.weights(self._w)
-        natural = gates is None
+        weights, natural = chain.weights(self._w), gates is None
         self.gates = np.zeros(chain.K) if natural else np.array(gates, dtype=float)
         self.gates[active] = 0.0
         self.z = np.empty(chain.K)
-        self.gain = np.empty(chain.K) if natural else chain.low + chain.span * self.gates
-        self.inputs = [chain.x]
-        # Of each smooth σ, its derivatives.
-        self.smooth: list = [None] * len(chain.links)
-        parts = zip(chain.links, chain.parts, self.weights, strict=True)
-        for i, (link, part, weight) in enumerate(parts):
-            z = self.inputs[-1] @ weight.T
-            if link.smooth:
-                z, self.smooth[i] = link.smooth.at(z)
-            if link.bent:
-                flat = z.reshape(-1)
-                self.z[part] = flat
+        # What each link takes, and its derivative there.
+        self.inputs, self.maps, h = [], [], chain.x
+        for i, (link, part) in enumerate(zip(chain.links, chain.parts, strict=True)):
+            self.inputs.append(h)
+            if part is not None:
+                z, taken = link.split(h)
+                self.z[part] = z.reshape(-1)
                 if natural:
-                    self.gates[part] = flat > 0
-                    self.gain[part] = chain.low[part] + chain.span[part] * self.gates[part]
-                z = self.gain[part].reshape(z.shape) * z
-            self.inputs.append(z)
-        self.p = chain.margins(self.inputs.pop())
+                    self.gates[part] = self.z[part] > 0
+                h, there = link.at(z, taken, self.gates[part].reshape(z.shape))
+            elif i in weights:
+                h, there = link.at(h, weights[i])
+            else:
+                h, there = link.at(h)
+            self.maps.append(there)
+        self.p = chain.margins(h)
         self.margins = np.arange(chain.n)
-        self._last = self._deltas = None
+        self._last = self._slopes = None
 
     def part(self, kept: np.ndarray, kinks: np.ndarray) -> ChainPoint:
         """Return the point with these of its rows alone: of the margins kept, and of `active`."""
@@ -226,54 +195,61 @@ class ChainPoint(BoundedRows):
 
     def pull(self, lam: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return g = Jᵀλ + Zᵀμ [P] and c = (hi - lo) ∂(λᵀp + μᵀz_A)/∂(output of each kink) [K]."""
-        deltas, c = self._pulled(lam, mu)
-        return self._gathered(lambda i: deltas[i].T @ self.inputs[i]), c
+        slopes, c = self._pulled(lam, mu)
+        return self._gradient(slopes), c
 
     def _push(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _, _, dz, outputs = self._pushed(self.chain.weights(v))
+        _, dz, outputs = self._pushed(self.chain.weights(v))
         return self.chain.margins(outputs)[self.margins], dz[self.active]
 
     def _combine(self, w: np.ndarray) -> np.ndarray:
         kept = len(self.margins)
         lam = np.zeros(self.chain.n)
         lam[self.margins] = w[:kept]
-        deltas, _ = self._backward(lam, w[kept:])
-        return self._gathered(lambda i: deltas[i].T @ self.inputs[i])
+        return self._gradient(self._backward(lam, w[kept:])[0])
+
+    def _gradient(self, slopes: list[np.ndarray]) -> np.ndarray:
+        out, chain = np.empty(self.chain.P), self.chain
+        for i in chain.trained:
+            chain.links[i].view(out)[...] = self.maps[i].gradient(slopes[i])
+        return out
 
     def curvature(self, lam: np.ndarray, mu: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Return ∇²(λᵀp + μᵀz_A) v [P]."""
-        deltas, _ = self._pulled(lam, mu)
-        moved = self.chain.weights(v)
-        dh, dz, _, _ = self._pushed(moved)
-        last = len(deltas) - 1
-        change: list = [None] * len(deltas)
-        for i in range(last, 0, -1):
-            above = None if change[i] is None else change[i] @ self.weights[i]
-            if self.chain.links[i].trained:
-                own = deltas[i] @ moved[i]
-                above = own if above is None else above + own
-            change[i - 1] = None if above is None else self._backed(i - 1, above)
-            if self.smooth[i - 1] is not None and dz[i - 1] is not None:
-                own = self.smooth[i - 1].bent(deltas[i] @ self.weights[i], dz[i - 1])
-                change[i - 1] = own if above is None else change[i - 1] + own
-
-        def part(i: int) -> np.ndarray | float:
-            total = 0.0 if dh[i] is None else deltas[i].T @ dh[i]
-            return total if change[i] is None else total + change[i].T @ self.inputs[i]
-
-        return self._gathered(part)
+        slopes, _ = self._pulled(lam, mu)
+        chain, moved = self.chain, self.chain.weights(v)
+        dh, _, _ = self._pushed(moved)
+        out, change = np.empty(chain.P), None
+        for i in range(len(chain.links) - 1, -1, -1):
+            link, there = chain.links[i], self.maps[i]
+            trained = i in chain.trained
+            if trained:
+                total = 0.0 if dh[i] is None else there.gradient(slopes[i], dh[i])
+                link.view(out)[...] = total if change is None else total + there.gradient(change)
+            if i == 0:
+                break
+            below = None if change is None else there.backward(change)
+            own = None
+            if trained:
+                own = there.backward(slopes[i], moved[i])
+            elif isinstance(link, Power | Smoothed) and dh[i] is not None:
+                own = there.bent(slopes[i], dh[i])
+            change = below if own is None else own if below is None else below + own
+        return out
 
     def split_gram(self) -> SplitGram | None:
         """Return B Bᵀ with the rows of the first layer's kinks apart; `active` ascending.
 
-        None of more examples than `jacobian_bytes` holds the products of.
+        None where the chain does not begin with a dense layer and a bend, or of more examples than
+        `jacobian_bytes` holds the products of.
         """
         chain, active = self.chain, self.active
-        if not chain.squared:
+        bent = chain.kinked[:1] == [1] and isinstance(chain.links[1], Bend)
+        if not (chain.squared and bent) or isinstance(chain.links[0], Convolution):
             return None
-        first = int(np.searchsorted(active, chain.parts[0].stop))
+        first = int(np.searchsorted(active, chain.parts[1].stop))
         order, owner, rows = self._layers(self.margins, active[first:])
-        example, unit = np.divmod(active[:first], chain.links[0].shape[0])
+        example, unit = np.divmod(active[:first], chain.links[1].size)
         cross = np.empty((len(owner), first))
         cross[order] = rows[0].take(unit, 1) * chain._input_gram.take(owner, 0).take(example, 1)
         return SplitGram(self._product(order, owner, rows), cross, chain._input_gram, example, unit)
@@ -285,10 +261,8 @@ class ChainPoint(BoundedRows):
         """Return the diagonal of B Bᵀ."""
         order, owner, rows = self._layers(self.margins, self.active)
         squares = np.zeros(len(owner))
-        for delta, inputs, link in zip(rows, self.inputs, self.chain.links, strict=True):
-            if link.trained:
-                lengths = np.einsum("ij,ij->i", inputs, inputs)[owner[: len(delta)]]
-                squares[: len(delta)] += np.einsum("ij,ij->i", delta, delta) * lengths
+        for i, slopes in rows.items():
+            squares[: len(slopes)] += self.maps[i].squares(slopes, owner[: len(slopes)])
         out = np.empty_like(squares)
         out[order] = squares
         return out
@@ -296,8 +270,10 @@ class ChainPoint(BoundedRows):
     def crowded(self) -> bool:
         """Return whether examples have at least two rows each, so that `normal` costs less."""
         rows, examples = self.count(), len(self.chain.x)
+        if self.chain.convolved or 2 * examples > rows:
+            return False
         # All are padded to the most that one has.
-        return 2 * examples <= rows and examples * np.bincount(self._owner()).max() <= 2 * rows
+        return examples * np.bincount(self._owner()).max() <= 2 * rows
 
     def normal(self, compliance: Any) -> np.ndarray:
         """Return Bᵀ E⁻¹ B [P, P], E the `Compliance` of these rows.
@@ -306,7 +282,7 @@ class ChainPoint(BoundedRows):
         and then the product with h hᵀ.
         """
         chain, owner = self.chain, self._owner()
-        trained = [link.shape for link in chain.links if link.trained]
+        trained = [chain.links[i].shape for i in chain.trained]
         outputs, inputs = (max(sizes) for sizes in zip(*trained, strict=True))
         numbers = 4 * np.bincount(owner).max() * sum(size for size, _ in trained)
         numbers += outputs**2 + inputs**2
@@ -338,7 +314,7 @@ class ChainPoint(BoundedRows):
             padded[places] = whole
             return padded.reshape(count, width, -1)
 
-        delta, weighed, trained = {}, {}, [i for i, link in enumerate(links) if link.trained]
+        delta, weighed, trained = {}, {}, self.chain.trained
         for i in trained:
             whole = np.zeros((len(owner), rows[i].shape[1]))
             whole[order[: len(rows[i])]] = rows[i]
@@ -370,14 +346,19 @@ class ChainPoint(BoundedRows):
         inner = self.chain._input_gram if i == 0 else self.inputs[i] @ self.inputs[i].T
         return inner.take(examples, 0).take(examples, 1)
 
-    def _product(self, order: np.ndarray, owner: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    def _product(self, order: np.ndarray, owner: np.ndarray, rows: dict) -> np.ndarray:
         gram = np.zeros((len(owner), len(owner)))
-        for i, delta in enumerate(rows):
-            if self.chain.links[i].trained:
-                # The rows that reach layer i stand first.
-                block = self._inner(i, owner[: len(delta)])
-                block *= delta @ delta.T
-                gram[: len(delta), : len(delta)] += block
+        for i, slopes in rows.items():
+            # The rows that reach layer i stand first.
+            reaching = owner[: len(slopes)]
+            if isinstance(self.chain.links[i], Convolution):
+                own = self.maps[i].rows(slopes, reaching)
+                own = own.reshape(len(slopes), math.prod(own.shape[1:]))
+                block = own @ own.T
+            else:
+                block = self._inner(i, reaching)
+                block *= slopes @ slopes.T
+            gram[: len(slopes), : len(slopes)] += block
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         if not np.array_equal(order, np.arange(len(order))):
@@ -387,101 +368,78 @@ class ChainPoint(BoundedRows):
     def _rows_of(self, margins: np.ndarray, kinks: np.ndarray) -> np.ndarray:
         order, owner, rows = self._layers(margins, kinks)
         out = np.zeros((len(owner), self.chain.P))
-        for i, delta in enumerate(rows):
+        for i, slopes in rows.items():
             link = self.chain.links[i]
-            if link.trained:
-                inputs = self.inputs[i][owner[: len(delta)]]
-                left, right = (inputs, delta) if link.transposed else (delta, inputs)
-                block = left[:, :, None] * right[:, None, :]
-                flat = block.reshape(len(delta), math.prod(link.shape))
-                out[order[: len(delta)], link.weight] = flat
-        return out
-
-    def _backed(self, i: int, slopes: np.ndarray) -> np.ndarray:
-        """Return slopes in what layer i passes on as slopes in its z."""
-        smooth = self.smooth[i]
-        return self._gained(i, slopes) if smooth is None else smooth.backward(slopes)
-
-    def _gained(self, i: int, slopes: np.ndarray) -> np.ndarray:
-        if not self.chain.links[i].bent:
-            return slopes
-        return self.gain[self.chain.parts[i]].reshape(slopes.shape) * slopes
-
-    def _gathered(self, part) -> np.ndarray:
-        """Return the vector [P] whose piece for layer i is part(i)."""
-        out = np.empty(self.chain.P)
-        for i, link in enumerate(self.chain.links):
-            if link.trained:
-                link.view(out)[...] = part(i)
+            block = self.maps[i].rows(slopes, owner[: len(slopes)])
+            block = block.mT if link.transposed else block
+            flat = block.reshape(len(slopes), math.prod(link.shape))
+            out[order[: len(slopes)], link.weight] = flat
         return out
 
     def _pulled(self, lam: np.ndarray, mu: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return δ_l of each layer [n, out] and c [K]; remembered, for curvature asks again."""
+        """Return slopes in each link's result and c [K]; remembered, for curvature asks again."""
         if self._last is None or not all(map(np.array_equal, self._last, (lam, mu))):
-            self._last, self._deltas = (lam.copy(), mu.copy()), self._backward(lam, mu)
-        return self._deltas
+            self._last, self._slopes = (lam.copy(), mu.copy()), self._backward(lam, mu)
+        return self._slopes
 
     def _backward(self, lam: np.ndarray, mu: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        chain = self.chain
-        spread = np.zeros(chain.K)
+        chain, examples = self.chain, len(self.chain.x)
+        spread, c = np.zeros(chain.K), np.empty(chain.K)
         spread[self.active] = mu
-        c = np.empty(chain.K)
-        deltas = [chain.output_slopes(lam)]
+        slopes = [chain.output_slopes(lam)]
         for i in range(len(chain.links) - 1, 0, -1):
-            slopes = deltas[-1] @ self.weights[i]
-            if chain.links[i - 1].bent:
-                part = chain.parts[i - 1]
-                c[part] = slopes.reshape(-1)
-                slopes = self._gained(i - 1, slopes) + spread[part].reshape(slopes.shape)
+            own, part, link = slopes[-1], chain.parts[i], chain.links[i]
+            if part is None:
+                slopes.append(self.maps[i].backward(own))
             else:
-                slopes = self._backed(i - 1, slopes)
-            deltas.append(slopes)
-        return deltas[::-1], chain.span * c
+                c[part] = (link.span * own[:, : link.size]).reshape(-1)
+                mu = spread[part].reshape(examples, link.size)
+                slopes.append(self.maps[i].backward(own, mu))
+        return slopes[::-1], c
 
-    def _pushed(self, moved: list[np.ndarray]):
-        """Return dh and dz of each layer (None: none), dz [K] and the change of the outputs."""
-        dh: list = [None]
-        changes, dz = [], np.empty(self.chain.K)
-        for i, link in enumerate(self.chain.links):
-            change = None if dh[i] is None else dh[i] @ self.weights[i].T
-            if link.trained:
-                own = self.inputs[i] @ moved[i].T
-                change = own if change is None else change + own
-            if link.bent:
-                dz[self.chain.parts[i]] = 0.0 if change is None else change.reshape(-1)
-            changes.append(change)
-            if change is not None:
-                smooth = self.smooth[i]
-                change = self._gained(i, change) if smooth is None else smooth.forward(change)
+    def _pushed(self, moved: dict[int, np.ndarray]):
+        """Return dh of each link's input (None: none), dz [K] and the change of the outputs."""
+        chain, change = self.chain, None
+        dh, dz = [], np.zeros(chain.K)
+        for i, (link, there) in enumerate(zip(chain.links, self.maps, strict=True)):
             dh.append(change)
-        outputs = dh.pop()
-        return dh, changes, dz, outputs
+            if change is not None:
+                if (part := chain.parts[i]) is not None:
+                    moving, change = link.split(change)
+                    dz[part] = moving.reshape(-1)
+                change = there.forward(change)
+            if i in chain.trained:
+                own = there.moved(moved[i])
+                change = own if change is None else change + own
+        return dh, dz, change
 
     def _layers(
         self, kept: np.ndarray, active: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Return (rows in the order used here, their examples, Δ_i of the rows that reach i)."""
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+        """Return (rows in the order used here, their examples, slopes of those that reach layer i).
+
+        These are by the trained layers' i, in their results.
+        """
         chain, margins = self.chain, len(kept)
-        link_of = chain._link_of[active]
-        # From the last layer down, so that the rows that reach a layer stand first.
-        kinks = np.argsort(-link_of, kind="stable")
+        site = chain.site[active]
+        # From the last link down, so that the rows that reach a layer stand first.
+        kinks = np.argsort(-site, kind="stable")
         order = np.concatenate([np.arange(margins), margins + kinks])
         owner = np.concatenate([chain.margin_owner[kept], chain.owner[active[kinks]]])
-        rows = [chain.signs[kept]]
-        for i in range(len(chain.links) - 1, 0, -1):
-            slopes = rows[-1] @ self.weights[i]
-            if self.smooth[i - 1] is not None:
-                slopes = self.smooth[i - 1].of(owner[: len(slopes)]).backward(slopes)
-            elif chain.links[i - 1].bent:
-                part = chain.parts[i - 1]
-                slopes = self.gain[part].reshape(len(chain.x), -1)[owner[: len(slopes)]] * slopes
-                new = active[kinks[link_of[kinks] == i - 1]] - part.start
-                width = slopes.shape[1]
-                own = np.zeros((len(new), width))
-                own[np.arange(len(new)), new % width] = 1.0
-                slopes = np.concatenate([slopes, own])
-            rows.append(slopes)
-        return order, owner, rows[::-1]
+        slopes, rows = chain.signs[kept], {}
+        for i in range(len(chain.links) - 1, -1, -1):
+            if i in chain.trained:
+                rows[i] = slopes
+            if i == 0:
+                break
+            slopes = self.maps[i].of(owner[: len(slopes)]).backward(slopes)
+            if (part := chain.parts[i]) is not None:
+                link = chain.links[i]
+                new = active[kinks[site[kinks] == chain.kinked.index(i)]] - part.start
+                picks = np.zeros((len(new), link.size))
+                picks[np.arange(len(new)), new % link.size] = 1.0
+                slopes = np.concatenate([slopes, link.slopes(picks)])
+        return order, owner, rows
 
 
 def _differences(signs: np.ndarray, pairs: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -492,17 +450,3 @@ def _differences(signs: np.ndarray, pairs: int) -> tuple[np.ndarray, np.ndarray]
         return None
     first = np.arange(len(signs)) // pairs * signs.shape[1]
     return first + of_label.argmax(1), first + of_other.argmax(1)
-
-
-def slots(owner: np.ndarray, owners: int) -> tuple[np.ndarray, int]:
-    """Return where each row stands if every owner has room for as many, and how many those are.
-
-    owner: whose each row is, of 0 to owners - 1.
-    """
-    order = np.argsort(owner, kind="stable")
-    counts = np.bincount(owner, minlength=owners)
-    width = int(counts.max())
-    place = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner[order]]
-    found = np.empty_like(order)
-    found[order] = owner[order] * width + place
-    return found, width

@@ -19,10 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from latephase.problem.operations import FOLLOWED
 
-# The names of calls that make some kinks differentiable; of layers; and of what is a linear layer
-# where it is of a weight or, but for the first, of its transpose.
+# The names of calls that make some kinks differentiable; of layers; of averages; and of what is a
+# linear layer where it is of a weight or, but for the first, of its transpose.
 _SMOOTHING = {"square", "pow", "mul", "multiply"}
 _LAYERS = {"linear", "conv1d", "conv2d"}
+_AVERAGES = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"}
 _PRODUCTS = {"matmul", "mm", "mv"}
 _TRANSPOSES = {"t", "T", "mT", "transpose", "swapaxes", "swapdims"}
 
@@ -117,11 +118,33 @@ class Layer:
 
 @dataclass(frozen=True)
 class Bend:
-    """A replaced call of a function of one tensor."""
+    """A replaced call of a function of one tensor, its argument and its result."""
 
     site: int
     low: float | Tensor
     high: float | Tensor
+    z: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The maxima of a and b, and what else of a tournament goes on with them, if anything."""
+
+    site: int
+    a: Tensor
+    b: Tensor
+    output: Tensor
+    rest: Tensor | None
+
+
+@dataclass(frozen=True)
+class Average:
+    """A call that averages `input`; `again` makes it of another tensor."""
+
+    again: Callable[[Tensor], Tensor]
+    input: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -162,11 +185,11 @@ class GatedCalls(TorchFunctionMode):
         self.z: list[Tensor] = []
         self.outputs: list[list[tuple[Tensor, float | Tensor]]] = [[] for _ in plan.sites]
         self.bent: dict[int, Bent] = {}  # by the id of what the module was given
-        # id of a parameter -> its index; where given, layers and bends are listed in `events`.
+        # id of a parameter -> its index; where given, what is called is listed in `events`.
         self.parameters: dict[int, int] = {}
         # id of a parameter's transpose -> (that tensor, its index)
         self.transposes: dict[int, tuple[Tensor, int]] = {}
-        self.events: list[Layer | Bend] = []
+        self.events: list[Layer | Bend | Choice | Average] = []
         self.calls = self.step = self.decision = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -192,10 +215,12 @@ class GatedCalls(TorchFunctionMode):
         # Or a call in place would overwrite what is listed.
         return result.clone()
 
-    def _listed(self, func, name: str, result, args: tuple, kwargs: dict) -> Layer | None:
-        """Return a call as a layer, if it is one."""
+    def _listed(self, func, name: str, result, args: tuple, kwargs: dict) -> Layer | Average | None:
+        """Return a call as a layer or an average, if it is one."""
         if name in _LAYERS:
             return self._layer(name, result, *args, **kwargs)
+        if name in _AVERAGES and args and isinstance(result, Tensor):
+            return Average(lambda x: func(x, *args[1:], **kwargs), args[0], result)
         if name == "__get__":
             name = getattr(func.__self__, "__name__", "")
         if name in _TRANSPOSES and id(args[0]) in self.parameters and args[0].ndim == 2:
@@ -272,7 +297,7 @@ class GatedCalls(TorchFunctionMode):
         out = gain * z
         self.outputs[site].append((out, high - low))
         if self.parameters:
-            self.events.append(Bend(site, low, high))
+            self.events.append(Bend(site, low, high, z, out))
         given = source.copy_(out) if inplace else self.lent(out)
         versions = given._version, source._version
         self.bent[id(given)] = Bent(given, source, versions, z, low, high)
@@ -294,13 +319,24 @@ class GatedCalls(TorchFunctionMode):
         return out.clone() if self.plan.overwritten else out
 
     def choose(
-        self, name: str, a: Tensor, b: Tensor, sign: int, valid: Tensor | None = None
+        self,
+        name: str,
+        a: Tensor,
+        b: Tensor,
+        sign: int,
+        valid: Tensor | None = None,
+        rest: Tensor | None = None,
     ) -> Tensor:
-        """Return max(a, b) for sign 1, min(a, b) for -1; a where b is not valid."""
+        """Return max(a, b) for sign 1, min(a, b) for -1; a where b is not valid.
+
+        rest: what else of a tournament goes on.
+        """
         z = a - b
         site, gate = self._gate(name, z, (a, b), valid)
         out = b + gate * z if sign > 0 else a - gate * z
         self.outputs[site].append((out, float(sign)))
+        if self.parameters and sign > 0 and valid is None:
+            self.events.append(Choice(site, a, b, out, rest))
         return self.lent(out) if valid is None else torch.where(valid, out, a)
 
     def tournament(
@@ -320,8 +356,8 @@ class GatedCalls(TorchFunctionMode):
                 valid = second < counts[:, None]
                 valid = None if bool(valid.all()) else valid
                 counts = (counts + 1) // 2
-            winners = self.choose(name, a, b, sign, valid)
-            entries = torch.cat([winners, entries[..., 2 * pairs :]], -1)
+            rest = entries[..., 2 * pairs :]
+            entries = torch.cat([self.choose(name, a, b, sign, valid, rest), rest], -1)
         return entries[..., 0]
 
     def _gate(

@@ -112,9 +112,17 @@ class Kinked:
         return Point(self, w, gates, np.array(active, dtype=int))
 
     def run(
-        self, w: Tensor, rows: np.ndarray, gates: np.ndarray | None, record: bool = False
+        self,
+        w: Tensor,
+        rows: np.ndarray,
+        gates: np.ndarray | None,
+        record: bool = False,
+        inputs: Tensor | None = None,
     ) -> tuple[Tensor, GatedCalls]:
-        """Return p [rows, ·] of the examples `rows`, repeated at will, and the calls made."""
+        """Return p [rows, ·] of the examples `rows`, repeated at will, and the calls made.
+
+        inputs: in place of theirs.
+        """
         count = len(rows)
         whole = count == self.problem.n and np.array_equal(rows, np.arange(count))
         spread = None
@@ -125,8 +133,8 @@ class Kinked:
             ]
         calls = GatedCalls(self.plan, count, spread)
         index = slice(None) if whole else torch.from_numpy(rows)
-        x, y = self.problem.x[index], self.problem.y[index]
-        return self.margins(w, x, y, calls, record), calls
+        x = self.problem.x[index] if inputs is None else inputs
+        return self.margins(w, x, self.problem.y[index], calls, record), calls
 
     def place(self, kinks: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
         """Return where kinks stand in `flat` of `count` rows, each taken from the given row."""

@@ -119,7 +119,20 @@ def _gradients(layer: Layer, delta: Tensor, bias: bool) -> Tensor:
 
 
 def _convolution_gradients(layer: Layer, inputs: Tensor, positions: Tensor) -> Tensor:
-    stride, padding, dilation, groups = layer.options
+    unfolded, groups = unfold(layer, inputs), layer.options[3]
+    rows, channels = positions.shape[0] * groups, positions.shape[1] // groups
+    # The channels of a group stand together, in the input as in the output.
+    deltas = positions.reshape(rows, channels, -1)
+    unfolded = unfolded.reshape(rows, -1, unfolded.shape[-1])
+    return torch.bmm(deltas, unfolded.transpose(1, 2)).reshape(len(positions), -1)
+
+
+def unfold(layer: Layer, inputs: Tensor) -> Tensor:
+    """Return what of its inputs a convolution's kernel lies on [rows, channels · size, positions].
+
+    Raises NotImplementedError where padding is not the same on both sides.
+    """
+    stride, padding, dilation, _ = layer.options
     flat = layer.name == "conv1d"
     if padding == "valid":
         padding = 0
@@ -132,12 +145,7 @@ def _convolution_gradients(layer: Layer, inputs: Tensor, positions: Tensor) -> T
             raise NotImplementedError("padding that is not the same on both sides")
         padding = [span // 2 for span in spans[flat:]]
     one = [_pair(value, flat, fill) for value, fill in ((dilation, 1), (padding, 0), (stride, 1))]
-    unfolded = F.unfold(inputs[:, :, None] if flat else inputs, _pair(layer.kernel, flat, 1), *one)
-    rows, channels = positions.shape[0] * groups, positions.shape[1] // groups
-    # The channels of a group stand together, in the input as in the output.
-    deltas = positions.reshape(rows, channels, -1)
-    unfolded = unfolded.reshape(rows, -1, unfolded.shape[-1])
-    return torch.bmm(deltas, unfolded.transpose(1, 2)).reshape(len(positions), -1)
+    return F.unfold(inputs[:, :, None] if flat else inputs, _pair(layer.kernel, flat, 1), *one)
 
 
 def _pair(value, flat: bool, fill: int) -> tuple[int, ...]:

@@ -63,6 +63,20 @@ def path_length(directions: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(arc(chords))])
 
 
+def slots(owner: np.ndarray, owners: int) -> tuple[np.ndarray, int]:
+    """Return where each row stands if every owner has room for as many, and how many those are.
+
+    owner: whose each row is, of 0 to owners - 1.
+    """
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=owners)
+    width = int(counts.max())
+    place = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner[order]]
+    found = np.empty_like(order)
+    found[order] = owner[order] * width + place
+    return found, width
+
+
 def root_mean_square(array: np.ndarray) -> float:
     """Return √(mean of squares), 0 of no numbers."""
     return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
