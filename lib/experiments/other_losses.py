@@ -145,8 +145,9 @@ def tails(begun: pd.DataFrame, losses: Mapping[str, Loss | str], until: float) -
 def others(begun: pd.DataFrame) -> pd.DataFrame:
     """Return flows under losses without an exponential tail, by 4000 small steps, likewise.
 
-    own: the angle at the end to `polynomial_limit`, and from there to the SVM; finite: the distance
-    from the least-squares solution over its norm; moved: from the start.
+    own: the angle at the end to `polynomial_limit`, from there to the SVM, and from the end to that
+    of the other power; finite: the distance from the least-squares solution over its norm; moved:
+    from the start.
     """
     z = np.stack([*begun.z])
     curvature = np.linalg.norm(z, 2, axis=(1, 2)) ** 2
@@ -170,6 +171,8 @@ def others(begun: pd.DataFrame) -> pd.DataFrame:
             if power:
                 limit = polynomial_limit(start.z, power)
                 row |= {"own": angle(path[-1], limit), "own to SVM": angle(start.svm, limit)}
+                other = next(k for k in POWERS if k != power)
+                row["to other"] = angle(path[-1], polynomial_limit(start.z, other))
             rows.append(row)
     return _measured(begun, pd.DataFrame(rows))
 
