@@ -63,7 +63,7 @@ def main() -> None:
     """Measure the networks named behind the command, or all."""
     images = int(os.environ.get("IMAGES", "64"))
     # What is loaded on first use is not to be timed.
-    rows, _ = {}, latephase.diagnose
+    rows, _, began = {}, latephase.diagnose, time.perf_counter()
     for name in sys.argv[1:] or NETWORKS:
         rows[name] = row = measured(name, images)
         print(
@@ -72,7 +72,8 @@ def main() -> None:
             flush=True,
         )
     if not sys.argv[1:]:
-        save("diagnosis", {"images": images, "networks": rows})
+        duration = time.perf_counter() - began
+        save("diagnosis", {"images": images, "networks": rows, "duration": duration})
 
 
 if __name__ == "__main__":

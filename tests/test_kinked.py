@@ -537,6 +537,16 @@ def test_convolutions_and_poolings_are_chains(name, classes):
     check_equal(chain, Kinked(of), nearby(of))
 
 
+def test_a_module_that_takes_no_inputs_but_its_own_is_no_chain():
+    def checked(x):
+        if x.abs().max() > 1e-3:
+            raise RuntimeError("expected small inputs")
+        return x
+
+    of = problem(nn.Sequential(Call(checked), *dense(F.relu)), 1e-4 * X)
+    assert isinstance(kinked(of), Kinked)
+
+
 def test_smoothed_convolutions_are_chains():
     of = problem(CONVOLVED["powers"][0](), IMAGES).smoothed(0.1)
     chain, general = kinked(of), Kinked(of)

@@ -36,10 +36,11 @@ def as_chain(kinked: Kinked) -> Chain | None:
     if x.is_floating_point():
         probe = kinked.tensor(rng.normal(size=probe.shape)).to(x.dtype)
     with torch.no_grad():
-        calls = kinked.run(kinked.tensor(w), few, rng.random(kinked.K), True, probe)[1]
         try:
+            calls = kinked.run(kinked.tensor(w), few, rng.random(kinked.K), True, probe)[1]
             found = _Recognition(kinked).links(calls.events)
-        except _NoChainError:
+        except Exception:
+            # No chain, or a module that takes no inputs but such as it was given.
             return None
         seen = kinked.run(kinked.tensor(w), np.arange(problem.n), None, True)[1].events
     first = next(one for one in seen if isinstance(one, gates.Layer) and one.trained)
