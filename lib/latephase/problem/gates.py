@@ -190,6 +190,8 @@ class GatedCalls(TorchFunctionMode):
         # id of a parameter's transpose -> (that tensor, its index)
         self.transposes: dict[int, tuple[Tensor, int]] = {}
         self.events: list[Layer | Bend | Choice | Average] = []
+        # Where given, added to what layers return, so that no two values are the same.
+        self.noise: torch.Generator | None = None
         self.calls = self.step = self.decision = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -211,9 +213,12 @@ class GatedCalls(TorchFunctionMode):
         layer = self._listed(func, name, result, args, kwargs) if self.parameters else None
         if layer is None:
             return result
+        if self.noise is not None and isinstance(layer, Layer):
+            noise = torch.randn(result.shape, generator=self.noise, dtype=result.dtype)
+            layer = replace(layer, output=result + noise.to(result.device))
         self.events.append(layer)
         # Or a call in place would overwrite what is listed.
-        return result.clone()
+        return layer.output.clone()
 
     def _listed(self, func, name: str, result, args: tuple, kwargs: dict) -> Layer | Average | None:
         """Return a call as a layer or an average, if it is one."""

@@ -117,11 +117,11 @@ class Kinked:
         rows: np.ndarray,
         gates: np.ndarray | None,
         record: bool = False,
-        inputs: Tensor | None = None,
+        noise: torch.Generator | None = None,
     ) -> tuple[Tensor, GatedCalls]:
         """Return p [rows, ·] of the examples `rows`, repeated at will, and the calls made.
 
-        inputs: in place of theirs.
+        noise: of what `GatedCalls` adds to results of layers.
         """
         count = len(rows)
         whole = count == self.problem.n and np.array_equal(rows, np.arange(count))
@@ -132,9 +132,10 @@ class Kinked:
                 for site, own in zip(self.plan.sites, self.by_site(gates), strict=True)
             ]
         calls = GatedCalls(self.plan, count, spread)
+        calls.noise = noise
         index = slice(None) if whole else torch.from_numpy(rows)
-        x = self.problem.x[index] if inputs is None else inputs
-        return self.margins(w, x, self.problem.y[index], calls, record), calls
+        x, y = self.problem.x[index], self.problem.y[index]
+        return self.margins(w, x, y, calls, record), calls
 
     def place(self, kinks: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
         """Return where kinks stand in `flat` of `count` rows, each taken from the given row."""

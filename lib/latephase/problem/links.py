@@ -24,6 +24,8 @@ class Gather:
         self._padded = bool((self.index == width).any())
         kept = np.flatnonzero(self.index < width)
         places, times = slots(self.index[kept], width)
+        # Where all is padding, one place for what never comes.
+        times = max(times, 1)
         sources = np.full(width * times, len(self.index))
         sources[places] = kept
         # Of each entry of h, the entries that it went to.
