@@ -5,18 +5,20 @@
 Random images of the size each is made for, ten classes, weights as drawn. The goal is
 diagnose ≤ 3 × (forward + backward) + 5 s. Times are of the processor, of one process, so that
 others on the machine disturb them less; the ratio is within one run. IMAGES=16 takes fewer
-than 64. Saves results/diagnosis.json: network × seconds × what was given.
+than 64, where memory asks. Saves results/diagnosis.json: network × seconds × what was given; those
+named replace their rows in it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 
 import torch
 import torchvision
-from problems import save
+from problems import RESULTS, save
 from torch.nn import functional as F
 
 import latephase
@@ -60,20 +62,23 @@ def measured(name: str, images: int) -> dict:
 
 
 def main() -> None:
-    """Measure the networks named behind the command, or all."""
-    images = int(os.environ.get("IMAGES", "64"))
+    """Measure the networks named behind the command, whose rows are replaced, or all."""
+    images, path = int(os.environ.get("IMAGES", "64")), RESULTS / "diagnosis.json"
+    known = json.loads(path.read_text(encoding="utf8"))["networks"] if sys.argv[1:] else {}
     # What is loaded on first use is not to be timed.
-    rows, _, began = {}, latephase.diagnose, time.perf_counter()
+    _ = latephase.diagnose
     for name in sys.argv[1:] or NETWORKS:
-        rows[name] = row = measured(name, images)
+        began = time.perf_counter()
+        known[name] = row = measured(name, images)
+        row |= {"images": images, "duration": time.perf_counter() - began}
         print(
             f"{name:<20} passes {row['passes']:7.2f} s, diagnose {row['diagnose']:7.2f} s, "
             f"ratio {row['ratio']:5.2f}, goal {'met' if row['goal_met'] else 'missed'}",
             flush=True,
         )
-    if not sys.argv[1:]:
-        duration = time.perf_counter() - began
-        save("diagnosis", {"images": images, "networks": rows, "duration": duration})
+        save(
+            "diagnosis", {"networks": known, "duration": sum(r["duration"] for r in known.values())}
+        )
 
 
 if __name__ == "__main__":
