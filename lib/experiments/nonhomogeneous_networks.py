@@ -223,12 +223,18 @@ def claimed(
     """Return {claim: (its numbers, a start each, and its controls)} of live runs.
 
     networks: as trained; edge: how far margins move where steps throw a network about, by its seed.
+    Where the median of the starts is judged, so it is of the control while they learn.
     """
+
+    def learning(runs: Sequence[Live], of) -> dict[int, float]:
+        middle = float(np.median([while_learning(run.early, of) for run in runs]))
+        return {next(iter(edge)): middle}
+
     found, change = {}, changes(live)
     keys = ("h-alexnet", "biased", "densenet", "resnet")
     for key, (name, runs) in zip(keys, live.items(), strict=True):
-        learning = [while_learning(run.early, SHAPES) for run in runs]
-        found[f"{key}-settles"] = (change[name], {"while learning": learning, "edge": edge})
+        control = {"while learning": learning(runs, SHAPES), "edge": edge}
+        found[f"{key}-settles"] = (change[name], control)
     degrees = {name: [scaling(one, x) for one in nets] for name, nets in networks.items()}
     broken = {name: [defect for _, defect in pairs] for name, pairs in degrees.items()}
     broken["biased twin"] = broken.pop("with biases")
@@ -239,7 +245,7 @@ def claimed(
         "degree": (of_degree_8, {n: broken[n] for n in ("biased twin", "DenseNet", "ResNet")}),
         "other-units": (
             [shifted(run.late, NORMS) for run in homogeneous],
-            {"while learning": [while_learning(run.early, NORMS) for run in homogeneous]},
+            {"while learning": learning(homogeneous, NORMS)},
         ),
         "alignment": (
             [max(1 - run.late.alignment[-1] for run in runs) for runs in starts],
