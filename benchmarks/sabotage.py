@@ -64,7 +64,8 @@ SABOTAGES = {
     "gates of sliding kinks at one half": (
         "flow/newton.py",
         "        sliding, point = Sliding(self.gates, self.active, share), self.point\n",
-        "        sliding, point = Sliding(self.gates, self.active, half), self.point\n",
+        "        share = 0.5 + 0.0 * share\n"
+        "        sliding, point = Sliding(self.gates, self.active, share), self.point\n",
     ),
 }
 
