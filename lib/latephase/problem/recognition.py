@@ -19,7 +19,7 @@ from latephase.problem.chain import Chain, Link
 from latephase.problem.losses import other_classes
 from latephase.problem.margins import Problem
 from latephase.problem.rows import unfold
-from latephase.problem.vectors import to_numpy
+from latephase.problem.vectors import slots, to_numpy
 
 if TYPE_CHECKING:
     from latephase.problem.kinked import Kinked
@@ -133,13 +133,12 @@ class _Recognition:
             return
         one = torch.eye(width).to(event.input).reshape(width, *shape)
         matrix = to_numpy(event.again(one)).reshape(width, -1).T
-        used = matrix != 0.0
-        index, count = np.full((len(matrix), used.sum(1).max()), width), used.sum(1)
-        rows, columns = np.nonzero(used)
-        at = rows, np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        coefficients = np.zeros(index.shape)
-        index[at], coefficients[at] = columns, matrix[rows, columns]
-        self._add(links.Mixed(links.Gather(index, width), coefficients), event.output)
+        rows, columns = np.nonzero(matrix)
+        places, most = slots(rows, len(matrix))
+        index, coefficients = np.full(len(matrix) * most, width), np.zeros(len(matrix) * most)
+        index[places], coefficients[places] = columns, matrix[rows, columns]
+        mixed = links.Mixed(links.Gather(index, width), coefficients.reshape(-1, most))
+        self._add(mixed, event.output)
 
     def _take(self, wanted: Tensor) -> None:
         """Add what makes these values of those that the last link gave."""
