@@ -376,20 +376,20 @@ def unguarded() -> Iterator[None]:
 
 
 def in_another_metric(run, ratio: float = 3.0) -> float:
-    """Return the largest drop of α/‖W‖² along dW/dt = -D²∇R(W), D = `ratio` on every other neuron.
+    """Return the largest drop of α/‖W‖² along dW/dt = -∇R(W)D², D = `ratio` on the first input.
 
-    Of squared ReLUs with fixed signs, from the run's last direction and α = 1000. With W = DV this
-    is the flow of V with outer weights D² times as large: α/‖V‖² never falls, and W leaves the
-    direction from which α/‖W‖² can only fall.
+    Of two layers with fixed signs, from the run's last direction and α = 1000. With W = VD this is
+    the flow of V on the inputs Dx: α/‖V‖² never falls, and W leaves the direction from which
+    α/‖W‖² can only fall.
     """
     net = run.flow.write_to(copy.deepcopy(run.net), len(run.flow) - 1, normalized=True)
-    scale = torch.where(torch.arange(len(net[0].weight)) % 2 == 0, 1.0, ratio).double()
+    scale = torch.ones_like(run.task.x[0])
+    scale[0] = ratio
     size = (1e3 / run.flow.normalized_smoothed_margin[-1]) ** 0.5
     with torch.no_grad():
-        net[0].weight.mul_(size / scale[:, None])
-        net[-1].weight.mul_(scale**2)
-    flow = gradient_flow(net, run.task, until=1e6, tol=1e-3)
-    neurons = flow.direction.reshape(len(flow), len(scale), -1) * scale.numpy()[:, None]
+        net[0].weight.mul_(size / scale)
+    flow = gradient_flow(net, run.task.x * scale, run.task.y, until=1e6, tol=1e-3)
+    neurons = flow.direction.reshape(len(flow), -1, len(scale)) * scale.numpy()
     log_norm = flow.log_norm + np.log(np.linalg.norm(neurons, axis=(1, 2)))
     return largest_drop(flow.smoothed_margin * np.exp(-2 * log_norm))
 

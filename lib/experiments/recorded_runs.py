@@ -331,7 +331,8 @@ def findings(runs: Iterable[Recorded]) -> pd.DataFrame:
     separation. large, small: of the nearly homogeneous, how far from a power of the scale at s = 64
     and at s = 1. rise, rise of the twin: of the narrow AlexNets, the ratio ‖A‖₂/‖A‖_F of the first
     two dense layers at the end over that at the start, the smaller of the two; layers: at the end.
-    balanced, single: defects of the exponents that the layers give, and of one for all groups.
+    balanced, single: defects of the exponents that the layers give, and of one for all groups
+    where there are no such.
     """
     found = []
     for run in runs:
@@ -352,10 +353,10 @@ def findings(runs: Iterable[Recorded]) -> pd.DataFrame:
         if narrow_alexnet(run):
             late, twin = ((one.ratio[-1] / one.ratio[0])[:2].min() for one in (run.late, run.twin))
             row |= {"rise": late, "rise of the twin": twin, "layers": run.late.ratio[-1, :2]}
-        if not run.kind.startswith("bare"):
-            row["balanced"] = euler_defect(run.groups, foretold(run))
-        if run.kind == "with biases":
+        if run.kind.startswith("bare"):
             row["single"] = single_exponent_defect(run.groups)
+        else:
+            row["balanced"] = euler_defect(run.groups, foretold(run))
         found.append(row)
     return pd.DataFrame(found)
 
@@ -391,7 +392,7 @@ def claimed(
     return _of_all("recorded", new, direction) | {
         "seen-direction": (seen.bound, direction),
         "recorded-margins": (least, margins),
-        "exponents": (found.balanced.dropna(), {"one exponent": single}),
+        "exponents": (found.balanced.dropna(), {"bare networks": single}),
         "homogenized": (near.large, {"as trained": near.small}),
         "spectral-ratios": (rise.rise, {"constant steps": rise["rise of the twin"]}),
     }

@@ -20,7 +20,7 @@ A revolution multiplies ln ρ by several hundred, so everything is a function of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -244,17 +244,17 @@ class HatNetwork(nn.Module):
         return inputs * (square ** (self.degree / 2) * height)[None]
 
 
-def paths(seeds: Iterable[int], reach: float, hats: Iterable[str] = HATS) -> pd.DataFrame:
-    """Return the flows on some of `HATS` to σ = reach, a row each: hat, seed, x, psi, path.
+def paths(seeds: Iterable[int], reach: float, hats: Mapping[str, Hat] = HATS) -> pd.DataFrame:
+    """Return the flows on hats, {name: hat}, to σ = reach, a row each: hat, seed, x, psi, path.
 
     Of each seed a start: X between 2 and 6, on one side of the ridge or on the other.
     """
     clock, rows = np.arange(0.0, reach + 0.01, 0.02), []
-    for name in hats:
+    for name, hat in hats.items():
         for seed in seeds:
             rng = np.random.default_rng(seed)
             x, psi = rng.uniform(2, 6), (-1) ** seed * rng.uniform(0.05, 1)
-            rows.append((name, seed, x, psi, follow(HATS[name], x, psi, clock)))
+            rows.append((name, seed, x, psi, follow(hat, x, psi, clock)))
     return pd.DataFrame(rows, columns=["hat", "seed", "x", "psi", "path"])
 
 
@@ -273,10 +273,10 @@ def records(run, every: int = 5) -> pd.DataFrame:
 
 
 def turns(run) -> pd.DataFrame:
-    """Return a row for each whole turn in the proper range, of a hat without a cap.
+    """Return a row for each whole turn in the proper range.
 
     X where it begins, its length, the factor by which it multiplies ln ‖W‖, and that factor by the
-    law of the valley and by that of the ridge.
+    laws of the valley and of the ridge of a hat without a cap.
     """
     hat = run.path.hat
     sigma, x, length = revolutions(run.path, PROPER - np.log(hat.degree))
@@ -301,19 +301,23 @@ def paces(run) -> pd.DataFrame:
 def measures(run) -> dict[str, float]:
     """Return what a run shows in the proper range, and before.
 
-    settled: the last pace over the first; turned: full circles; growth: the least ratio of the
+    settled: the last pace over the first; power: of X with which the length falls that a unit of X
+    takes, by least squares of logarithms; turned: full circles; growth: the least ratio of the
     lengths of a turn and the one before, or of factors of ln α that would make one; share: of its
     length, up to α = 10^300.
     """
     path = run.path
     length, log_alpha = path.path_length, path.log_smoothed_margin
-    late = path.longitude[np.searchsorted(log_alpha, np.exp(PROPER)) :]
+    begun = np.searchsorted(log_alpha, np.exp(PROPER))
+    late, x = path.longitude[begun:], path.x[begun:]
+    pace = np.diff(length[begun:]) / np.diff(x)
     if run.hat == "Mexican hat":
         each = turns(run)["length of a turn (radians)"].to_numpy()
     else:
         each = stretches(length, log_alpha, np.exp(PROPER), np.exp(2 * np.pi))
     return {
         "settled": last_to_first(paces(run)[PACE].to_numpy()),
+        "power": -np.polyfit(np.log(x[1:]), np.log(pace), 1)[0],
         "turned": (late[-1] - late[0]) / (2 * np.pi),
         "growth": np.min(each[1:] / each[:-1]),
         "share": np.interp(np.log(1e300), log_alpha, length) / length[-1],
