@@ -417,7 +417,7 @@ def numbers(found: pd.DataFrame) -> dict[str, float]:
     ends = np.concatenate([*found["layers"].dropna()])
     told = {
         "shift-least": found["shift"].min(), "shift-most": found["shift"].max(),
-        "learn-least": found.learned.min(),
+        "learn-least": found.learned.min(), "bare-least": found.single.min(),
         "direction-least": min(fit.low for fit in found.direction),
         "cosine-least": found.cosine.min(), "cosine-most": found.cosine.max(),
         "reach-least": found.end.min(),
