@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,11 @@ class Compliance:
 
     def __init__(self, own: np.ndarray, coupling: np.ndarray | None, examples: np.ndarray) -> None:
         self.own, self.coupling, self.examples = own, coupling, examples
-        self.starts = np.flatnonzero(np.diff(examples, prepend=-1))
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where in the margins each example begins."""
+        return np.flatnonzero(np.diff(self.examples, prepend=-1))
 
     def among(self, chosen: np.ndarray) -> Compliance:
         """Return E of these rows alone, ascending, the kinks among them."""
