@@ -805,6 +805,8 @@ REFUSED = {
     "truncated": (lambda z: z * z.int(), r"int in '1'.* jumps with the weights"),
     "item": (lambda z: z + 0 * z.sum().item(), r"item in '1': it makes a Python value"),
     "copied sign": (lambda z: torch.copysign(z, z), r"copysign in '1': its kinks or jumps"),
+    "angle": (lambda z: z * torch.angle(z), r"angle in '1': its kinks or jumps"),
+    "half plane": (lambda z: z * torch.atan2(z, 0 * z), r"atan2 in '1': its kinks or jumps"),
     "root": (lambda z: (z * z).sqrt(), r"sqrt in '1': the square root of a square has a kink"),
     "half power": (lambda z: (z**2) ** 0.5, r"pow in '1': the square root of a square"),
     "square, root": (lambda z: z.square().sqrt(), r"sqrt in '1': the square root of a square"),

@@ -369,6 +369,52 @@ def test_dead_examples_are_named():
     np.testing.assert_array_equal(raised.value.certificate, [0, 0, 0.5, 0, 0, 0, 0.5, 0])
 
 
+def pooled_sequences(data, weights, channels=2):
+    """Return a convolution of eight numbers, ReLU, pooling of pairs and a layer, and data."""
+    x = np.random.default_rng(data).normal(size=(8, 1, 8))
+    y = np.where(x[:, 0, :4].sum(1) > 0, 1, -1)
+    torch.manual_seed(weights)
+    layers = [nn.Conv1d(1, channels, 3, bias=False), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(3 * channels, 1, bias=False)), x, y
+
+
+def test_maxima_of_units_that_are_shut_do_not_slide():
+    # The larger of two outputs that are zero, whatever the weights: example 6 is dead.
+    with pytest.raises(latephase.NotSeparated, match=r"stays zero, for 1 example \(6\)"):
+        latephase.gradient_flow(*pooled_sequences(113, 13), at=[8.0], tol=1e-2)
+
+
+def test_a_flow_that_comes_to_rest_at_zero_is_not_separated():
+    # An example slides to zero output, and α to zero, above which rounding lifts it.
+    with pytest.raises(latephase.NotSeparated, match=r"the gradients of 1 example \(1\) cancel"):
+        latephase.gradient_flow(*pooled_sequences(130, 30), at=[8.0], tol=1e-2)
+
+
+def test_a_step_that_begins_where_all_was_shut_is_not_cut_short():
+    x = np.random.default_rng(4).normal(size=(10, 1, 6, 6))
+    y = np.where(x[:, 0, :3].sum((1, 2)) > 0, 1, -1)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(12, 1, bias=False))
+    assert latephase.gradient_flow(net, x, y, at=[0.1], tol=1e-3).smoothed_margin[0] >= 0.1
+
+
+def test_a_module_that_changes_on_the_way_is_told():
+    class Turning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.calls = relu_network(3, 12, 1, seed=0), 0
+
+        def forward(self, x):
+            self.calls += 1
+            slope = 0.0 if self.calls < 12 else 0.5
+            return self.layers[2](nn.functional.leaky_relu(self.layers[0](x), slope))
+
+    x = np.random.default_rng(11).normal(size=(14, 3))
+    with pytest.raises(ValueError, match="differ from call to call"):
+        latephase.gradient_flow(Turning(), x, np.sign(x[:, 0]), until=1.0, tol=1e-2)
+
+
 def test_a_last_layer_of_zeros_shuts_nothing():
     module, (x, y) = relu_network(2, 12, 1, seed=1), circle(12, 1)
     with torch.no_grad():

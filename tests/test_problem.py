@@ -305,6 +305,16 @@ def test_examples_that_depend_on_the_batch_are_refused():
         Problem(Centered(), X, Y)
 
 
+def test_an_example_alone_that_gives_nan_is_no_agreement():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            z = super().forward(x)
+            return z * ((z - z.mean(0)).square().sum(0) / (len(z) - 1))
+
+    with pytest.raises(ValueError, match="depends on the other examples of the batch"):
+        Problem(Scaled(3, 1, bias=False), X, Y)
+
+
 def test_outputs_that_are_not_finite():
     class Log(nn.Linear):
         def forward(self, x):

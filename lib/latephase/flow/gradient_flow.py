@@ -15,7 +15,12 @@ from latephase.flow.progress import progress
 from latephase.flow.trajectory import RECORDED, Trajectory
 from latephase.flow.tuning import TUNING
 from latephase.problem import vectors
-from latephase.problem.checks import checked_count, checked_inputs, checked_numbers
+from latephase.problem.checks import (
+    checked_count,
+    checked_flags,
+    checked_inputs,
+    checked_numbers,
+)
 from latephase.problem.degree import checked_degree, few_of
 from latephase.problem.homogenization import Homogenization
 from latephase.problem.losses import Loss
@@ -99,6 +104,7 @@ def gradient_flow(
         until = levels[-1]
     _check_settings(until, tol, records, kink_smoothing, attempts)
     checked_numbers(jacobian_bytes=jacobian_bytes)
+    checked_flags(companion=companion, homogenized=homogenized)
     if homogenized:
         module = Homogenization(module, few_of(checked_inputs(x)))
     problem = Problem(module, x, y, loss, jacobian_bytes, kink_smoothing)
@@ -120,6 +126,7 @@ def gradient_flow(
             return course.run(until) if at is None else _landing(course, levels)
 
     flow = followed(problem, settings)
+    problem.check_again()
     if companion:
         finer = followed(problem.recounted(), settings | {"tol": settings["tol"] / 4.0})
         last = -len(levels)

@@ -268,8 +268,10 @@ class Stepper:
             one.filled() for one in (state.sliding, first.sliding, second.sliding)
         )
         seen = begin * (before - end) + middle * (between - end)
-        seen[slides[0] | slides[2]] = 0.0
-        crossed = (before != end) & ~slides[0] & ~slides[2]
+        # Where a step begins at z = 0 without sliding, what is before the kink was shut.
+        aside = slides[0] | slides[2] | (state.z == 0.0)
+        seen[aside] = 0.0
+        crossed = (before != end) & ~aside
         z0, z1, z2 = (np.abs(z) + 1e-300 for z in (state.z, first.z, second.z))
         late = between == before
         part = np.where(late, gamma + (1.0 - gamma) * z1 / (z1 + z2), gamma * z0 / (z0 + z1))

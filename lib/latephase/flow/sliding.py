@@ -42,7 +42,7 @@ from latephase.problem.losses import Loss
 
 
 class Change(NamedTuple):
-    """A kink that is to slide, its gate the guess of where, or to have the gate 0 or 1."""
+    """A kink that is to slide, its gate the guess of where, or to have the gate as it is."""
 
     kink: int
     slides: bool
@@ -158,6 +158,8 @@ class Slider:
         largest, slides = np.abs(c).max(initial=0.0), np.zeros(len(c), dtype=bool)
         slides[active] = True
         s = found.sliding.filled()
+        still = self._still(found)
+        slides[still] = False
         crossed = ~slides & np.where(gates > 0.0, z < -width, z > width)
         # Of an example that has lost its weight, kinks matter to nothing and follow their signs.
         idle = np.abs(c) <= math.exp(-TUNING.live) * largest
@@ -165,6 +167,7 @@ class Slider:
             Change(k, False, float(z[k] > 0.0))
             for k in np.flatnonzero(idle & (slides | crossed)).tolist()
         ]
+        changes += [Change(k, False, min(max(s[k], 0.0), 1.0)) for k in still.tolist()]
         attracting = (c < 0.0) & ~idle
         # Either side leads away: the flow goes on with the gate that it came with, or nearly so.
         changes += [
@@ -188,6 +191,19 @@ class Slider:
         return changes or [
             Change(k, False, 1.0 - float(gates[k])) for k in self._farthest(crossed, far, single)
         ]
+
+    def _still(self, found: Solved) -> np.ndarray:
+        """Return the kinks that slide though nothing moves their z: what is before them is shut.
+
+        They are to keep their gates until they are woken.
+        """
+        active = found.sliding.active
+        zero = active[found.z[active] == 0.0]
+        if len(zero):
+            point = self.kinked.at(found.theta, found.sliding.gates, active)
+            point.select(np.zeros(0, dtype=int))
+            zero = active[point.squares() == 0.0]
+        return zero
 
     def _farthest(self, among: np.ndarray, far: np.ndarray, single: bool) -> list[int]:
         """Return of each unit the kink that is the farthest off; single: of all.

@@ -232,6 +232,18 @@ def checked_count(name: str, value: Any) -> int:
     return int(value)
 
 
+def checked_flags(**values: Any) -> None:
+    """Raise ValueError unless all values are True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected True or False, got {value!r}")
+
+
+def drifted(before: Tensor, now: Tensor) -> bool:
+    """Return whether the same outputs, computed again, differ by more than rounding."""
+    return not bool((before - now).abs().max() <= 1e-9 * before.abs().max())
+
+
 def checked_numbers(**values: Any) -> None:
     """Raise ValueError unless all values are real numbers."""
     for name, value in values.items():

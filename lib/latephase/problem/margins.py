@@ -21,6 +21,7 @@ from latephase.problem.checks import (
     checked_inputs,
     checked_labels,
     checked_outputs,
+    drifted,
     own_line,
     raise_on_contradiction,
 )
@@ -312,17 +313,27 @@ class Problem:
             if "_higher_order_ops" in str(error):
                 why = "torch.cond and other control flow on values is not followed"
             raise ValueError(f"module: {why}{own_line(error)}") from error
-        if (once - again).abs().max() > 1e-9 * once.abs().max():
+        self._seen = w, few, again.detach()
+        if drifted(once, again):
             raise ValueError(DRIFTS)
         self.true_gradient = self._is_gradient(w, weights, few, to_numpy(expected))
         came, expected = rows.T @ to_numpy(weights), to_numpy(expected)
         # Both are float64 sums of the same terms in another order.
-        if np.linalg.norm(came - expected) > 1e-9 * (np.linalg.norm(expected) + 1e-300):
+        allowed = 1e-9 * (np.linalg.norm(expected) + 1e-300)
+        # NaN, of an example alone, is no agreement.
+        if not np.linalg.norm(came - expected) <= allowed:
             raise ValueError(
                 "module: its output for an example depends on the other examples of the batch; "
                 "margins of single examples are not defined"
             )
         return self._vectorized
+
+    def check_again(self) -> None:
+        """Raise ValueError where the module no longer has the outputs that it had at first."""
+        w, few, before = self._seen
+        with torch.no_grad():
+            if drifted(before, self._batch_margins(w, few).reshape(-1)):
+                raise ValueError(DRIFTS)
 
     def _is_gradient(self, w: Tensor, weights: Tensor, rows: Tensor, gradient: np.ndarray) -> bool:
         """Return whether the gradient of Σ weights_i p_i is that of its values.

@@ -13,8 +13,9 @@ KNOWN = (
 )
 # fmt: off
 _REFUSED = {
-    "adaptive_max_pool3d", "aminmax", "bernoulli", "cdist", "ceil", "copysign", "cummax",
-    "cummin", "dist", "fix", "floor", "floor_divide", "floordiv", "fmod", "frac",
+    "adaptive_max_pool3d", "aminmax", "angle", "arctan2", "atan2", "bernoulli", "cdist", "ceil",
+    "copysign", "cummax", "cummin", "dist", "fix", "floor", "floor_divide", "floordiv", "fmod",
+    "frac",
     "fractional_max_pool2d", "fractional_max_pool2d_with_indices", "gumbel_softmax",
     "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside", "huber_loss", "hypot",
     "kthvalue", "l1_loss", "linalg_cond", "linalg_eigh", "linalg_eigvalsh", "linalg_svd",
