@@ -166,9 +166,10 @@ def test_it_is_json_for_every_reader(tmp_path):
         ledger.read(path, own=False)
 
 
-def test_theorems_of_the_reference_hold_and_its_controls_are_finite():
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_theorems_of_the_reference_hold_and_its_controls_are_finite(profile):
     # Labels that nobody can learn make infinity of most measures: no bound could let that pass.
-    rows = ledger.read(ROOT / "results" / "ledger.quick.json", own=False)
+    rows = ledger.read(ROOT / "results" / f"ledger.{profile}.json", own=False)
     assert {row["status"] for row in rows if row["kind"] == THEOREM} == {CONFIRMED}
     for row in rows:
         of_controls = [number for of in row["controls"].values() for number in of["values"]]
