@@ -12,6 +12,7 @@ from torch import nn
 
 import latephase
 from latephase.flow.course import Course, past
+from latephase.flow.ending import ended
 from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.linear import boxed
 from latephase.flow.newton import Sliding
@@ -385,9 +386,14 @@ def test_maxima_of_units_that_are_shut_do_not_slide():
 
 
 def test_a_flow_that_comes_to_rest_at_zero_is_not_separated():
-    # An example slides to zero output, and α to zero, above which rounding lifts it.
+    net, x, y = pooled_sequences(130, 30)
+    settings = {"tol": 1e-2, "records": 9, "until": 8.0}
+    course = Course(Problem(net, x, y), 2.0, settings)
+    # An example slides to zero output, and α to zero, above which rounding may lift it.
     with pytest.raises(latephase.NotSeparated, match=r"the gradients of 1 example \(1\) cancel"):
-        latephase.gradient_flow(*pooled_sequences(130, 30), at=[8.0], tol=1e-2)
+        course.run(8.0)
+    course.state = dataclasses.replace(course.state, smoothed_margin=1e-27)
+    assert isinstance(ended(course), latephase.NotSeparated)
 
 
 def test_a_step_that_begins_where_all_was_shut_is_not_cut_short():
