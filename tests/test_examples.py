@@ -336,9 +336,10 @@ def test_the_exact_solver_takes_what_the_others_do():
     [
         *({"until": "3"}, {"tol": None}, {"records": 2.5}, {"attempts": "x"}),
         *({"jacobian_bytes": "1"}, {"degree": "1"}, {"degree": np.nan}, {"kink_smoothing": "a"}),
+        *({"companion": "x"}, {"homogenized": 1}),
     ],
 )
-def test_a_setting_that_is_no_number_is_named(setting):
+def test_a_setting_of_another_kind_is_named(setting):
     (name,) = setting
     net = nn.Linear(3, 1, bias=False)
     with pytest.raises(ValueError, match=f"^{name}: "):

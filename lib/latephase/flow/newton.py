@@ -25,7 +25,7 @@ from latephase.problem.losses import EXPONENTIAL, TAIL, soft_margins
 class Sliding:
     """Gates [K] of 0 or 1, and the kinks that slide: their indices [A], ascending, and gates [A].
 
-    A kink that slides has 0 in `gates`.
+    A kink that slides has 0 in `gates`; one that slid until all before it was shut, what it had.
     """
 
     gates: np.ndarray
