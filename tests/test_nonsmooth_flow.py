@@ -12,7 +12,7 @@ from torch import nn
 
 import latephase
 from latephase.flow.course import Course, past
-from latephase.flow.ending import ended
+from latephase.flow.ending import _only_dead, ended
 from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.linear import boxed
 from latephase.flow.newton import Sliding
@@ -370,19 +370,34 @@ def test_dead_examples_are_named():
     np.testing.assert_array_equal(raised.value.certificate, [0, 0, 0.5, 0, 0, 0, 0.5, 0])
 
 
-def pooled_sequences(data, weights, channels=2):
+def pooled_sequences(data, weights):
     """Return a convolution of eight numbers, ReLU, pooling of pairs and a layer, and data."""
     x = np.random.default_rng(data).normal(size=(8, 1, 8))
     y = np.where(x[:, 0, :4].sum(1) > 0, 1, -1)
     torch.manual_seed(weights)
-    layers = [nn.Conv1d(1, channels, 3, bias=False), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(3 * channels, 1, bias=False)), x, y
+    layers = [nn.Conv1d(1, 2, 3, bias=False), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(6, 1, bias=False)), x, y
 
 
 def test_maxima_of_units_that_are_shut_do_not_slide():
     # The larger of two outputs that are zero, whatever the weights: example 6 is dead.
     with pytest.raises(latephase.NotSeparated, match=r"stays zero, for 1 example \(6\)"):
         latephase.gradient_flow(*pooled_sequences(113, 13), at=[8.0], tol=1e-2)
+
+
+def test_an_example_that_may_wake_is_dead_at_rest_alone():
+    net, x, y = pooled_sequences(113, 13)
+    course = Course(Problem(net, x, y), 2.0, {"tol": 1e-2, "records": 9, "until": 8.0})
+    with pytest.raises(latephase.NotSeparated):
+        course.run(8.0)
+    kinks, sliding = course.stepper.kinked, course.state.sliding
+    (maximum,) = np.flatnonzero((kinks.owner == 6) & (kinks.site == 1))[:1]
+    for gate, dead in ((0.0, True), (0.5, False), (1.0, True)):
+        gates = np.round(sliding.gates)
+        gates[maximum] = gate
+        state = dataclasses.replace(course.state, smoothed_margin=-1e-5)
+        course.state = dataclasses.replace(state, sliding=dataclasses.replace(sliding, gates=gates))
+        assert _only_dead(course) is dead
 
 
 def test_a_flow_that_comes_to_rest_at_zero_is_not_separated():
