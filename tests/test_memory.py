@@ -55,9 +55,14 @@ def classes(k, n=64, dims=20):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks as Linux counts them")
 def test_the_peak_stays_below_twice_the_bound():
-    run = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    through_weights, by_some_rows = map(int, run.stdout.split())
+    def peaks():
+        run = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return tuple(map(int, run.stdout.split()))
+
+    # The allocator's pages add 0.1 to 0.4 MB that differ from process to process, never less than
+    # nothing: the least of three processes is what the flow took.
+    through_weights, by_some_rows = np.min([peaks() for _ in range(3)], axis=0)
     # B Bᵀ takes 128 MB of the former and 7 MB of the latter, several times while it is made.
     assert through_weights < 2 * 10**6
     assert by_some_rows < 2 * 10**6
