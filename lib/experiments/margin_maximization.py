@@ -6,6 +6,7 @@ The largest margin of any network of squared ReLUs is found by linear programmin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ ALPHA, MISSING = "smoothed margin α", "share of the global margin missing"
 TURNED, GAP = "angle to the SVM direction (radians)", "|margin / ($γ L^{-L/2}$) − 1|"
 SPREAD, DISTANCE = "dual mass off the SVM's support", "Σ|q − q of the SVM|"
 NARROW = "one of each sign"
+LAW = "error · (ln t + c) / C"
 # Of the directions among which linear programs choose, and of the bins in which masses are shown.
 _AROUND = 2 * np.pi * np.arange(4000) / 4000
 GRID = np.stack([np.cos(_AROUND), np.sin(_AROUND)], axis=1)
@@ -39,6 +41,10 @@ EDGES = np.linspace(0, 2 * np.pi, 91) - np.pi / 90
 # Φ = u₁v₁x₁ + u₂v₂x₂ with one example, whose flow can be trapped: the margins of (u₁, u₂, v₁, v₂).
 ONE = torch.tensor([[1.0, 2.0]], dtype=torch.float64), [1]
 TRAP = Problem(diagonal([1, 0], [1, 0]), *ONE)
+# A metric in which the second coordinate's weights move slower, and the example in its weights.
+SLOWER = 0.75
+METRIC = np.sqrt([1.0, SLOWER])
+SLOW = ONE[0] * torch.tensor([1.0, SLOWER], dtype=torch.float64), ONE[1]
 
 
 def circle_masses(vectors: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -299,17 +305,19 @@ def trap_runs(seeds: Sequence[int], until: float) -> pd.DataFrame:
     """Return flows about the trap, a row each with start, seed and flow.
 
     trapped: u₁ = v₁ > 0 and u₂ = v₂ = 0; unequal factors: u₁ ≠ v₁, to α = 10; moved: the first, by
-    a thousandth in a random direction.
+    a thousandth in a random direction; another metric: the moved, u₂ and v₂ slower by `SLOWER`,
+    that is Φ = u₁v₁x₁ + SLOWER u₂v₂x₂ in weights of which u₂ and v₂ are divided by its root.
     """
     far, rows = {"until": until, "records": 10_000, "tol": 1e-3}, []
     for seed in seeds:
         rng = np.random.default_rng(seed)
         a, b = rng.uniform(0.5, 2.0, 2)
         moved = 1e-3 * rng.standard_normal((2, 2)) + [a, 0]
-        starts = {"trapped": ([a, 0], [a, 0], far), "moved": (*moved, far),
-                  "unequal factors": ([a, 0], [b, 0], {"until": 10.0})}  # fmt: skip
-        for start, (u, v, settings) in starts.items():
-            rows.append((start, seed, gradient_flow(diagonal(u, v), *ONE, **settings)))
+        starts = {"trapped": ([a, 0], [a, 0], ONE, far), "moved": (*moved, ONE, far),
+                  "unequal factors": ([a, 0], [b, 0], ONE, {"until": 10.0}),
+                  "another metric": (*(moved / METRIC), SLOW, far)}  # fmt: skip
+        for start, (u, v, data, settings) in starts.items():
+            rows.append((start, seed, gradient_flow(diagonal(u, v), *data, **settings)))
     return pd.DataFrame(rows, columns=["start", "seed", "flow"])
 
 
@@ -332,15 +340,22 @@ def steepest(w: np.ndarray) -> tuple[float, np.ndarray]:
     return values[-1], tangents[:, -1]
 
 
-def misses(flows: Sequence[Trajectory], unstable: np.ndarray, exponent: float) -> list[float]:
+def misses(
+    flows: Sequence[Trajectory],
+    unstable: np.ndarray,
+    exponent: float,
+    metric: Sequence[float] = (1.0, 1.0),
+) -> list[float]:
     """Return how far the foretold ln α of each departure is off, relative to the wait for it.
 
     A flow departs where the share of its direction along `unstable` reaches a tenth; foretold from
-    that at the first α ≥ 10, as if it grew like α^exponent.
+    that at the first α ≥ 10, as if it grew like α^exponent. metric: what the weights (u₁, u₂) and
+    (v₁, v₂) of the flows are to be multiplied by.
     """
     found = []
     for flow in flows:
-        share, log_alpha = np.abs(flow.direction @ unstable), np.log(flow.smoothed_margin)
+        w, log_alpha = flow.direction * np.tile(metric, 2), np.log(flow.smoothed_margin)
+        share = np.abs(w @ unstable) / np.linalg.norm(w, axis=1)
         start, end = np.argmax(flow.smoothed_margin >= 10), np.argmax(share >= 0.1)
         pair = slice(end - 1, end + 1)
         left = np.interp(np.log(0.1), np.log(share[pair]), log_alpha[pair])
@@ -380,11 +395,12 @@ def descents(runs: pd.DataFrame, steps: int) -> pd.DataFrame:
 
     A row for each rule, seed and record: the steps t, the error of the direction, Ση̂ in units of
     (ln n + 1)/γ², the share of γ that the margin lacks, by how much of γ it exceeds its bound, and
-    the same with t taken for Ση̂.
+    the same with t taken for Ση̂, and the error beside its `logarithmic_law`.
     """
     svm, gamma = (np.stack(parts) for parts in list(zip(*runs.svm, strict=True))[:2])
     z = np.stack([task.y.numpy()[:, None] * task.x.numpy() for task in runs.task])
-    marks = np.geomspace(1, steps, 1 + round(10 * np.log10(steps))).round().astype(int)
+    marks = ten(steps)
+    laws = [(law.constant, law.shift) for law in map(logarithmic_law, z)]
     allowed, models = (np.log(z.shape[1]) + 1) / gamma, together.linear_family(z)
     # Steps η = 1/R, and the constant η = 1 on the mean risk.
     rules = {
@@ -406,10 +422,99 @@ def descents(runs: pd.DataFrame, steps: int) -> pd.DataFrame:
             "above the bound": (reached - gamma + allowed / run.passed) / gamma,
             "above the bound for t": (reached - gamma + allowed / counted) / gamma,
         }
+        columns[LAW] = beside(columns["‖w/‖w‖ − SVM direction‖"], counted, *zip(*laws, strict=True))
         seeds = np.tile(runs.seed, len(counted))
         columns = {key: values.ravel() for key, values in columns.items()}
         parts.append(pd.DataFrame({"rule": name, "seed": seeds} | columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def ten(steps: int) -> np.ndarray:
+    """Return ten numbers of steps a decade, from the first to the last."""
+    return np.geomspace(1, steps, 1 + round(10 * np.log10(steps))).round().astype(int)
+
+
+def beside(error: np.ndarray, t: np.ndarray, constant, shift) -> np.ndarray:
+    """Return error (ln t + c)/C for each set of points, arrays [records, sets]; C, c [sets]."""
+    return error * (np.log(t) + np.array(shift)) / np.array(constant)
+
+
+@dataclass(frozen=True, eq=False)
+class LogarithmicLaw:
+    """What the support vectors say of descent with constant steps, as `logarithmic_law` has it.
+
+    constant, shift: C and c; direction [d] of the machine; held [n], which examples hold the
+    margin; slowest: the power of 1/t at which the start is forgotten, 0 where they do not span.
+    """
+
+    constant: float
+    shift: float
+    direction: np.ndarray
+    held: np.ndarray
+    slowest: float
+
+
+def logarithmic_law(z: np.ndarray) -> LogarithmicLaw:
+    """Return the law C/(ln t + c) of the error ‖w/‖w‖ - u‖ after t steps η = 1 on the mean risk.
+
+    Rows z [n, d]. Soudry et al.: w = ŵ ln t + w̃ + o(1) with ŵ = u/γ = Σ μ_i z_i, the least vector
+    with all ⟨ŵ, z_i⟩ ≥ 1. Then dw/dt = Σ e^{-⟨w, z_i⟩} z_i/n is ŵ/t if e^{-⟨w̃, z_i⟩} = n μ_i for
+    each support vector, which gives w̃ in their span. Across u, w is as long as w̃ is there, along u
+    it is (ln t + γ⟨w̃, u⟩)/γ: C = γ‖w̃ - ⟨w̃, u⟩u‖ and c = γ⟨w̃, u⟩, up to the error's square. What a
+    start has left falls like t^-λ, λ being the eigenvalues of Σ μ_i z_i z_iᵀ, of which u has 1.
+    """
+    ones = np.ones(len(z))
+    u, gamma = hard_margin(z, ones)
+    dual = hard_margin_dual(z, ones) / gamma**2
+    held = dual > 0.0
+    w = np.linalg.lstsq(z[held], -np.log(len(z) * dual[held]), rcond=None)[0]
+    constant = gamma * np.linalg.norm(w - (w @ u) * u)
+    slowest = np.linalg.eigvalsh((z.T * dual) @ z)[0]
+    return LogarithmicLaw(float(constant), float(gamma * (w @ u)), u, held, float(slowest))
+
+
+def held_sets(seeds: Sequence[int]) -> list[np.ndarray]:
+    """Return a set of twenty rows [20, 4] for each seed on which the law is seen early.
+
+    Drawn until four rows hold the margin and no part of the start is forgotten more slowly than
+    1/t; the other rows are moved out to three times their place.
+    """
+    sets = []
+    for seed in seeds:
+        for draw in itertools.count():
+            task = separable_points(20, 4, margin=0.2, seed=1000 * seed + draw)
+            z = task.y.numpy()[:, None] * task.x.numpy()
+            law = logarithmic_law(z)
+            if law.held.sum() == 4 and law.slowest > 1.0 - 1e-9:
+                break
+        sets.append(np.where(law.held[:, None], z, 3.0 * z))
+    return sets
+
+
+def constant_steps(seeds: Sequence[int], steps: int) -> pd.DataFrame:
+    """Return the error beside its law on `held_sets`, from w = 0 with η = 1 on the mean risk.
+
+    A row for each seed and record; "at rest": the same of the least-squares solution.
+    """
+    z = np.stack(held_sets(seeds))
+    laws, marks = [logarithmic_law(one) for one in z], ten(steps)
+    start, rate = np.zeros((len(z), z.shape[-1])), 1 / z.shape[1]
+    run = together.descend(together.linear_family(z), start, rate, steps=steps, keep=marks)
+    rest = [np.linalg.lstsq(one, np.ones(len(one)), rcond=None)[0] for one in z]
+    u = np.stack([law.direction for law in laws])
+    about = [law.constant for law in laws], [law.shift for law in laws]
+    counted = np.repeat(run.steps[:, None], len(z), axis=1)
+    columns = {"seed": np.tile(seeds, len(run.steps)), "steps t": counted.ravel()}
+    for name, w in ((LAW, run.w), ("at rest", np.array(rest))):
+        error = np.linalg.norm(w / np.linalg.norm(w, axis=-1, keepdims=True) - u, axis=-1)
+        columns[name] = beside(error, counted, *about).ravel()
+    return pd.DataFrame({"rule": "constant steps"} | columns)
+
+
+def off_law(rows: pd.DataFrame, rule: str, column: str = LAW) -> dict:
+    """Return for each seed by how much `beside` is off one at most, over the last decade of t."""
+    late = rows[(rows.rule == rule) & (rows["steps t"] >= rows["steps t"].max() / 10)]
+    return frames.seedwise(late.seed, np.abs(late[column] - 1.0), max)
 
 
 def last_decade(rows: pd.DataFrame) -> float:
