@@ -105,3 +105,14 @@ def test_two_points_have_a_closed_form():
 def test_points_without_a_common_half_space():
     with pytest.raises(ValueError, match="not separable"):
         other_losses.polynomial_limit(np.array([[1.0, 0.0], [-1.0, 0.0]]), 1.0)
+
+
+def test_the_clock_of_a_polynomial_tail_is_that_of_its_own_smoothed_margin():
+    # One example with p = t^(1/6): α = p, which is off by α - ln t - 2 ln γ.
+    time = np.geomspace(1.0, 1e19, 2000)
+    p = time[:, None] ** (1 / 6)
+    first = np.argmax(p[:, 0] >= 1e3)
+    wanted = p[first, 0] - np.log(time[first]) - 2 * np.log(0.5)
+    assert other_losses.off_clock(p, time, 0.5, 1.0) == pytest.approx(wanted)
+    with pytest.raises(RuntimeError, match="1000 is asked"):
+        other_losses.off_clock(p[:10], time[:10], 0.5, 1.0)
