@@ -108,13 +108,18 @@ def rounding(modules: Sequence[torch.nn.Module], task: Task) -> pd.DataFrame:
     return pairs.assign(next=[*nexts, np.nan])
 
 
+# No powers of two, by which float64 multiplies without rounding.
+_SCALES = (3 / 7, 3.0)
+
+
 def scaling(module: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
     """Return (L, defect): by which power outputs follow the scale of the weights, and how badly.
 
     With f the outputs on x at weights W + noise, a tenth of each tensor's root mean square (zero
-    biases would hide), in evaluation mode and float64: L_c = ln(‖f(cW)‖/‖f(W)‖)/ln c for c = ½ and
-    2; L is their mean, and the defect the largest of |L_2 - L_½| and of the distances of
-    f(cW)/‖f(cW)‖ from f(W)/‖f(W)‖. Zero for a homogeneous network, finite where outputs are not 0.
+    biases would hide), in evaluation mode and float64: L_c = ln(‖f(cW)‖/‖f(W)‖)/ln c for c =
+    3/7 and 3, by which weights are rounded; L is their mean, and the defect the largest of their
+    difference and of the distances of f(cW)/‖f(cW)‖ from f(W)/‖f(W)‖. Zero for a homogeneous
+    network, finite where outputs are not 0.
     """
     net = copy.deepcopy(module).double().eval()
     rng = torch.Generator().manual_seed(0)
@@ -124,15 +129,15 @@ def scaling(module: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
             size = w.square().mean().sqrt().item() or 1.0
             w += 0.1 * size * torch.randn(w.shape, generator=rng, dtype=w.dtype)
         noisy = copy.deepcopy(net.state_dict())
-        for c in (1.0, 0.5, 2.0):
+        for c in (1.0, *_SCALES):
             net.load_state_dict(noisy)
             for w in net.parameters():
                 w *= c
             outputs[c] = net(x.double())
     size = {c: f.norm().item() for c, f in outputs.items()}
-    degree = [np.log(size[c] / size[1.0]) / np.log(c) for c in (0.5, 2.0)]
+    degree = [np.log(size[c] / size[1.0]) / np.log(c) for c in _SCALES]
     shape = {c: f / size[c] for c, f in outputs.items()}
-    apart = [(shape[c] - shape[1.0]).norm().item() for c in (0.5, 2.0)]
+    apart = [(shape[c] - shape[1.0]).norm().item() for c in _SCALES]
     return float(np.mean(degree)), float(max(*apart, abs(degree[1] - degree[0])))
 
 
