@@ -177,13 +177,14 @@ def points_of(margins, summed: Callable, u, s, limit, degree) -> Points:
 def around_hat(hat: Hat, count: int, rng: np.random.Generator) -> Points:
     """Return the same of the hat, a = 1: X up to 30, ψ = π/2 + η, and ‖W‖ from 1 on.
 
-    η, the way from the bottom of the groove, evenly from -π to π for half of the points, evenly in
-    its logarithm between 1e-9 and π for the others. f does not depend on ‖W‖, and ln ‖W‖ is drawn
-    up to 0.1 for half of them, up to 35 for the others.
+    As in `around`, they lie around where the slope is least: half around the bottom of the groove,
+    η = 0, half around the ridge, η = -π/2, the way from there drawn evenly in its logarithm between
+    1e-9 and π. f does not depend on ‖W‖, and ln ‖W‖ is drawn up to 0.1 for half of them, up to 35
+    for the others.
     """
     x = rng.uniform(1.5, 30, count)
-    small = 10.0 ** rng.uniform(-9, 0.497, count) * rng.choice([-1, 1], count)
-    offset = np.where(rng.random(count) < 0.5, small, rng.uniform(-np.pi, np.pi, count))
+    line = np.where(rng.random(count) < 0.5, 0.0, -np.pi / 2)
+    offset = line + 10.0 ** rng.uniform(-9, 0.497, count) * rng.choice([-1, 1], count)
     f = np.exp(hat.log_gap(x, offset))
     norm = np.exp(rng.uniform(0, np.where(rng.random(count) < 0.5, 0.1, 35.0)))
     return Points(f, norm, spherical=hat_slope(hat, x, offset), radial=np.zeros(count))
