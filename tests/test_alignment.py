@@ -186,6 +186,18 @@ def test_gaps_of_paces_are_the_worst_of_the_models_for_each_seed():
         .assign(pace=-0.1, linear=-1 / 3)
         for model, power in (("a", -0.1), ("b", -0.25))
     ]  # fmt: skip
-    gaps, linear = pacing.pace_gaps(pd.concat(rows), "a")
-    assert gaps == {7: pytest.approx(0.15)}
-    assert linear == {7: pytest.approx(1 / 3 - 0.1)}
+    assert pacing.pace_gaps(pd.concat(rows)) == {7: pytest.approx(0.15)}
+
+
+def test_weights_and_gradient_of_a_flow_in_another_metric_part_as_by_hand():
+    # Φ = uv with u four times as fast: u = 2v in the end, where -∇R has the direction (1, 2).
+    task = SimpleNamespace(x=torch.ones(1, 1, dtype=torch.float64), y=torch.ones(1))
+    net = networks.deep_linear([1, 1, 1], generator=torch.Generator().manual_seed(0), scale=1.0)
+    for weight in net.parameters():
+        weight.data.fill_(1.0)
+    run = SimpleNamespace(model="", seed=0, net=net, task=task)
+    run.problem = Problem(net, task.x, task.y)
+    flow = pacing.in_another_metric(run, [1e3, 1e6]).flow
+    assert np.abs(flow.direction[-1]) == pytest.approx(np.array([2, 1]) / 5**0.5, rel=1e-4)
+    assert flow.misalignment[-1] == pytest.approx(1 - 4 / 5, rel=1e-3)
+    assert next(iter(net.parameters())).item() == 1.0

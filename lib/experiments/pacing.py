@@ -6,13 +6,16 @@ A run is a row of a frame with columns model, seed, net, task, problem and flow.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import least_squares
 
+from latephase.flow.gradient_flow import gradient_flow
 from latephase.flow.trajectory import Trajectory
 from latephase.measures import settling
 from latephase.measures.alignment import saliency
@@ -65,15 +68,47 @@ def mean_paces(rows: pd.DataFrame) -> tuple[float, float]:
     return (log_tangent[-1] - log_tangent[0]) / length, foretold / length
 
 
-def pace_gaps(rows: pd.DataFrame, model: str) -> tuple[dict, dict]:
-    """Return {seed: worst gap of the `mean_paces`} of all models and, of one, the gap from -1/L."""
-    gaps, linear = {}, {}
-    for (name, seed), part in rows.groupby(["model", "seed"], sort=False):
+def pace_gaps(rows: pd.DataFrame) -> dict:
+    """Return {seed: worst gap of the `mean_paces`} of all models."""
+    gaps = {}
+    for (_, seed), part in rows.groupby(["model", "seed"], sort=False):
         found, foretold = mean_paces(part)
         gaps[seed] = np.fmax(gaps.get(seed, 0.0), abs(found - foretold))
-        if name == model:
-            linear[seed] = abs(found - part.linear.iloc[0])
-    return gaps, linear
+    return gaps
+
+
+def in_another_metric(run, levels: Sequence[float], speed: float = 4.0):
+    """Return a run followed to each level in a metric in which its first layer moves faster.
+
+    That is the flow of the weights of which the first layer is divided by √speed, on inputs that
+    are multiplied by it; its first layer is then multiplied back. flow: as far as it is asked here.
+    """
+    net, scale = copy.deepcopy(run.net), np.sqrt(speed)
+    first = next(net.parameters())
+    first.data /= scale
+    settings = {"until": levels[0], "tol": 1e-3, "records": 10_000}
+    flow = gradient_flow(net, run.task.x * scale, run.task.y, **settings)
+    for level in levels[1:]:
+        flow = flow.extend(level)
+    w = flow.direction.copy()
+    w[:, : first.numel()] *= scale
+    w /= np.linalg.norm(w, axis=1, keepdims=True)
+    forces = [run.problem.weighted_gradient(*pair)[1] for pair in zip(w, flow.dual, strict=True)]
+    seen = SimpleNamespace(
+        direction=w,
+        dual=flow.dual,
+        degree=flow.degree,
+        smoothed_margin=flow.smoothed_margin,
+        misalignment=np.array(list(map(misalignment, w, forces))),
+    )
+    return SimpleNamespace(model=run.model, seed=run.seed, problem=run.problem, flow=seen)
+
+
+def gaps_in_another_metric(runs: pd.DataFrame) -> dict:
+    """Return `pace_gaps` of runs `in_another_metric`, to α = 10¹²."""
+    levels = np.geomspace(1e6, 1e12, 25)
+    elsewhere = [in_another_metric(run, levels) for run in runs.itertuples()]
+    return pace_gaps(pd.concat(map(paces, elsewhere)))
 
 
 def exponents(problem: Problem, w: np.ndarray, dual: np.ndarray, degree: float) -> np.ndarray:
@@ -174,7 +209,7 @@ def rested(run, level: float) -> Rest:
     return rest(run.problem, run.flow.direction[first], run.flow.dual[first], run.flow.degree)
 
 
-def late_exponent(flow: Trajectory) -> float:
+def late_exponent(flow: Trajectory | SimpleNamespace) -> float:
     """Return the slope of ½ ln(1 - cos(W, -∇R)) against ln α from α = 1e60 to 1e90."""
     ends = [np.argmax(flow.smoothed_margin >= level) for level in (1e60, 1e90)]
     fall, length = np.log(flow.misalignment[ends]), np.log(flow.smoothed_margin[ends])
@@ -194,8 +229,8 @@ def endings(runs: pd.DataFrame, level: float) -> pd.DataFrame:
     """Return what run.rest, found at α = `level`, foretells, beside the end of run.flow.
 
     A row each: angle of the solution to the last direction, and of the direction at `level`; the
-    largest exponent, and how far the `late_exponent` is off, relative to it and relative to the
-    -1/L of a network linear in its weights; `maps_off` of the solution, and of the direction at
+    largest exponent, and how far the `late_exponent` is off, relative to it, and so it is of the
+    run `in_another_metric`, of the first alone; `maps_off` of the solution, and of the direction at
     α = 1000.
     """
     rows = []
@@ -208,8 +243,10 @@ def endings(runs: pd.DataFrame, level: float) -> pd.DataFrame:
             "off then": angle(directions[then], directions[-1]),
             "exponent": run.rest.exponents[0],
             "exponent off": abs(late_exponent(run.flow) / run.rest.exponents[0] - 1.0),
-            "linear off": abs(late_exponent(run.flow) * run.flow.degree + 1.0),
             "maps": maps_off(run, run.rest.direction),
             "young maps": maps_off(run, directions[young]),
         })  # fmt: skip
+    first = next(runs.itertuples())
+    elsewhere = late_exponent(in_another_metric(first, [1e60, 1e90]).flow)
+    rows[0]["elsewhere"] = abs(elsewhere / first.rest.exponents[0] - 1.0)
     return pd.DataFrame(rows)
