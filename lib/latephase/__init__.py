@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from latephase.flow.errors import BudgetSpent, NotSeparated, SolverError, StepCollapse
-    from latephase.flow.gradient_flow import gradient_flow
+    from latephase.flow.gradient_flow import gradient_flow, gradient_flows
     from latephase.flow.trajectory import Trajectory
     from latephase.measures.diagnosis import Diagnosis, diagnose
     from latephase.measures.max_margin import hard_margin
@@ -39,6 +39,7 @@ __all__ = [
     "generalized_gradient",
     "gradient_descent",
     "gradient_flow",
+    "gradient_flows",
     "hard_margin",
     "homogeneity_degree",
     "train",
@@ -59,6 +60,7 @@ _HOME = {
     "generalized_gradient": "problem.generalized",
     "gradient_descent": "training.descent",
     "gradient_flow": "flow.gradient_flow",
+    "gradient_flows": "flow.gradient_flow",
     "hard_margin": "measures.max_margin",
     "homogeneity_degree": "problem.degree",
     "train": "training.train",

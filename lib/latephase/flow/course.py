@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,41 @@ from latephase.flow.clock import LogClock
 from latephase.flow.ending import ended
 from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.progress import progress
-from latephase.flow.runge_kutta import ESDIRK4, SDIRK2, FlowState, Step, Stepper
+from latephase.flow.runge_kutta import (
+    ESDIRK4,
+    SDIRK2,
+    FlowState,
+    Request,
+    Step,
+    Stepper,
+    Tableau,
+)
 from latephase.flow.state import Entry, exp_times, thinned
 from latephase.flow.trajectory import Trajectory, trajectory_of
 from latephase.flow.tuning import TUNING
 from latephase.problem.kinked import kinked
 from latephase.problem.margins import Problem
+
+# What asks for steps, and yields the states it comes to; what it gets for a step is the answer.
+Work = Generator[FlowState | Request, Step | StepFailed | None, Any]
+
+
+def alone(work: Work, show: Callable[[float], None]) -> Any:
+    """Return what the work comes to, its steps taken one by one; α is shown."""
+    answer = None
+    while True:
+        try:
+            asked = work.send(answer)
+        except StopIteration as end:
+            return end.value
+        try:
+            answer = None
+            if isinstance(asked, Request):
+                answer = asked.answer()
+            else:
+                show(asked.smoothed_margin)
+        except KeyboardInterrupt as stopped:
+            work.throw(stopped)
 
 
 class Course:
@@ -64,27 +93,48 @@ class Course:
         Raises NotSeparated at a stationary point, StepCollapse where no step can be solved,
         BudgetSpent where the attempts are.
         """
-        try:
-            with progress(until) as show:
-                for state in self.states(until):
-                    show(state.smoothed_margin)
-        except KeyboardInterrupt as stopped:
-            stopped.trajectory = self.trajectory()
-            raise
-        return self.trajectory()
+        with progress(until) as show:
+            return alone(self.work(until), show)
 
     def states(self, until: float) -> Iterator[FlowState]:
         """Yield the state of now, the start at first, and each one accepted up to α = until."""
-        if self.state is None:
-            self._begin()
-        yield self.state
-        while self.state.smoothed_margin < until:
-            error = ended(self)
-            if error is not None:
-                raise error
-            if self._attempt(until) and not self.due:
-                yield self.state
+        work, answer = self.work(until), None
+        while True:
+            try:
+                asked = work.send(answer)
+            except StopIteration:
+                return
+            if isinstance(asked, FlowState):
+                yield asked
+            answer = asked.answer() if isinstance(asked, Request) else None
+
+    def work(self, until: float) -> Work:
+        """Ask for the steps up to α = until, and yield the states that they come to."""
+        try:
+            if self.state is None:
+                self._begin()
+            yield self.state
+            while self.state.smoothed_margin < until:
+                error = ended(self)
+                if error is not None:
+                    raise error
+                accepted = yield from self._attempt(until)
+                if accepted and not self.due:
+                    yield self.state
+        except KeyboardInterrupt as stopped:
+            stopped.trajectory = self.trajectory()
+            raise
         self._record()
+        return self.trajectory()
+
+    def _step(self, length: float, tableau: Tableau) -> Generator[Request, Step | StepFailed, Step]:
+        """Return the step that comes for an answer; raises StepFailed."""
+        came = yield Request(self.stepper, self.state, length, tableau)
+        if isinstance(came, StepFailed):
+            raise came
+        if not math.isfinite(came.state.smoothed_margin):
+            raise StepFailed("overflow")
+        return came
 
     def trajectory(self) -> Trajectory | None:
         """Return what has been recorded, or None before the first state with α > 0."""
@@ -119,7 +169,7 @@ class Course:
         self.clock.advance([(alpha, math.log(np.linalg.norm(gradient)))])
         return TUNING.out_of_zero / growth * gradient
 
-    def _attempt(self, until: float) -> bool:
+    def _attempt(self, until: float) -> Work:
         """Try one step: accept it and return True, or say how long the next try is to be."""
         tableau = SDIRK2 if self.hops else ESDIRK4
         length, goal = self.hop if self.hops else self.length, until
@@ -130,13 +180,13 @@ class Course:
                 # The last steps to a level are closing ones.
                 kept = TUNING.closings * TUNING.closing
                 if self.due or left < min(kept + 0.5 * TUNING.closing, math.log1p(length)):
-                    return self._close(left, until)
+                    return (yield from self._close(left, until))
                 if left > kept:
                     goal, left = until * math.exp(-growth * kept), left - kept
             length = min(length, math.expm1(left))
         self.attempts += 1
         try:
-            step = self.stepper.step(self.state, length, tableau)
+            step = yield from self._step(length, tableau)
         except KinkCrossed as kink:
             self._approach(kink.part * length)
             return False
@@ -163,7 +213,7 @@ class Course:
             self._shorten(0.5 * length)
             return False
         if step.state.smoothed_margin > goal * (1.0 + self.landing):
-            return self._land(length, step, goal, tableau)
+            return (yield from self._land(length, step, goal, tableau))
         # A step cut short to land says nothing against the next.
         grown = min(TUNING.longest_length, length * min(4.0, factor))
         if self.hops:
@@ -176,7 +226,7 @@ class Course:
         self._accept(step)
         return True
 
-    def _close(self, left: float, until: float) -> bool:
+    def _close(self, left: float, until: float) -> Work:
         """Try a short step in ln‖W‖, over which the multipliers settle; without it, go on as it is.
 
         They are of the order of the stages: after a long step they are off by more than W is. left:
@@ -187,7 +237,7 @@ class Course:
         for _ in range(TUNING.landings):
             self.attempts += 1
             try:
-                step = self.stepper.step(self.state, math.expm1(length), SDIRK2)
+                step = yield from self._step(math.expm1(length), SDIRK2)
             except StepFailed:
                 break
             if self._errs(step, TUNING.closing_error) or self._falls(step.state):
@@ -224,7 +274,7 @@ class Course:
         else:
             self.hops, self.patience = self.patience, min(2 * self.patience, TUNING.patience)
 
-    def _land(self, length: float, arrived: Step, until: float, tableau) -> bool:
+    def _land(self, length: float, arrived: Step, until: float, tableau: Tableau) -> Work:
         """Step to α = until, which a step of that length passes, by the Illinois method.
 
         Where the steps that go before are not solved, go as far as one that is.
@@ -238,7 +288,7 @@ class Course:
             part = below / (below - above)
             at = low[0] + min(max(part, 0.02), 0.98) * (high[0] - low[0])
             try:
-                step = self.stepper.step(self.state, at, tableau)
+                step = yield from self._step(at, tableau)
             except StepFailed:
                 break
             gap = math.asinh(step.state.smoothed_margin) - target

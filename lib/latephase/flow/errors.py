@@ -23,15 +23,20 @@ class SolverError(RuntimeError):
     """A flow ended before the smoothed margin asked for.
 
     best_smoothed_margin: the largest α seen; trajectory: the records so far, None without any.
-    Pickled, as a process pool does, the error keeps both; the trajectory as a saved one is.
+    flows: of `gradient_flows`, what each start came to, a trajectory or its error; else None.
+    Pickled, as a process pool does, the error keeps them; a trajectory as a saved one is.
     """
+
+    flows: list[Trajectory | SolverError] | None = None
 
     def __init__(self, message: str, best: float, trajectory: Trajectory | None) -> None:
         super().__init__(message)
         self.best_smoothed_margin, self.trajectory = best, trajectory
 
-    def __reduce__(self) -> tuple[type, tuple]:
-        return type(self), (str(self), self.best_smoothed_margin, self.trajectory)
+    def __reduce__(self) -> tuple[type, tuple, dict]:
+        # The error is itself among its flows.
+        given = str(self), self.best_smoothed_margin, self.trajectory
+        return type(self), given, {"flows": self.flows}
 
 
 class NotSeparated(SolverError):
@@ -53,8 +58,9 @@ class NotSeparated(SolverError):
         super().__init__(message, best, trajectory)
         self.certificate = certificate
 
-    def __reduce__(self) -> tuple[type, tuple]:
-        return type(self), (*super().__reduce__()[1], self.certificate)
+    def __reduce__(self) -> tuple[type, tuple, dict]:
+        kind, given, state = super().__reduce__()
+        return kind, (*given, self.certificate), state
 
 
 class BudgetSpent(SolverError):

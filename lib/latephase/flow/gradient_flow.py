@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from latephase.flow.course import Course
+from latephase.flow.course import Course, Work, alone
 from latephase.flow.errors import SolverError
+from latephase.flow.lockstep import together
 from latephase.flow.progress import progress
 from latephase.flow.trajectory import RECORDED, Trajectory
 from latephase.flow.tuning import TUNING
@@ -98,11 +100,138 @@ def gradient_flow(
     >>> print(np.round(flow.direction[-1], 6), f"{flow.smoothed_margin[-1]:.0e}")
     [0.707107 0.707107] 1e+12
     """
-    x, y = inputs_and_labels(x, y)
+    asked = _asked(
+        tol=tol,
+        loss=loss,
+        until=until,
+        records=records,
+        degree=degree,
+        kink_smoothing=kink_smoothing,
+        jacobian_bytes=jacobian_bytes,
+        at=at,
+        companion=companion,
+        attempts=attempts,
+        homogenized=homogenized,
+    )
+    with progress(asked["levels"][-1]) as show:
+        return alone(_following(module, x, y, **asked), show)
+
+
+@differentiating
+def gradient_flows(
+    modules: Sequence[torch.nn.Module],
+    x: torch.Tensor | np.ndarray | Task | Sequence,
+    y: torch.Tensor | np.ndarray | Sequence | None = None,
+    **settings: Any,
+) -> list[Trajectory]:
+    """Return the trajectory of `gradient_flow` from each of several starts, in their order.
+
+    Small smooth networks of one architecture (linear layers without biases, squared or smoothed
+    ReLUs) take their steps together, which costs a fraction of one after the other
+    (`latephase.flow.lockstep`); any others are followed in turn.
+
+    modules: the starts are their parameters, what is frozen may differ as well.
+    x, y: the data of all, as `gradient_flow` takes them; or a list or tuple with those of each.
+    settings: those of `gradient_flow`, by name, for all.
+
+    A flow that ends short of its goal stops none of the others: once all have ended, the error of
+    the first such start is raised, and its attribute `flows` has the trajectory of each start, or
+    in its place the error. So has a KeyboardInterrupt, with what is recorded by then or None.
+
+    Raises ValueError as `gradient_flow` does, with the number of the start, and where there are
+    not as many data sets as modules; TypeError for a setting that it does not know.
+
+    >>> import numpy as np, torch, latephase
+    >>> x, y = np.array([[0.5, 1.5], [1.5, 0.5], [-0.5, -1.5]]), np.array([1, 1, -1])
+    >>> models = [torch.nn.Linear(2, 1, bias=False) for _ in range(3)]
+    >>> flows = latephase.gradient_flows(models, x, y, until=1e12)
+    >>> print(*(np.round(flow.direction[-1], 6) for flow in flows))
+    [0.707107 0.707107] [0.707107 0.707107] [0.707107 0.707107]
+    """
+    modules = list(modules)
+    if not modules:
+        raise ValueError("modules: expected one or more, got none")
+    each = [_of_each("x", x, len(modules)), _of_each("y", y, len(modules))]
+    known = {name: of.default for name, of in signature(gradient_flow).parameters.items()}
+    for name in ("module", "x", "y"):
+        del known[name]
+    if unknown := [name for name in settings if name not in known]:
+        expected = ", ".join(known)
+        raise TypeError(f"gradient_flows: no setting {unknown[0]!r}; expected some of {expected}")
+    asked = _asked(**known | settings)
+
+    def numbered(k: int, work: Work) -> Work:
+        try:
+            return (yield from work)
+        except ValueError as error:
+            raise ValueError(f"modules[{k}]: {error}") from error
+
+    starts = zip(modules, *each, strict=True)
+    works = [numbered(k, _following(*start, **asked)) for k, start in enumerate(starts)]
+    with progress(asked["levels"][-1]) as show:
+        flows = together(works, show)
+    for error in flows:
+        if isinstance(error, SolverError):
+            error.flows = flows
+            raise error
+    return flows
+
+
+def _of_each(name: str, data: Any, count: int) -> list:
+    """Return one of the data for each of `count` starts."""
+    if not isinstance(data, list | tuple):
+        return [data] * count
+    if len(data) != count:
+        raise ValueError(
+            f"{name}: expected one for each of the {count} modules, or one for all that is no "
+            f"list, got a list of {len(data)}"
+        )
+    return list(data)
+
+
+def _asked(
+    until: float,
+    tol: float,
+    records: int,
+    kink_smoothing: float | None,
+    attempts: int,
+    at: Sequence[float] | np.ndarray | None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Return settings, as far as they can be checked without the module, and the levels."""
     levels = [until] if at is None else _checked_levels(at, until)
-    if at is not None:
-        until = levels[-1]
-    _check_settings(until, tol, records, kink_smoothing, attempts)
+    _check_settings(levels[-1], tol, records, kink_smoothing, attempts)
+    return {
+        **settings,
+        "tol": tol,
+        "records": records,
+        "kink_smoothing": kink_smoothing,
+        "attempts": attempts,
+        "levels": levels,
+        "landing": at is not None,
+    }
+
+
+def _following(
+    module: torch.nn.Module,
+    x: torch.Tensor | np.ndarray | Task,
+    y: torch.Tensor | np.ndarray | None,
+    *,
+    levels: list[float],
+    landing: bool,
+    loss: str | Loss | Callable | None,
+    tol: float,
+    records: int,
+    degree: float | None,
+    kink_smoothing: float | None,
+    jacobian_bytes: int,
+    companion: bool,
+    attempts: int,
+    homogenized: bool,
+) -> Work:
+    """Ask for the steps of `gradient_flow`, and return its trajectory."""
+    x, y = inputs_and_labels(x, y)
+    until = levels[-1]
     checked_numbers(jacobian_bytes=jacobian_bytes)
     checked_flags(companion=companion, homogenized=homogenized)
     if homogenized:
@@ -120,23 +249,24 @@ def gradient_flow(
         "attempts": int(attempts),
     } | ({"homogenized": True} if homogenized else {})
 
-    def followed(problem: Problem, settings: dict[str, Any]) -> Trajectory:
-        with progress(levels[-1]):
-            course = Course(problem, degree, settings)
-            return course.run(until) if at is None else _landing(course, levels)
+    def followed(problem: Problem, settings: dict[str, Any]) -> Work:
+        course = Course(problem, degree, settings)
+        return _landing(course, levels) if landing else course.work(until)
 
-    flow = followed(problem, settings)
+    flow = yield from followed(problem, settings)
     problem.check_again()
     if companion:
-        finer = followed(problem.recounted(), settings | {"tol": settings["tol"] / 4.0})
+        finer = yield from followed(problem.recounted(), settings | {"tol": settings["tol"] / 4.0})
         last = -len(levels)
         pairs = zip(flow.direction[last:], finer.direction[last:], strict=True)
         angles = [vectors.angle(*pair) for pair in pairs]
         flow = flow.replace(settings=flow.settings | {"companion_angles": angles})
-    return flow if kink_smoothing is None else _with_smoothing_error(flow, problem, degree)
+    if kink_smoothing is None:
+        return flow
+    return (yield from _with_smoothing_error(flow, problem, degree))
 
 
-def _with_smoothing_error(flow: Trajectory, problem: Problem, degree: float) -> Trajectory:
+def _with_smoothing_error(flow: Trajectory, problem: Problem, degree: float) -> Work:
     """Return the flow with the angle to the end of one with twice the ε in its settings.
 
     Smoothing shifts the direction by O(ε), and twice the ε by twice as much. NaN where the second
@@ -144,18 +274,19 @@ def _with_smoothing_error(flow: Trajectory, problem: Problem, degree: float) -> 
     """
     twice = problem.smoothed(2.0 * problem.kink_smoothing)
     try:
-        end = Course(twice, degree, dict(flow.settings)).run(float(flow.smoothed_margin[-1]))
+        course = Course(twice, degree, dict(flow.settings))
+        end = yield from course.work(float(flow.smoothed_margin[-1]))
         error = vectors.angle(end.direction[-1], flow.direction[-1])
     except SolverError:
         error = float("nan")
     return flow.replace(settings=flow.settings | {"smoothing_error": error})
 
 
-def _landing(course: Course, levels: list[float]) -> Trajectory:
+def _landing(course: Course, levels: list[float]) -> Work:
     """Return the course's trajectory from level to level, with the record of each alone."""
     ends, course.between = [], False
     for level in levels:
-        flow = course.run(level)
+        flow = yield from course.work(level)
         ends.append(flow.record())
         if ends[0].smoothed_margin > levels[0] * (1.0 + TUNING.landing):
             raise ValueError(

@@ -114,6 +114,41 @@ def gmres(apply: Callable, b: np.ndarray, tol: float) -> tuple[np.ndarray, np.nd
     return y @ basis[: j + 1], y
 
 
+def gmres_of_many(apply: Callable, b: np.ndarray, tol: float) -> tuple[np.ndarray, list]:
+    """Return x [m, P] and y, a list of [m]: `gmres` of m problems at once, until all are solved."""
+    size = np.sqrt(np.einsum("ij,ij->i", b, b))
+    open_ = (size > 0.0) & np.isfinite(size)
+    basis = [np.where(open_[:, None], b / np.where(open_, size, 1.0)[:, None], 0.0)]
+    columns, right, turns = [], [np.where(open_, size, 0.0)], []
+    for j in range(TUNING.krylov_dimension):
+        w, column = basis[j] - apply(basis[j]), [0.0] * (j + 1)
+        for _ in range(2):
+            for i, vector in enumerate(basis):
+                part = np.einsum("ij,ij->i", vector, w)
+                w, column[i] = w - part[:, None] * vector, column[i] + part
+        below = np.sqrt(np.einsum("ij,ij->i", w, w))
+        for i, (cos, sin) in enumerate(turns):
+            one, next_ = column[i], column[i + 1]
+            column[i], column[i + 1] = cos * one + sin * next_, cos * next_ - sin * one
+        length = np.hypot(column[j], below)
+        whole = np.where(length > 0.0, length, 1.0)
+        cos, sin = np.where(length > 0.0, column[j] / whole, 1.0), below / whole
+        turns.append((cos, sin))
+        columns.append([*column[:j], length])
+        right[j:] = cos * right[j], -sin * right[j]
+        further = below >= 1e-14
+        open_ = open_ & (np.abs(right[-1]) >= tol * size) & further
+        if not open_.any():
+            break
+        basis.append(np.where(further[:, None], w / np.where(further, below, 1.0)[:, None], 0.0))
+    y: list = [None] * len(columns)
+    for i in range(len(columns) - 1, -1, -1):
+        rest = right[i] - sum(columns[k][i] * y[k] for k in range(i + 1, len(columns)))
+        pivot = columns[i][i]
+        y[i] = np.where(pivot > 0.0, rest / np.where(pivot > 0.0, pivot, 1.0), 0.0)
+    return sum(part[:, None] * vector for part, vector in zip(y, basis, strict=False)), y
+
+
 def vanishing(rows: np.ndarray, free: np.ndarray) -> np.ndarray | None:
     """Return λ [m] ≥ 0 with Σ λ_i r_i = 0 up to a combination of `free` rows; None where none has.
 

@@ -15,13 +15,12 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from latephase.flow.errors import KinkCrossed
+from latephase.flow.errors import KinkCrossed, StepFailed
 from latephase.flow.linear import vanishing
 from latephase.flow.newton import Ball, Guess, Sliding, Solved
 from latephase.flow.sliding import Slider
@@ -146,6 +145,22 @@ class Step:
     radial: bool
 
 
+class Request(NamedTuple):
+    """A step that is asked for: of arc length length·‖W‖ from a state."""
+
+    stepper: Stepper
+    state: FlowState
+    length: float
+    tableau: Tableau
+
+    def answer(self) -> Step | StepFailed:
+        """Return the step, or why it is not solved."""
+        try:
+            return self.stepper.step(self.state, self.length, self.tableau)
+        except StepFailed as failed:
+            return failed
+
+
 class Stepper:
     """Steps of one problem of degree L; `kinked` gives its margins, kinks and derivatives."""
 
@@ -166,7 +181,7 @@ class Stepper:
         """Return α, ∇α [P] and how fast margins grow along it, at W = 0."""
         w = np.zeros(self.kinked.P)
         p, _, gates = self.kinked.evaluate_natural(w)
-        alpha, log_dual = self.loss.smoothed_margin_and_log_duals(torch.from_numpy(self._shaped(p)))
+        alpha, log_dual = self.loss.smoothed_margin_and_log_duals(torch.from_numpy(self.shaped(p)))
         point = self.kinked.at(w, gates, np.zeros(0, dtype=int))
         gradient = point.pull(np.exp(log_dual.numpy().reshape(-1)), np.zeros(0))[0]
         return float(alpha), gradient, float(np.abs(point.push(gradient)[0]).max())
@@ -177,7 +192,7 @@ class Stepper:
         direction, log_norm = w / norm, math.log(norm)
         p, z, gates = self.kinked.evaluate_natural(direction)
         scale = math.exp(self.degree * log_norm)
-        shaped = torch.from_numpy(self._shaped(scale * p))
+        shaped = torch.from_numpy(self.shaped(scale * p))
         alpha, log_dual = self.loss.smoothed_margin_and_log_duals(shaped)
         none = np.zeros(0, dtype=int)
         point = self.kinked.at(direction, gates, none)
@@ -185,7 +200,7 @@ class Stepper:
         return FlowState(
             direction,
             log_norm,
-            self._shaped(p),
+            self.shaped(p),
             log_dual.numpy(),
             gradient,
             float(alpha) / scale,
@@ -237,7 +252,9 @@ class Stepper:
         units = trial.log_units[1:-1]
         nodes = [self._stage_node(*one) for one in zip(trial.stages[:-1], units, strict=True)]
         nodes.append(self.node(arrived))
-        return Step(arrived, trial.turned(error), jump, part, trial.arc(), nodes, late)
+        points = [trial.start, *(one.theta for one in trial.stages)]
+        length = arc(tableau, points, trial.slopes, trial.h)
+        return Step(arrived, trial.turned(error), jump, part, length, nodes, late)
 
     def _slope(self, state: FlowState) -> float:
         return max(float(np.linalg.norm(state.gradient)), 1e-300)
@@ -297,7 +314,8 @@ class Stepper:
         old, new = (np.abs(of.z) / (self._scale(of.z, of.p) + 1e-300) for of in (state, stage))
         return float((old / (old + new + 1e-300))[flipped].min())
 
-    def _shaped(self, p: np.ndarray) -> np.ndarray:
+    def shaped(self, p: np.ndarray) -> np.ndarray:
+        """Return an array of all margins in their shape [n, ·]."""
         return p if self.pairs == 1 else p.reshape(-1, self.pairs)
 
     def _scale(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -319,7 +337,7 @@ class Stepper:
 
     def _carried(self, stage: Solved, shrink: float, log_scale: float):
         """Return α/S, the gap of the duals and ln q of a stage, its p times `shrink`, S p there."""
-        p, u = self._shaped(shrink * stage.p), self._shaped(stage.log_multiplier)
+        p, u = self.shaped(shrink * stage.p), self.shaped(stage.log_multiplier)
         normalized, gap, log_dual = self.loss.from_multipliers(
             torch.from_numpy(p), torch.from_numpy(u), log_scale
         )
@@ -339,7 +357,7 @@ class Stepper:
         return FlowState(
             stage.theta / norm,
             log_norm,
-            self._shaped(shrink * stage.p),
+            self.shaped(shrink * stage.p),
             log_dual,
             factor * stage.pulled,
             normalized,
@@ -406,7 +424,7 @@ class _Trial:
     def solve(self, begin: np.ndarray) -> Solved:
         """Return the next stage, guessed from those before it."""
         count, nodes, degree = len(self.slopes), self.tableau.nodes, self.of.degree
-        weights = _extrapolation(nodes[:count], nodes[count])
+        weights = extrapolation(nodes[:count], nodes[count])
 
         def guessed(values: list[np.ndarray]) -> np.ndarray:
             return sum(w * value for w, value in zip(weights, values, strict=True) if w)
@@ -431,29 +449,6 @@ class _Trial:
         e = self.radius / self.tableau.gamma * self.last.linearized.filtered(error)
         norm = float(np.linalg.norm(theta))
         return float(np.linalg.norm(e - (theta @ e) / norm**2 * theta)) / norm
-
-    def arc(self) -> float:
-        """Return the length of the direction's path over the step, by the method's own weights.
-
-        Where the direction turns back within the step, its speed has a corner that no weights see:
-        there it is the length of the polynomial path through the stages. Slopes err by parts of
-        tol, which late is more than the path is long: then it is that of the polygon.
-        """
-        nodes, points = self.tableau.nodes, [self.start, *(one.theta for one in self.stages)]
-        across = []
-        for theta, slope in zip(points, self.slopes, strict=True):
-            square = float(theta @ theta)
-            across.append((slope - (theta @ slope) / square * theta) / math.sqrt(square))
-        products = np.array(across) @ np.array(across).T
-        if products.min() < 0.0:
-            basis = np.array([_lagrange(nodes, (i + 0.5) / _FINE) for i in range(_FINE)])
-            squares = np.einsum("ti,ij,tj->t", basis, products, basis)
-            length = self.h * float(np.sqrt(np.maximum(squares, 0.0)).mean())
-        else:
-            length = self.h * float(self.tableau.weights @ np.sqrt(products.diagonal()))
-        order = np.argsort(nodes, kind="stable")
-        polygon = sum(vectors.angle(points[a], points[b]) for a, b in pairwise(order))
-        return length if polygon < length < 1.1 * polygon else polygon
 
     def _solved(self, begin: np.ndarray, guess: Guess) -> Solved:
         ball = self._ball(begin)
@@ -501,6 +496,30 @@ class _RadialTrial(_Trial):
         return moved / np.linalg.norm(moved)
 
 
+def arc(tableau: Tableau, points: list[np.ndarray], slopes: list[np.ndarray], h: float) -> float:
+    """Return the length of the direction's path over a step, by the method's own weights.
+
+    points, slopes: θ and dθ/ds at the beginning and each stage. Where the direction turns back
+    within the step, its speed has a corner that no weights see: there it is the length of the
+    polynomial path through the stages. Slopes err by parts of tol, which late is more than the
+    path is long: then it is that of the polygon.
+    """
+    lengths = np.sqrt(np.einsum("ij,ij->i", points, points))[:, None]
+    units = np.array(points) / lengths
+    along = np.einsum("ij,ij->i", slopes, units)[:, None]
+    across = (slopes - along * units) / lengths
+    products = across @ across.T
+    if products.min() < 0.0:
+        basis = np.array([_lagrange(tableau.nodes, (i + 0.5) / _FINE) for i in range(_FINE)])
+        squares = np.einsum("ti,ij,tj->t", basis, products, basis)
+        length = h * float(np.sqrt(np.maximum(squares, 0.0)).mean())
+    else:
+        length = h * float(tableau.weights @ np.sqrt(products.diagonal()))
+    chords = np.diff(units[np.argsort(tableau.nodes, kind="stable")], axis=0)
+    polygon = float(vectors.arc(np.sqrt(np.einsum("ij,ij->i", chords, chords))).sum())
+    return length if polygon < length < 1.1 * polygon else polygon
+
+
 def _lagrange(nodes: Sequence[float], at: float) -> list[float]:
     """Return the weights of values at the nodes in their polynomial's value at c = `at`."""
     weights = []
@@ -510,7 +529,7 @@ def _lagrange(nodes: Sequence[float], at: float) -> list[float]:
     return weights
 
 
-def _extrapolation(nodes: tuple[float, ...], at: float) -> list[float]:
+def extrapolation(nodes: tuple[float, ...], at: float) -> list[float]:
     """Return the weights by which the last three stages' values are continued to c = `at`."""
     known = sorted(range(len(nodes)), key=lambda j: abs(nodes[j] - at))[:3]
     weights = [0.0] * len(nodes)

@@ -36,6 +36,8 @@ class Tuning:
     stagnant: int = 200
     # Margins of the start, below zero, to whose size steps that fall to nothing are put down.
     cornered: float = 1e6
+    # Margins up to which small networks step together: of more, arithmetic is what a step costs.
+    together: int = 300
     # How far beyond the level it was asked for a record may lie, as a part of α: of tol, so that
     # what is read off at a level follows it, but neither more than the first nor, for rounding,
     # less than the last.

@@ -52,10 +52,10 @@ class Smoothed:
 
     def at(self, z: np.ndarray) -> tuple[np.ndarray, SmoothedAt]:
         """Return its values at z [·, m], and the derivatives there."""
-        share = self.epsilon**2 / z.shape[1]
+        share = self.epsilon**2 / z.shape[-1]
         square = z * z
         # At z = 0 in a whole layer the root has no derivative.
-        square += np.finfo(float).tiny + share * square.sum(1, keepdims=True)
+        square += np.finfo(float).tiny + share * square.sum(-1, keepdims=True)
         r = np.sqrt(square)
         return 0.5 * (z + r), SmoothedAt(z, r, share)
 
@@ -79,15 +79,16 @@ class SmoothedAt:
     def backward(self, g: np.ndarray) -> np.ndarray:
         """Return the derivative in z of the values weighed with g."""
         over = g / self.r
-        return 0.5 * (g + self.z * (over + self.share * over.sum(1, keepdims=True)))
+        return 0.5 * (g + self.z * (over + self.share * over.sum(-1, keepdims=True)))
 
     def bent(self, g: np.ndarray, dz: np.ndarray) -> np.ndarray:
         """Return the change of `backward` of g."""
         over = g / self.r
         less = over * self._of_r(dz) / self.r
-        sums = self.share * over.sum(1, keepdims=True), self.share * less.sum(1, keepdims=True)
-        return 0.5 * (dz * (over + sums[0]) - self.z * (less + sums[1]))
+        sums = (self.share * each.sum(-1, keepdims=True) for each in (over, less))
+        of_slopes, of_change = sums
+        return 0.5 * (dz * (over + of_slopes) - self.z * (less + of_change))
 
     def _of_r(self, dz: np.ndarray) -> np.ndarray:
-        whole = self.share * (self.z * dz).sum(1, keepdims=True)
+        whole = self.share * (self.z * dz).sum(-1, keepdims=True)
         return (self.z * dz + whole) / self.r

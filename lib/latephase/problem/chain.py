@@ -209,7 +209,7 @@ class ChainPoint(BoundedRows):
         return self._gradient(self._backward(lam, w[kept:])[0])
 
     def _gradient(self, slopes: list[np.ndarray]) -> np.ndarray:
-        out, chain = np.empty(self.chain.P), self.chain
+        out, chain = np.empty(self._w.shape), self.chain
         for i in chain.trained:
             chain.links[i].view(out)[...] = self.maps[i].gradient(slopes[i])
         return out
@@ -219,7 +219,7 @@ class ChainPoint(BoundedRows):
         slopes, _ = self._pulled(lam, mu)
         chain, moved = self.chain, self.chain.weights(v)
         dh, _, _ = self._pushed(moved)
-        out, change = np.empty(chain.P), None
+        out, change = np.empty(v.shape), None
         for i in range(len(chain.links) - 1, -1, -1):
             link, there = chain.links[i], self.maps[i]
             trained = i in chain.trained

@@ -2,7 +2,8 @@
 
 Each takes flat values h [rows, width] of examples. `at` gives its result and its derivative there,
 a linear map: `forward` takes a change of h to that of the result, `backward` slopes in the result
-to slopes in h, and `of` is the same map at some of the examples, repeated at will.
+to slopes in h, and `of` is the same map at some of the examples, repeated at will. Dense layers and
+smooth bends take several networks at once, [networks, rows, width].
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ class Dense:
 
     def view(self, v: np.ndarray) -> np.ndarray:
         """Return the part of v [P] that is this layer's, [out, in]."""
-        part = v[self.weight]
-        return part.reshape(self.shape[::-1]).T if self.transposed else part.reshape(self.shape)
+        part, some = v[..., self.weight], v.shape[:-1]
+        if self.transposed:
+            return part.reshape(*some, *self.shape[::-1]).mT
+        return part.reshape(*some, *self.shape)
 
     @cached_property
     def trained(self) -> bool:
@@ -77,7 +80,7 @@ class Dense:
 
     def at(self, h: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, DenseAt]:
         """Return h Wᵀ and its derivative."""
-        return h @ weight.T, DenseAt(h, weight)
+        return h @ weight.mT, DenseAt(h, weight)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class DenseAt:
         return self
 
     def forward(self, dh: np.ndarray) -> np.ndarray:
-        return dh @ self.weight.T
+        return dh @ self.weight.mT
 
     def backward(self, slopes: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
         """Return slopes in h, of another W where one is given."""
@@ -100,11 +103,11 @@ class DenseAt:
 
     def moved(self, change: np.ndarray) -> np.ndarray:
         """Return the change of the result with W."""
-        return self.h @ change.T
+        return self.h @ change.mT
 
     def gradient(self, slopes: np.ndarray, h: np.ndarray | None = None) -> np.ndarray:
         """Return the slope in W [out, in], of another h where one is given."""
-        return slopes.T @ (self.h if h is None else h)
+        return slopes.mT @ (self.h if h is None else h)
 
     def rows(self, slopes: np.ndarray, owner: np.ndarray) -> np.ndarray:
         """Return the slope in W of each row [rows, out, in], of these examples."""

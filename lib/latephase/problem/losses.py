@@ -65,6 +65,12 @@ class Loss:
             return self.log_inverse(log_risk)
         return _inverse_in_bracket(self, log_risk)
 
+    def _inverses(self, log_risk: Tensor) -> Tensor:
+        """Return `inverse` of several."""
+        if self.log_inverse is not None or log_risk.ndim == 0:
+            return self.inverse(log_risk)
+        return torch.stack([self.inverse(one) for one in log_risk.unbind()])
+
     def smoothed_margin_and_log_duals(self, margins: Tensor) -> tuple[Tensor, Tensor]:
         """Return (α, ln q), sharing the inverse.
 
@@ -129,27 +135,42 @@ class Loss:
         exact for the true shares and above it by their divergence KL otherwise: errors of the
         multipliers enter α to second order only. Then α = -ln R + a(α).
         """
-        scale = math.exp(min(log_scale, 700.0))
-        z = soft_margins(scale * margins)
+        pairs = margins.reshape(len(margins), -1), log_multipliers.reshape(len(margins), -1)
+        found = self.from_many(*pairs, torch.tensor(log_scale, dtype=margins.dtype))
+        return float(found[0]), float(found[1]), found[2].reshape(margins.shape)
+
+    def from_many(
+        self, margins: Tensor, log_multipliers: Tensor, log_scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `from_multipliers` of margins [n, k-1], of two classes [n, 1].
+
+        Or of several such, [flows, n, k-1], with ln S [flows].
+        """
+        scale = torch.exp(torch.clamp(log_scale, max=700.0))
+        by_pair, by_example = scale[..., None, None], scale[..., None]
+        alone, scaled = margins.shape[-1] == 1, by_pair * margins
+        # Which may be infinite; alone it is the soft margin itself.
+        z = scaled[..., 0] if alone else -log_sum_exp(-scaled, -1)
         # c - a = ln(-(ln ℓ)').
-        log_rate = self._log_rate(torch.clamp(z, max=TAIL))
-        shape = (slice(None),) + (None,) * (margins.ndim - 1)
-        log_weights = log_multipliers - log_rate[shape]
-        log_weights = log_weights - log_sum_exp(log_weights.reshape(-1), 0)
+        log_rate = self._log_rate(torch.clamp(z, max=TAIL))[..., None]
+        log_weights = log_multipliers - log_rate
+        log_weights = log_weights - log_sum_exp(log_weights.flatten(-2), -1)[..., None, None]
         weights = torch.exp(log_weights)
         # p - a(z)/S, in which z cancels where it is not beyond TAIL.
-        apart = margins - (z / scale)[shape] if margins.ndim > 1 else torch.zeros_like(margins)
-        near = apart - (self.log_value(torch.clamp(z, max=TAIL)) / scale)[shape]
-        lifted = torch.where((z < TAIL)[shape], near, margins - (self.tail(z) / scale)[shape])
+        apart = torch.zeros_like(margins) if alone else margins - (z / by_example)[..., None]
+        near = apart - (self.log_value(torch.clamp(z, max=TAIL)) / by_example)[..., None]
+        far = margins - (self.tail(z) / by_example)[..., None]
+        lifted = torch.where((z < TAIL)[..., None], near, far)
         # 0 ln 0 = 0.
-        entropic = torch.where(weights > 0, weights * log_weights, weights).sum()
-        carried = (weights * lifted).sum() + entropic / scale
-        smallest = lifted.min()
-        computed = smallest - log_sum_exp(scale * (smallest - lifted).reshape(-1), 0) / scale
-        alpha = self.inverse(-scale * carried)
+        entropic = torch.where(weights > 0, weights * log_weights, weights).sum((-2, -1))
+        carried = (weights * lifted).sum((-2, -1)) + entropic / scale
+        smallest = lifted.amin((-2, -1))
+        beyond = (by_pair * (smallest[..., None, None] - lifted)).flatten(-2)
+        computed = smallest - log_sum_exp(beyond, -1) / scale
+        alpha = self._inverses(-scale * carried)
         rise = self.tail(alpha) / scale
-        log_dual = log_weights + log_rate[shape] - self._log_rate(torch.clamp(alpha, max=TAIL))
-        return float(carried + rise), float(carried - computed), log_dual
+        log_slope = self._log_rate(torch.clamp(alpha, max=TAIL))[..., None, None]
+        return carried + rise, carried - computed, log_weights + log_rate - log_slope
 
 
 def _derived_log_rate(loss: Loss, z: Tensor) -> Tensor:
