@@ -7,7 +7,11 @@ front. The network is two-layer with squared ReLUs, as in the chapters (20 examp
 followed by the flow of order 4 to α = 1 and by 1,000 steps of loss-normalized descent. A gradient
 of the 32 starts by the passes written out there is timed beside `torch.func.vmap`, of the whole
 gradient and of the forward pass alone. Seconds are of the CPU, in one thread, medians of
-alternations; ratios are of the same alternation. Saves results/seeds.json.
+alternations; ratios are of the same alternation.
+
+`latephase.gradient_flows` follows 5 and 32 trained two-layer networks to α = 1e6, beside
+`gradient_flow` from each start in turn; starts that are not separated are left out. The largest
+angle between the two ends of a start is recorded. Saves results/seeds.json.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ import torch
 from problems import save
 
 from experiments import discrete_time
+from latephase import SolverError, Task, gradient_flow, gradient_flows
+from latephase.problem.vectors import angle
 from latephase.training import together
 from latephase.zoo import networks
 from latephase.zoo.tasks import separable_points
@@ -101,6 +107,36 @@ def gradient_seconds(family: together.Family, w: np.ndarray) -> dict[str, list[f
     return seconds
 
 
+def flows(width: int, dimension: int) -> list[dict]:
+    """Return a row for each number of starts: seconds together and in turn, the largest angle."""
+    found: list[tuple[torch.nn.Module, Task]] = []
+    ends, seconds = [], []
+    for seed in range(10 * SEEDS):
+        rng = torch.Generator().manual_seed(seed)
+        network = networks.two_layer(dimension, width, "squared_relu", generator=rng)
+        task, begin = separable_points(20, dimension, margin=0.1, seed=seed), time.process_time()
+        try:
+            ends.append(gradient_flow(network, task).direction[-1])
+        except SolverError:
+            continue
+        seconds.append(time.process_time() - begin)
+        found.append((network, task))
+        if len(found) == SEEDS:
+            break
+    rows = []
+    for count in (5, SEEDS):
+        modules, tasks = zip(*found[:count], strict=True)
+        begin = time.process_time()
+        at_once = gradient_flows(modules, tasks)
+        taken = time.process_time() - begin
+        pairs = zip(at_once, ends, strict=False)
+        apart = max(angle(flow.direction[-1], end) for flow, end in pairs)
+        row = {"starts": count, "together": taken, "in_turn": sum(seconds[:count])}
+        rows.append(row | {"one": statistics.median(seconds), "angle": apart})
+        print(f"{count} flows: {taken:.2f} s, in turn {row['in_turn']:.2f} s, {apart:.1e} apart")
+    return rows
+
+
 def main() -> None:
     started, rows = time.process_time(), []
     for name, (width, dimension) in WIDTHS.items():
@@ -122,6 +158,7 @@ def main() -> None:
                 "one_by_one": one_by_one,
                 "ratio": statistics.median(ratios),
                 "gradient": each,
+                "flows": flows(width, dimension),
             }
         )
         print(

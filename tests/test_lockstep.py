@@ -146,6 +146,16 @@ def test_levels_together():
         assert flow.settings["margin_drop"] <= 2e-13
 
 
+def test_late_directions_are_at_rest_as_those_alone_are():
+    modules = generated(MAKERS["linear"])
+    settings = {"until": 1e30, "tol": 1e-3, "records": 10_000}
+    for flow in latephase.gradient_flows(modules, TASKS, **settings):
+        half = len(flow) // 2
+        assert flow.smoothed_margin[half] > 1e8
+        # 1e-10 alone; 4e-9 and more where first stages keep a guess with a residual of 1e-9.
+        assert flow.path_length[-1] - flow.path_length[half] < 1e-9
+
+
 def test_a_start_at_zero_and_starts_of_any_size():
     modules = generated(MAKERS["linear"])
     with torch.no_grad():

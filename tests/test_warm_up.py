@@ -19,7 +19,7 @@ def test_the_part_across_rests_where_the_two_points_pull_alike():
 
 def test_a_flow_comes_to_the_law_and_another_direction_does_not():
     x, y = warm_up.clouds(3)
-    flow = warm_up.follow(3, [10.0, 1e8])
+    (flow,) = warm_up.follow([3], [10.0, 1e8])
     early, late = (
         warm_up.off_the_law(flow.direction[k], flow.smoothed_margin[k], x, y) for k in (0, 1)
     )

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils import vector_to_parameters
 
 from experiments.frames import slope, stacked
-from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.gradient_flow import gradient_flow, gradient_flows
 from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures.max_margin import hard_margin
 from latephase.problem.task import Task
@@ -197,19 +197,25 @@ def basins(seeds: Sequence[int], rates: Sequence[float], until: float) -> pd.Dat
     whole, begin = family(networks, points)
     rows = []
 
-    def limit(k: int, w: np.ndarray) -> Trajectory:
-        vector_to_parameters(torch.from_numpy(w), networks[k].parameters())
-        return gradient_flow(networks[k], points[k], until=until, tol=3e-3, records=4)
+    def limits(starts: np.ndarray) -> dict[int, Trajectory]:
+        """Return the flows from the starts [seeds, P] that are finite, by their place."""
+        arrived = np.flatnonzero(np.isfinite(starts).all(1)).tolist()
+        for k in arrived:
+            vector_to_parameters(torch.from_numpy(starts[k]), networks[k].parameters())
+        nets, data = ([of[k] for k in arrived] for of in (networks, points))
+        found = gradient_flows(nets, data, until=until, tol=3e-3, records=4) if arrived else []
+        return dict(zip(arrived, found, strict=True))
 
-    flows = [limit(k, w) for k, w in enumerate(flow_to(whole, begin, level=2.0)[-1])]
+    flows = limits(flow_to(whole, begin, level=2.0)[-1])
     for rate in rates:
         run = _relative(whole, begin, rate, 20_000)
-        for k, (seed, w, flow) in enumerate(zip(seeds, run.end, flows, strict=True)):
+        ends = limits(run.end)
+        for k, seed in enumerate(seeds):
             way = run.path(k)
             edge = edges(whole.rows([k]), way[:: max(1, len(way) // 200)], rate).max()
             row = {"seed": seed, "rate": rate, "angle": np.nan, "margin": np.nan, "edge": edge}
-            if np.isfinite(w).all():
-                end = limit(k, w)
+            if k in ends:
+                end, flow = ends[k], flows[k]
                 row["angle"] = angle(flow.direction[-1], end.direction[-1])
                 row["margin"] = end.normalized_margin[-1] / flow.normalized_margin[-1] - 1
             rows.append(row)

@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 
 from experiments import frames
 from experiments.directional_convergence import unguarded
-from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.gradient_flow import gradient_flow, gradient_flows
 from latephase.flow.trajectory import Trajectory, largest_drop
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
 from latephase.problem.generalized import generalized_gradient
@@ -168,14 +168,14 @@ def on_circle(points: pd.DataFrame, neurons: int, until: float) -> pd.DataFrame:
             nets[NARROW] = two_layer(2, 2, generator=rng, **kind)
             means = [task.x[task.y == sign].mean(0) for sign in (1, -1)]
             nets[NARROW][0].weight.data = torch.stack(means)
-        for name, net in nets.items():
-            flow = gradient_flow(net, task, until=until, records=10_000, tol=1e-3)
-            # Outputs are divided by the square root of the width, which no program knows of.
-            reached = flow.normalized_margin * len(net[0].weight) ** 0.5
-            about = {"model": "squared ReLU, fixed signs", "neurons": name, "flow": flow}
-            rows.append(
-                point | about | {ALPHA: flow.smoothed_margin, MISSING: 1 - reached / point["bound"]}
-            )
+        rows += [point | {"neurons": name, "net": net} for name, net in nets.items()]
+    nets, points = ([row[name] for row in rows] for name in ("net", "task"))
+    flows = gradient_flows(nets, points, until=until, records=10_000, tol=1e-3)
+    for row, flow in zip(rows, flows, strict=True):
+        # Outputs are divided by the square root of the width, which no program knows of.
+        reached = flow.normalized_margin * len(row.pop("net")[0].weight) ** 0.5
+        row |= {"model": "squared ReLU, fixed signs", "flow": flow}
+        row |= {ALPHA: flow.smoothed_margin, MISSING: 1 - reached / row["bound"]}
     return pd.DataFrame(rows)
 
 

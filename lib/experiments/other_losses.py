@@ -20,7 +20,7 @@ from torch.nn.utils import vector_to_parameters
 
 from experiments.discrete_time import flow_to, squared_relus, strayed
 from experiments.frames import stacked
-from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.gradient_flow import gradient_flow, gradient_flows
 from latephase.flow.trajectory import Trajectory
 from latephase.measures.max_margin import hard_margin
 from latephase.problem.losses import Loss
@@ -239,15 +239,16 @@ def deep_runs(begun: pd.DataFrame, losses: Mapping[str, Loss]) -> pd.DataFrame:
     family, first = together.family(deep, [*begun.task])
     slow = together.descend(family, first, 0.005, **_POWER, keep=_KEPT)
     margins = np.stack([family.margins(w) for w in slow.w])
+    ends_at, points = {"at": [1e3, 1e12], "tol": 1e-2}, [*begun.task]
+    flows = {name: gradient_flows(deep, points, loss=of, **ends_at) for name, of in losses.items()}
     rows = []
-    for k, (net, w, start) in enumerate(zip(deep, first, begun.itertuples(), strict=True)):
+    for k, (net, start) in enumerate(zip(deep, begun.itertuples(), strict=True)):
         row = {"seed": start.seed, "polynomial": angle(predictor(net, slow.end[k]), start.svm)}
         about = start.margin / 2, 2.0
         row["off_clock"] = off_clock(margins[:, k], slow.passed[:, k], *about)
-        ends, clocks, ends_at = [], [], {"at": [1e3, 1e12], "tol": 1e-2}
-        for name, loss in losses.items():
-            predictor(net, w)  # back to the start
-            flow = gradient_flow(net, start.task.x, start.task.y, loss=loss, **ends_at)
+        ends, clocks = [], []
+        for name in losses:
+            flow = flows[name][k]
             clocks.append(abs(clock(flow, 0, start.margin / 2, CONSTANTS.get(name, 1.0))))
             ends.append(angle(predictor(net, flow.direction[-1]), start.svm))
         rows.append(row | {"angle": max(ends), "clock": max(clocks)})
@@ -263,12 +264,12 @@ def relu_runs(seeds: Sequence[int], heavier: Loss, until: float) -> pd.DataFrame
     family, begin = together.family(nets, hard)
     late = flow_to(family, begin, level=2.0)[-1]
     settings = {"until": until, "tol": 3e-3, "records": 4}
-    ends = {"exponential": [], "heavier": []}
-    for network, task, w in zip(nets, hard, late, strict=True):
+    for network, w in zip(nets, late, strict=True):
         vector_to_parameters(torch.from_numpy(w), network.parameters())
-        for name, loss in (("exponential", "exponential"), ("heavier", heavier)):
-            flow = gradient_flow(network, task.x, task.y, loss=loss, **settings)
-            ends[name].append(flow.direction[-1])
+    ends = {}
+    for name, loss in (("exponential", "exponential"), ("heavier", heavier)):
+        flows = gradient_flows(nets, hard, loss=loss, **settings)
+        ends[name] = [flow.direction[-1] for flow in flows]
     slow = together.descend(family, late, 0.005, **_POWER).end
     same, other = (strayed(one, ends["exponential"], late) for one in (ends["heavier"], slow))
     return pd.DataFrame({"seed": seeds, "same": same, "other": other})

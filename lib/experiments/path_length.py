@@ -22,7 +22,7 @@ from scipy.integrate import solve_ivp
 
 from experiments.where_it_fails import Path
 from latephase.flow.errors import SolverError
-from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.gradient_flow import gradient_flows
 from latephase.flow.trajectory import Trajectory
 from latephase.measures.max_margin import hard_margin
 from latephase.measures.settling import leading_plane, tails
@@ -186,7 +186,7 @@ def flows(seeds: Sequence[int], draws: int, until: float) -> pd.DataFrame:
     On twelve points of R⁸ so many networks of squared ReLUs, two linear ones and a deep linear one.
     svm: direction and margin. seen: `predictions`. Without α > 0 there is no flow.
     """
-    rows = []
+    starts: dict[str, list[tuple]] = {}
     for seed in seeds:
         task = separable_points(12, 8, margin=0.1, seed=seed)
         for k in range(draws):
@@ -197,17 +197,24 @@ def flows(seeds: Sequence[int], draws: int, until: float) -> pd.DataFrame:
             if k == 0:
                 nets["deep linear"] = deep_linear([8, 4, 4, 1], scale=0.8, **rng)
             for model, net in nets.items():
-                about = {"model": model, "seed": seed, "draw": k, "svm": hard_margin(task)}
-                far = {"until": until, "records": 10_000, "tol": _TOLS[model]}
-                try:
-                    flow, why = gradient_flow(net, task, **far), ""
-                except SolverError as error:
-                    flow, why = error.trajectory, "never got to α > 0"
-                    if flow is not None:
-                        why = f"stopped at α = {flow.smoothed_margin[-1]:.0e}"
-                seen = None if flow is None else predictions(net, flow)
-                rows.append(about | {"flow": flow, "why": why, "seen": seen})
-    return pd.DataFrame(rows)
+                starts.setdefault(model, []).append((seed, k, task, net))
+    rows = []
+    for model, own in starts.items():
+        far = {"until": until, "records": 10_000, "tol": _TOLS[model]}
+        _, _, points, nets = zip(*own, strict=True)
+        try:
+            found = gradient_flows(nets, points, **far)
+        except SolverError as error:
+            found = error.flows
+        for (seed, k, task, net), flow in zip(own, found, strict=True):
+            about, why = {"model": model, "seed": seed, "draw": k, "svm": hard_margin(task)}, ""
+            if isinstance(flow, SolverError):
+                flow, why = flow.trajectory, "never got to α > 0"
+                if flow is not None:
+                    why = f"stopped at α = {flow.smoothed_margin[-1]:.0e}"
+            seen = None if flow is None else predictions(net, flow)
+            rows.append(about | {"flow": flow, "why": why, "seen": seen})
+    return pd.DataFrame(rows).sort_values(["seed", "draw"], kind="stable", ignore_index=True)
 
 
 def predictions(net: torch.nn.Module, flow: Trajectory) -> np.ndarray:

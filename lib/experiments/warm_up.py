@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 from scipy.integrate import solve_ivp
 from scipy.special import logsumexp, softmax
 
-from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.gradient_flow import gradient_flows
 from latephase.flow.trajectory import Trajectory
 from latephase.measures.max_margin import hard_margin, hard_margin_dual
 from latephase.zoo import networks
@@ -52,9 +54,10 @@ def start(seed: int) -> torch.nn.Module:
     return networks.linear(2, generator=torch.Generator().manual_seed(seed))
 
 
-def follow(seed: int, levels: list[float]) -> Trajectory:
-    """Return the flow of the exponential risk of `clouds` that lands on smoothed margins."""
-    return gradient_flow(start(seed), *clouds(seed), at=levels, tol=1e-3)
+def follow(seeds: Sequence[int], levels: list[float]) -> list[Trajectory]:
+    """Return the flow of the exponential risk of each seed's `clouds`, landing on levels of α."""
+    x, y = zip(*map(clouds, seeds), strict=True)
+    return gradient_flows([*map(start, seeds)], x, y, at=levels, tol=1e-3)
 
 
 def path(start: tuple[float, float], x: np.ndarray, y: np.ndarray, until: float) -> np.ndarray:

@@ -285,7 +285,9 @@ class _Stage:
             size = look.size()
             broken = ~np.isfinite(size)
             improves = exact[live] & (size > TUNING.exact) & (size < TUNING.slow * previous[live])
-            done = (size < np.maximum(tol[live], look.noise())) & ~improves & ~broken
+            # A first guess that passes leaves more than Newton does: late paths would be as long.
+            settled = size < np.maximum(tol[live], look.noise())
+            done = settled & ~improves & ~broken & bool(iteration or of.thetas)
             late = np.minimum(100.0 * best[live], 0.3) if iteration > 8 else math.inf
             diverges = ~done & ~broken & (size > late)
             of.why[live[broken]], of.why[live[diverges]] = "overflow", "divergence"
