@@ -13,6 +13,8 @@ import latephase
 from latephase.flow import bordered
 from latephase.problem.vectors import angle
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # Peak less what the process held once the same had run on few examples, so that all is imported.
 MEASURED = """
 import gc, sys
@@ -56,7 +58,8 @@ def classes(k, n=64, dims=20):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks as Linux counts them")
 def test_the_peak_stays_below_twice_the_bound():
     def peaks():
-        run = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True)
+        command = [sys.executable, "-c", MEASURED]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         return tuple(map(int, run.stdout.split()))
 
