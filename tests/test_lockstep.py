@@ -267,7 +267,9 @@ def test_modules_stay_as_they_are():
 
 
 BAD = {
-    "modules: expected one or more": ([], TASKS, {}),
+    "modules: expected a list of one or more modules, got none": ([], TASKS, {}),
+    "modules: expected .* got a Sequential": (MAKERS["linear"](torch.Generator()), TASKS, {}),
+    "modules: expected .* got a int": (3, TASKS, {}),
     "x: expected one for each of the 3 modules": (None, TASKS[:2], {}),
     r"modules\[1\]: ": (None, [TASKS[0], POINTS, TASKS[2]], {}),
     "until: expected a smoothed margin": (None, TASKS, {"until": -1.0}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 from itertools import pairwise
 from typing import Any
@@ -148,9 +148,11 @@ def gradient_flows(
     >>> print(*(np.round(flow.direction[-1], 6) for flow in flows))
     [0.707107 0.707107] [0.707107 0.707107] [0.707107 0.707107]
     """
-    modules = list(modules)
-    if not modules:
-        raise ValueError("modules: expected one or more, got none")
+    # A Sequential is iterable, too: its layers are no starts.
+    listed = isinstance(modules, torch.nn.ModuleList) or not isinstance(modules, torch.nn.Module)
+    if not (listed and isinstance(modules, Iterable)) or not (modules := list(modules)):
+        got = "none" if modules == [] else f"a {type(modules).__name__}"
+        raise ValueError(f"modules: expected a list of one or more modules, got {got}")
     each = [_of_each("x", x, len(modules)), _of_each("y", y, len(modules))]
     known = {name: of.default for name, of in signature(gradient_flow).parameters.items()}
     for name in ("module", "x", "y"):
