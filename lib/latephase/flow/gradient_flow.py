@@ -148,7 +148,7 @@ def gradient_flows(
     >>> print(*(np.round(flow.direction[-1], 6) for flow in flows))
     [0.707107 0.707107] [0.707107 0.707107] [0.707107 0.707107]
     """
-    # A Sequential is iterable, too: its layers are no starts.
+    # A Sequential can be gone through like a list: its layers are no starts.
     listed = isinstance(modules, torch.nn.ModuleList) or not isinstance(modules, torch.nn.Module)
     if not (listed and isinstance(modules, Iterable)) or not (modules := list(modules)):
         got = "none" if modules == [] else f"a {type(modules).__name__}"
