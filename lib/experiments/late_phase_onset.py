@@ -17,9 +17,10 @@ import torch
 
 from experiments import frames
 from experiments.directional_convergence import unguarded
-from latephase.flow.course import Course
+from latephase.flow.course import Course, alone
 from latephase.flow.errors import BudgetSpent, SolverError
 from latephase.flow.gradient_flow import gradient_flow
+from latephase.flow.runge_kutta import FlowState
 from latephase.flow.trajectory import largest_drop
 from latephase.measures.settling import deepest_fall
 from latephase.problem.degree import checked_degree
@@ -89,13 +90,16 @@ def onset(
     degree = checked_degree(problem.module, problem.x, None)
     settings = {"tol": tol, "until": until, "records": 1}
     weights, rows = [], []
-    for state in Course(problem, degree, settings).states(until):
+
+    def seen(state: FlowState) -> None:
         weights.append(state.w())
         smallest = problem.margins(weights[-1]).min()
         rows.append((state.smoothed_margin, smallest, state.log_time))
         if len(rows) > steps and state.smoothed_margin < until:
             why = f"{steps} steps are spent at α = {state.smoothed_margin:.3g}"
             raise BudgetSpent(why, state.smoothed_margin, None)
+
+    alone(Course(problem, degree, settings).work(until), seen)
     alpha, smallest, log_time = np.array(rows).T
     w = np.array(weights)
     norm = np.linalg.norm(w, axis=1)

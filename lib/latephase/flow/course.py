@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ from latephase.problem.margins import Problem
 Work = Generator[FlowState | Request, Step | StepFailed | None, Any]
 
 
-def alone(work: Work, show: Callable[[float], None]) -> Any:
-    """Return what the work comes to, its steps taken one by one; α is shown."""
+def alone(work: Work, seen: Callable[[FlowState], None]) -> Any:
+    """Return what the work comes to, its steps taken one by one; each state is seen."""
     answer = None
     while True:
         try:
@@ -46,7 +46,7 @@ def alone(work: Work, show: Callable[[float], None]) -> Any:
             if isinstance(asked, Request):
                 answer = asked.answer()
             else:
-                show(asked.smoothed_margin)
+                seen(asked)
         except KeyboardInterrupt as stopped:
             work.throw(stopped)
 
@@ -94,22 +94,10 @@ class Course:
         BudgetSpent where the attempts are.
         """
         with progress(until) as show:
-            return alone(self.work(until), show)
-
-    def states(self, until: float) -> Iterator[FlowState]:
-        """Yield the state of now, the start at first, and each one accepted up to α = until."""
-        work, answer = self.work(until), None
-        while True:
-            try:
-                asked = work.send(answer)
-            except StopIteration:
-                return
-            if isinstance(asked, FlowState):
-                yield asked
-            answer = asked.answer() if isinstance(asked, Request) else None
+            return alone(self.work(until), lambda state: show(state.smoothed_margin))
 
     def work(self, until: float) -> Work:
-        """Ask for the steps up to α = until, and yield the states that they come to."""
+        """Ask for the steps up to α = until; yield the start, and each state accepted."""
         try:
             if self.state is None:
                 self._begin()

@@ -114,7 +114,8 @@ def gradient_flow(
         homogenized=homogenized,
     )
     with progress(asked["levels"][-1]) as show:
-        return alone(_following(module, x, y, **asked), show)
+        work = _following(module, x, y, **asked)
+        return alone(work, lambda state: show(state.smoothed_margin))
 
 
 @differentiating

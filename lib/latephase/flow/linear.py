@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 
 from latephase.flow.errors import StepFailed
 from latephase.flow.tuning import TUNING
+from latephase.problem.vectors import dots, norms
 
 
 def factored(matrix: np.ndarray) -> np.ndarray:
@@ -116,7 +117,7 @@ def gmres(apply: Callable, b: np.ndarray, tol: float) -> tuple[np.ndarray, np.nd
 
 def gmres_of_many(apply: Callable, b: np.ndarray, tol: float) -> tuple[np.ndarray, list]:
     """Return x [m, P] and y, a list of [m]: `gmres` of m problems at once, until all are solved."""
-    size = np.sqrt(np.einsum("ij,ij->i", b, b))
+    size = norms(b)
     open_ = (size > 0.0) & np.isfinite(size)
     basis = [np.where(open_[:, None], b / np.where(open_, size, 1.0)[:, None], 0.0)]
     columns, right, turns = [], [np.where(open_, size, 0.0)], []
@@ -124,9 +125,9 @@ def gmres_of_many(apply: Callable, b: np.ndarray, tol: float) -> tuple[np.ndarra
         w, column = basis[j] - apply(basis[j]), [0.0] * (j + 1)
         for _ in range(2):
             for i, vector in enumerate(basis):
-                part = np.einsum("ij,ij->i", vector, w)
+                part = dots(vector, w)
                 w, column[i] = w - part[:, None] * vector, column[i] + part
-        below = np.sqrt(np.einsum("ij,ij->i", w, w))
+        below = norms(w)
         for i, (cos, sin) in enumerate(turns):
             one, next_ = column[i], column[i + 1]
             column[i], column[i + 1] = cos * one + sin * next_, cos * next_ - sin * one

@@ -19,7 +19,7 @@ import torch
 from latephase.flow.course import Work
 from latephase.flow.errors import SolverError, StepFailed
 from latephase.flow.linear import gmres_of_many
-from latephase.flow.newton import Sliding
+from latephase.flow.newton import Sliding, block_sum, damped, steepness
 from latephase.flow.runge_kutta import (
     FlowState,
     Request,
@@ -29,8 +29,8 @@ from latephase.flow.runge_kutta import (
 )
 from latephase.flow.state import exp_times
 from latephase.flow.tuning import TUNING
-from latephase.problem.losses import EXPONENTIAL, TAIL, log_sum_exp
 from latephase.problem.stacked import Stack, kind
+from latephase.problem.vectors import dots, norms
 
 _NONE = np.zeros(0)
 _UNSTUCK = Sliding(_NONE, _NONE.astype(int), _NONE)
@@ -44,6 +44,7 @@ def together(works: Sequence[Work], show: Callable[[float], None]) -> list[Any |
     """
     out: list[Any] = [None] * len(works)
     waiting: dict[int, Request] = {}
+    groups: dict[int, Hashable] = {}
     places: dict[int, float] = {}
 
     def advance(k: int, answer: Step | StepFailed | None) -> None:
@@ -52,7 +53,7 @@ def together(works: Sequence[Work], show: Callable[[float], None]) -> list[Any |
             while not isinstance(asked := works[k].send(answer), Request):
                 places[k], answer = asked.smoothed_margin, None
                 show(min(places.values()))
-            waiting[k] = asked
+            waiting[k], groups[k] = asked, group(asked) or k
         except StopIteration as end:
             out[k] = end.value
             places.pop(k, None)
@@ -64,13 +65,11 @@ def together(works: Sequence[Work], show: Callable[[float], None]) -> list[Any |
         for k in range(len(works)):
             advance(k, None)
         while waiting:
-            groups: dict[Hashable, list[int]] = {}
-            for k, request in waiting.items():
-                common = group(request)
-                groups.setdefault((k,) if common is None else common, []).append(k)
-            first = max(
-                groups.values(), key=lambda own: (not waiting[own[0]].state.late(), len(own))
-            )
+            members: dict[Hashable, list[int]] = {}
+            for k in waiting:
+                members.setdefault(groups[k], []).append(k)
+            early = [own for own in members.values() if not waiting[own[0]].state.late()]
+            first = max(early or members.values(), key=len)
             requests = [waiting[k] for k in first]
             found = answers(requests) if len(requests) > 1 else [requests[0].answer()]
             for k, answer in zip(first, found, strict=True):
@@ -123,7 +122,7 @@ class _Steps:
         self.start = np.stack([state.direction for state in states])
         tangent = np.stack([state.tangent for state in states])
         log_norm = np.array([state.log_norm for state in states])
-        slope = np.array([self.of._slope(state) for state in states])
+        slope = np.array([self.of.slope(state) for state in states])
         self.late = np.array([state.smoothed_margin > 0.0 for state in states])
         length, gamma = np.array([one.length for one in requests]), self.tableau.gamma
         nodes = self.tableau.nodes
@@ -132,7 +131,7 @@ class _Steps:
             self.h = np.log1p(length)
             self.log_units = [log_norm + self.h * node for node in nodes]
             self.radius = gamma * self.h / (1.0 + gamma * self.h)
-            self.slopes = [tangent / dot(tangent, self.start)[:, None] - self.start]
+            self.slopes = [tangent / dots(tangent, self.start)[:, None] - self.start]
         else:
             unit = 1.0 + length
             self.start, self.h = self.start / unit[:, None], length / unit
@@ -214,7 +213,7 @@ class _Steps:
         steepness = shrunk * np.where(matrix.kept, weighed, 0.0).sum(1)
         error = sum(d * t for d, t in zip(self.tableau.error, self.slopes, strict=True))
         error = (self.radius / self.tableau.gamma)[:, None] * matrix.filtered(error)
-        across = error - (dot(stage.theta, error) / norm**2)[:, None] * stage.theta
+        across = error - (dots(stage.theta, error) / norm**2)[:, None] * stage.theta
         turned, moved = norms(across) / norm, self.slopes[-1]
         if self.radial:
             moved = moved + stage.theta
@@ -310,19 +309,17 @@ class _Stage:
         of, live = self.of, look.which
         r2 = look.margins
         if look.excess is not None:
-            share = look.lam / np.maximum(look.block_sum(look.lam), 1e-300)
+            share = look.lam / np.maximum(block_sum(look.lam, of.stack.pairs), 1e-300)
             spread = np.where(look.kept, share * r2, 0.0)
-            r2 = r2 + look.excess * look.block_sum(spread)
+            r2 = r2 + look.excess * block_sum(spread, of.stack.pairs)
         matrix = _Matrix(look)
         x, w, nu = self._direction(matrix, -look.apart, -r2, -look.length)
         lost = ~np.isfinite(x).all(1) | matrix.singular
         of.why[live[lost]] = np.where(matrix.singular[lost], "singular", "overflow")
         change = np.where(look.kept, w / look.lam_least, 0.0)
-        # e^{δu} overshoots where Newton is linear in λ.
-        rise, u = np.maximum(change, 0.0), self.u[live]
+        u = self.u[live]
         floor = -self.log_scale[live][:, None] - np.log(matrix.squares + 1e-300) - u
-        damped = np.maximum(np.log1p(rise), np.minimum(rise, floor))
-        change = np.where(change > 0.0, damped, change)
+        change = damped(change, floor)
         reach = cap * np.maximum(of.radius[live], norms(look.pulled))
         part = np.minimum(1.0, reach / np.maximum(norms(x), 1e-300))[:, None]
         moved = np.clip(u + part * change, -1e300, 600.0)
@@ -366,7 +363,7 @@ class _Look:
         self.inverse_scale, self.rest = inverse_scale[:, 0], of.rest[which]
         self.point = self._stack().at(theta)
         self.p, self.gradients = self.point.p, self.point.rows()
-        steep, self.excess = self._steepness()
+        steep, self.excess = steepness(of.loss, of.stack.pairs, self.p, self.scale)
         u, nu = stage.u[which], stage.nu[which]
         share = np.exp(u - u.max(1, keepdims=True))
         guess = (share * (steep + u * inverse_scale)).sum(1) / share.sum(1)
@@ -380,10 +377,10 @@ class _Look:
         self.apart = moved - self.pulled
         self.margins = steep + self.u * inverse_scale - nu[:, None]
         if of.radial:
-            self.length, self.rho = dot(theta, moved) - self.radius, theta + moved
+            self.length, self.rho = dots(theta, moved) - self.radius, theta + moved
         else:
             still, r = self.rest * self.total, self.radius
-            self.length = (dot(moved, moved) + still * still - r * r) / (2.0 * r)
+            self.length = (dots(moved, moved) + still * still - r * r) / (2.0 * r)
             self.rho = moved / r[:, None]
         self.squares = np.einsum("fnp,fnp->fn", self.gradients, self.gradients)
 
@@ -416,11 +413,6 @@ class _Look:
         cancelled = np.where(self.kept, self.lam * np.sqrt(self.squares), 0.0).sum(1)
         return TUNING.rounding * cancelled / self.radius
 
-    def block_sum(self, v: np.ndarray) -> np.ndarray:
-        """Return the sum over its example's, of each margin."""
-        pairs = self.stage.of.stack.pairs
-        return np.repeat(v.reshape(len(v), -1, pairs).sum(2), pairs, axis=1)
-
     def _follow(self, u: np.ndarray) -> None:
         """Compute the u of idle margins, and find those that must have their rows."""
         none = np.where(self.p != 0.0, u, -np.inf).max(1, keepdims=True)
@@ -431,20 +423,6 @@ class _Look:
         self.required = np.maximum(self.u, self.computed) >= largest - TUNING.live
         top = np.where(self.required, self.u, -np.inf).max(1, keepdims=True)
         self.kept = self.stage.kept[self.which] = self.u >= top - TUNING.active
-
-    def _steepness(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return s/S and 1/s' - 1, as `Newton._steepness` does."""
-        loss, pairs, p, scale = self.stage.of.loss, self.point.chain.pairs, self.p, self.scale
-        if loss is EXPONENTIAL or (scale * p.min(1, keepdims=True) > TAIL + math.log(pairs)).all():
-            return p, None
-        margins = torch.from_numpy(np.minimum(scale * p, 1e3)).reshape(len(p), -1, pairs)
-        z = -log_sum_exp(-margins, -1)
-        s, rate = (np.repeat(one.numpy(), pairs, axis=1) for one in loss.steepness(z))
-        wide = np.repeat(z.numpy(), pairs, axis=1)
-        # Of an example alone the difference is zero, whatever rounding says.
-        apart = p - wide / scale if pairs > 1 else 0.0
-        rate = np.maximum(rate, 1e-16 / (1.0 + np.abs(wide)))
-        return np.where(wide < TAIL, apart + s / scale, p), 1.0 / rate - 1.0
 
 
 class _Matrix:
@@ -467,16 +445,17 @@ class _Matrix:
         matrix[:, places, places] += diagonal
         if look.excess is not None:
             self.column = np.where(self.kept, 1.0 + look.excess, 0.0)
-            block = np.maximum(look.block_sum(look.lam), 1e-300)
+            stack = look.point.chain
+            block = np.maximum(block_sum(look.lam, stack.pairs), 1e-300)
             coupling = look.excess / block * look.inverse_scale[:, None]
-            owner = look.point.chain.owner
+            owner = stack.owner
             both = (self.scaling * coupling)[..., None] * self.scaling[:, None]
             matrix += np.where(owner[:, None] == owner, both, 0.0)
         self.lower, info = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
         self.solved_column = self._inverse(self.column)
         rest = look.rest**2 * look.total / look.radius
         self.row = self._push(self.rho) + np.where(self.kept, rest[:, None], 0.0)
-        self.pivot = dot(self.row, self.solved_column)
+        self.pivot = dots(self.row, self.solved_column)
         self.singular = (info.numpy() != 0) | (self.pivot == 0.0)
 
     def solve(
@@ -484,7 +463,7 @@ class _Matrix:
     ):
         """Return (δθ, w, δν/S) for the right sides of the equations."""
         y = self._inverse(np.where(self.kept, right - self._push(a), 0.0))
-        nu = (length - dot(self.rho, a) - dot(self.row, y)) / self.pivot
+        nu = (length - dots(self.rho, a) - dots(self.row, y)) / self.pivot
         w = y + nu[:, None] * self.solved_column
         return a + (w[:, None] @ self.rows)[:, 0], w, nu
 
@@ -495,7 +474,7 @@ class _Matrix:
     def filtered(self, error: np.ndarray) -> np.ndarray:
         """Return an error of θ as the equations let it stand, without its part along the step."""
         e = self.solve(error)[0]
-        return e - (dot(self.rho, e) / dot(self.rho, self.rho))[:, None] * self.rho
+        return e - (dots(self.rho, e) / dots(self.rho, self.rho))[:, None] * self.rho
 
     def _inverse(self, right: np.ndarray) -> np.ndarray:
         scaled = torch.from_numpy((self.scaling * right)[..., None])
@@ -503,16 +482,6 @@ class _Matrix:
 
     def _push(self, v: np.ndarray) -> np.ndarray:
         return (self.rows @ v[..., None])[..., 0]
-
-
-def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the products of rows [m] of a [m, P] and b."""
-    return np.einsum("ij,ij->i", a, b)
-
-
-def norms(v: np.ndarray) -> np.ndarray:
-    """Return the lengths of the rows [m] of v [m, P]."""
-    return np.sqrt(dot(v, v))
 
 
 def _wide(part: np.ndarray, image: np.ndarray) -> np.ndarray:

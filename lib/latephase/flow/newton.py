@@ -18,7 +18,7 @@ from latephase.flow.bordered import Bordered
 from latephase.flow.errors import StepFailed
 from latephase.flow.linear import gmres
 from latephase.flow.tuning import TUNING
-from latephase.problem.losses import EXPONENTIAL, TAIL, soft_margins
+from latephase.problem.losses import EXPONENTIAL, TAIL, Loss, log_sum_exp
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ class Newton:
     def _evaluate(self) -> None:
         ball, kinked = self.ball, self.of.kinked
         point = self.point = kinked.at(self.theta, self.gates, self.active)
-        steep, self.excess = self._steepness(point.p)
+        steep, self.excess = steepness(self.of.loss, self.of.pairs, point.p, self.scale)
         if self.nu is None:
             share = np.exp(self.u - self.u.max())
             self.nu = float(share @ (steep + self.u * self.inverse_scale) / share.sum())
@@ -244,19 +244,16 @@ class Newton:
         rows, r2 = self.linearized.rows, self.margins[self.linearized.rows]
         if self.excess is not None:
             spread = np.zeros_like(self.u)
-            spread[rows] = (self.lam / np.maximum(self._block_sum(self.lam), 1e-300))[rows] * r2
-            r2 = r2 + (self.excess * self._block_sum(spread))[rows]
+            whole = np.maximum(block_sum(self.lam, self.of.pairs), 1e-300)
+            spread[rows] = (self.lam / whole)[rows] * r2
+            r2 = r2 + (self.excess * block_sum(spread, self.of.pairs))[rows]
         x, w, nu_change = self._direction(-self.apart, -np.concatenate([r2, kinks]), -self.length)
         if not np.isfinite(x).all():
             raise StepFailed("overflow")
         n, u = len(rows), self.u.copy()
         change = w[:n] / self.linearized.lam
-        # e^{δu} overshoots where Newton is linear in λ.
-        rise = np.maximum(change, 0.0)
         squares = self.linearized.squares[:n]
-        floor = -self.ball.log_scale - np.log(squares + 1e-300) - u[rows]
-        damped = np.maximum(np.log1p(rise), np.minimum(rise, floor))
-        change = np.where(change > 0.0, damped, change)
+        change = damped(change, -self.ball.log_scale - np.log(squares + 1e-300) - u[rows])
         reach = cap * max(self.ball.radius, float(np.linalg.norm(self.pulled)))
         part = min(1.0, reach / max(float(np.linalg.norm(x)), 1e-300))
         u[rows] = np.clip(u[rows] + part * change, -1e300, 600.0)
@@ -303,23 +300,33 @@ class Newton:
         # What has its row may still wax to the largest.
         self.required = np.flatnonzero(np.maximum(u, self.computed) >= largest - TUNING.live)
 
-    def _steepness(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return s/S, the margins at which e^{-z} has the loss's slope, and 1/s' - 1, both [n].
 
-        p itself and None where the loss is as good as e^{-z}.
-        """
-        loss, pairs, scale = self.of.loss, self.of.pairs, self.scale
-        if loss is EXPONENTIAL or scale * p.min() > TAIL + math.log(pairs):
-            return p, None
-        margins = torch.from_numpy(np.minimum(scale * p, 1e3))
-        z = soft_margins(margins if pairs == 1 else margins.reshape(-1, pairs))
-        s, rate = (np.repeat(one.numpy(), pairs) for one in loss.steepness(z))
-        wide = np.repeat(z.numpy(), pairs)
-        # Of an example alone the difference is zero, whatever rounding says.
-        apart = p - wide / scale if pairs > 1 else 0.0
-        rate = np.maximum(rate, 1e-16 / (1.0 + np.abs(wide)))
-        return np.where(wide < TAIL, apart + s / scale, p), 1.0 / rate - 1.0
+def steepness(
+    loss: Loss, pairs: int, p: np.ndarray, scale: float | np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return s/S, the margins at which e^{-z} has the loss's slope, and 1/s' - 1, both [..., n].
 
-    def _block_sum(self, v: np.ndarray) -> np.ndarray:
-        pairs = self.of.pairs
-        return np.repeat(v.reshape(-1, pairs).sum(1), pairs)
+    Of margins p [..., n], `pairs` of an example, at scales S. p itself and None where the loss is
+    as good as e^{-z}.
+    """
+    if loss is EXPONENTIAL or (scale * p.min(-1, keepdims=True) > TAIL + math.log(pairs)).all():
+        return p, None
+    margins = torch.from_numpy(np.minimum(scale * p, 1e3)).reshape(*p.shape[:-1], -1, pairs)
+    z = margins[..., 0] if pairs == 1 else -log_sum_exp(-margins, -1)
+    s, rate = (np.repeat(one.numpy(), pairs, axis=-1) for one in loss.steepness(z))
+    wide = np.repeat(z.numpy(), pairs, axis=-1)
+    # Of an example alone the difference is zero, whatever rounding says.
+    apart = p - wide / scale if pairs > 1 else 0.0
+    rate = np.maximum(rate, 1e-16 / (1.0 + np.abs(wide)))
+    return np.where(wide < TAIL, apart + s / scale, p), 1.0 / rate - 1.0
+
+
+def block_sum(v: np.ndarray, pairs: int) -> np.ndarray:
+    """Return for each margin of v [..., n] the sum over those of its example."""
+    return np.repeat(v.reshape(*v.shape[:-1], -1, pairs).sum(-1), pairs, axis=-1)
+
+
+def damped(change: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Return δu less by what e^{δu} would overshoot, where Newton is linear in λ; up to `floor`."""
+    rise = np.maximum(change, 0.0)
+    return np.where(change > 0.0, np.maximum(np.log1p(rise), np.minimum(rise, floor)), change)

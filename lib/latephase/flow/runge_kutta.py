@@ -256,12 +256,13 @@ class Stepper:
         length = arc(tableau, points, trial.slopes, trial.h)
         return Step(arrived, trial.turned(error), jump, part, length, nodes, late)
 
-    def _slope(self, state: FlowState) -> float:
+    def slope(self, state: FlowState) -> float:
+        """Return ‖∇α‖ of the unit direction, more than zero."""
         return max(float(np.linalg.norm(state.gradient)), 1e-300)
 
     def node(self, state: FlowState) -> tuple[float, float]:
         """Return α and ln‖∇α‖ of a state."""
-        return state.smoothed_margin, math.log(self._slope(state)) + self._grown(state.log_norm)
+        return state.smoothed_margin, math.log(self.slope(state)) + self._grown(state.log_norm)
 
     def _grown(self, log_norm: float) -> float:
         return (self.degree - 1.0) * log_norm
@@ -388,9 +389,9 @@ class _Trial:
         self.scale, self.rest, self.stages = of._scale(state.z, state.p), 0.0, []
         self._begin(length)
         if state.smoothed_margin <= 0.0:
-            self.rest = TUNING.settling * of._slope(state)
+            self.rest = TUNING.settling * of.slope(state)
         # ln λ of each stage, less its growth with θ, by which the next one's is guessed.
-        size = self.radius / math.hypot(of._slope(state), self.rest)
+        size = self.radius / math.hypot(of.slope(state), self.rest)
         self.duals = [state.log_dual.reshape(-1) + math.log(size)]
         self.last = Guess(self.start, self.duals[0], state.sliding, size * state.c)
 
@@ -504,10 +505,10 @@ def arc(tableau: Tableau, points: list[np.ndarray], slopes: list[np.ndarray], h:
     polynomial path through the stages. Slopes err by parts of tol, which late is more than the
     path is long: then it is that of the polygon.
     """
-    lengths = np.sqrt(np.einsum("ij,ij->i", points, points))[:, None]
-    units = np.array(points) / lengths
-    along = np.einsum("ij,ij->i", slopes, units)[:, None]
-    across = (slopes - along * units) / lengths
+    thetas = np.array(points)
+    lengths = vectors.norms(thetas)[:, None]
+    units = thetas / lengths
+    across = (slopes - vectors.dots(slopes, units)[:, None] * units) / lengths
     products = across @ across.T
     if products.min() < 0.0:
         basis = np.array([_lagrange(tableau.nodes, (i + 0.5) / _FINE) for i in range(_FINE)])
@@ -516,7 +517,7 @@ def arc(tableau: Tableau, points: list[np.ndarray], slopes: list[np.ndarray], h:
     else:
         length = h * float(tableau.weights @ np.sqrt(products.diagonal()))
     chords = np.diff(units[np.argsort(tableau.nodes, kind="stable")], axis=0)
-    polygon = float(vectors.arc(np.sqrt(np.einsum("ij,ij->i", chords, chords))).sum())
+    polygon = float(vectors.arc(vectors.norms(chords)).sum())
     return length if polygon < length < 1.1 * polygon else polygon
 
 

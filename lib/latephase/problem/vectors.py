@@ -42,6 +42,16 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
     return float(arc(np.linalg.norm(unit(a) - unit(b))))
 
 
+def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the inner products [m] of the rows of a [m, P] and of b."""
+    return np.einsum("ij,ij->i", a, b)
+
+
+def norms(v: np.ndarray) -> np.ndarray:
+    """Return the lengths [m] of the rows of v [m, P], whose squares stay within float64."""
+    return np.sqrt(dots(v, v))
+
+
 def alignment(w: np.ndarray, gradient: np.ndarray) -> float:
     """Return cos(W, ∇α), equal to cos(W, -∇R)."""
     a, b = _norm(w), _norm(gradient)
