@@ -1,7 +1,9 @@
 """Flows of several starts together: what one alone gives, in fewer passes, and no start is lost."""
 
 import copy
+import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -254,6 +256,24 @@ def test_an_interrupt_keeps_what_is_recorded(monkeypatch):
     with pytest.raises(KeyboardInterrupt) as raised:
         latephase.gradient_flows(modules, TASKS, until=1e12)
     assert [flow.smoothed_margin[-1] > 0.0 for flow in raised.value.flows] == [True] * 3
+
+
+def test_a_step_whose_smoothed_margin_is_no_number_has_failed(monkeypatch):
+    count, step = [], Stepper.step
+
+    def broken(self, *request):
+        count.append(1)
+        came = step(self, *request)
+        state = replace(came.state, smoothed_margin=math.nan)
+        return replace(came, state=state) if len(count) == 9 else came
+
+    module = MAKERS["linear"](torch.Generator().manual_seed(0))
+    expected = latephase.gradient_flow(module, TASKS[0], until=1e4)
+    monkeypatch.setattr(Stepper, "step", broken)
+    flow = latephase.gradient_flow(module, TASKS[0], until=1e4)
+    assert len(count) > 9
+    assert flow.smoothed_margin[-1] >= 1e4
+    assert angle(flow.direction[-1], expected.direction[-1]) < 1e-3
 
 
 def test_modules_stay_as_they_are():
