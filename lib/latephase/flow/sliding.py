@@ -75,6 +75,7 @@ class Slider:
         )
         c, linearized = guess.c, guess.linearized
         seen, single, width, renewed = {}, False, self.width * scale, 0
+        turns = np.zeros(self.kinked.K, dtype=int)
         came = guess.sliding.filled()
         tol = TUNING.loose if self.kinked.K else tight
         for _ in range(TUNING.rounds):
@@ -99,6 +100,7 @@ class Slider:
             theta, u, nu, c = found.theta, found.log_multiplier, found.nu, found.c
             linearized = found.linearized
             share = dict(zip(active.tolist(), found.sliding.share.tolist(), strict=True))
+            opened = [one.kink for one in changes if not one.slides and one.gate > gates[one.kink]]
             for change in changes:
                 share.pop(change.kink, None)
                 if change.slides:
@@ -106,7 +108,7 @@ class Slider:
                 else:
                     gates[change.kink] = change.gate
             share = {k: min(max(s, 0.0), 1.0) for k, s in share.items()}
-            self._wake(theta, gates, share, found.z, [change.kink for change in changes])
+            self._wake(theta, gates, share, found.z, opened)
             if any(change.gate == 1.0 and not change.slides for change in changes):
                 # Where a gate that opens lets in an example that has nearly all of the risk, λ is
                 # sized for a gradient that is small beside what comes.
@@ -118,19 +120,20 @@ class Slider:
                     theta = ball.center + pulled / grown
                     u, c = u - math.log(grown), c / grown
                     nu -= math.log(grown) * math.exp(-ball.log_scale)
+            turns[[change.kink for change in changes]] += 1
             pattern = (frozenset(share), gates.tobytes())
             seen[pattern] = seen.get(pattern, 0) + 1
-            single = single or seen[pattern] > 1
+            single = single or seen[pattern] > 1 or bool(turns.max() > TUNING.turns)
             if seen[pattern] > 3:
                 raise StepFailed("cycle")
         raise StepFailed("rounds")
 
-    def _wake(self, theta, gates, share, z, changed: list[int]) -> None:
-        """Give kinks whose inputs were all zero, once they are not, the gates of their signs.
+    def _wake(self, theta, gates, share, z, opened: list[int]) -> None:
+        """Give kinks whose inputs were all zero, until some opened, the gates of their signs.
 
         Such a kink's gate says nothing: it is left from before its inputs were shut.
         """
-        idle = (z == 0.0) & np.isin(self.owner, self.owner[changed])
+        idle = (z == 0.0) & np.isin(self.owner, self.owner[opened])
         while idle.any():
             z = self.kinked.evaluate(theta, gates)[1]
             awake = idle & (z != 0.0)
@@ -154,42 +157,41 @@ class Slider:
 
         came [K]: the gates that the stage began with. single: one kink at a time.
         """
-        c, z, gates, active = found.c, found.z, found.sliding.gates, found.sliding.active
-        largest, slides = np.abs(c).max(initial=0.0), np.zeros(len(c), dtype=bool)
-        slides[active] = True
-        s = found.sliding.filled()
+        z, gates = found.z, found.sliding.gates
+        slides = np.zeros(len(z), dtype=bool)
+        slides[found.sliding.active] = True
         still = self._still(found)
         slides[still] = False
-        crossed = ~slides & np.where(gates > 0.0, z < -width, z > width)
+        filled = found.sliding.filled()
+        # Only kinks that slide or have crossed zero can be inconsistent.
+        kinks = np.flatnonzero(slides | (np.where(gates > 0.0, -z, z) > width))
+        slides, s, c = slides[kinks], filled[kinks], found.c[kinks]
         # Of an example that has lost its weight, kinks matter to nothing and follow their signs.
-        idle = np.abs(c) <= math.exp(-TUNING.live) * largest
-        changes = [
-            Change(k, False, float(z[k] > 0.0))
-            for k in np.flatnonzero(idle & (slides | crossed)).tolist()
-        ]
-        changes += [Change(k, False, min(max(s[k], 0.0), 1.0)) for k in still.tolist()]
+        idle = np.abs(c) <= math.exp(-TUNING.live) * np.abs(found.c).max(initial=0.0)
+        changes = [Change(k, False, float(z[k] > 0.0)) for k in kinks[idle].tolist()]
+        changes += [Change(k, False, min(max(filled[k], 0.0), 1.0)) for k in still.tolist()]
         attracting = (c < 0.0) & ~idle
         # Either side leads away: the flow goes on with the gate that it came with, or nearly so.
         changes += [
             Change(k, False, float(came[k] > 0.5))
-            for k in np.flatnonzero(slides & ~attracting & ~idle).tolist()
+            for k in kinks[slides & ~attracting & ~idle].tolist()
         ]
-        held, entering = slides & attracting, crossed & attracting
-        leaving = held & ((s > 1.0 + TUNING.gate) | (s < -TUNING.gate))
-        far = np.abs(z) / np.maximum(size, 1e-300)
-        if (leaving | entering).any():
-            kinks = np.flatnonzero(held | entering)
-            together = not single and len(kinks) <= TUNING.pivoted
-            pivoted = self._pivoted(ball, found, kinks, width) if together else []
+        leaving = attracting & slides & ((s > 1.0 + TUNING.gate) | (s < -TUNING.gate))
+        astray = leaving | (attracting & ~slides)
+        far = np.abs(z[kinks]) / np.maximum(size[kinks], 1e-300)
+        if astray.any():
+            together = not single and np.count_nonzero(astray) > TUNING.few
+            pivoted = self._pivoted(ball, found, kinks[attracting], width) if together else []
             far[leaving] = np.abs(s - 0.5)[leaving]
             changes += pivoted or [
-                Change(k, not slides[k], float(s[k] > 0.5))
-                for k in self._farthest(leaving | entering, far, single)
+                Change(int(kinks[i]), not slides[i], float(s[i] > 0.5))
+                for i in self._farthest(kinks, astray, far, single)
             ]
         # A flipped gate drives z on, so that it stays consistent even where only kinks that were
         # yet to slide had let z cross: it comes when all else is settled.
         return changes or [
-            Change(k, False, 1.0 - float(gates[k])) for k in self._farthest(crossed, far, single)
+            Change(int(kinks[i]), False, 1.0 - float(gates[kinks[i]]))
+            for i in self._farthest(kinks, ~slides, far, single)
         ]
 
     def _still(self, found: Solved) -> np.ndarray:
@@ -205,25 +207,29 @@ class Slider:
             zero = active[point.squares() == 0.0]
         return zero
 
-    def _farthest(self, among: np.ndarray, far: np.ndarray, single: bool) -> list[int]:
-        """Return of each unit the kink that is the farthest off; single: of all.
+    def _farthest(
+        self, kinks: np.ndarray, among: np.ndarray, far: np.ndarray, single: bool
+    ) -> list[int]:
+        """Return which of these kinks are the farthest off of their unit; single: of all.
 
         The signs of a unit's other examples follow from it more often than not.
         """
-        kinks = np.flatnonzero(among)
-        kinks = kinks[np.argsort(-far[kinks], kind="stable")]
+        chosen = np.flatnonzero(among)
+        chosen = chosen[np.argsort(-far[chosen], kind="stable")]
         if single:
-            return kinks[:1].tolist()
-        return kinks[np.unique(self.units[kinks], return_index=True)[1]].tolist()
+            return chosen[:1].tolist()
+        return chosen[np.unique(self.units[kinks[chosen]], return_index=True)[1]].tolist()
 
     def _pivoted(
         self, ball: Ball, found: Solved, kinks: np.ndarray, width: np.ndarray
     ) -> list[Change]:
-        """Return the gates that solve the linearized stage; none where none changes its part.
+        """Return the gates that solve the linearized stage; none of too many, or if none changes.
 
         With y = -μ in [0, -c] and the response S of z to it, S(y - y0) - z is to be positive where
         y = 0, negative where y = -c and zero between: a box-constrained least-squares problem.
         """
+        if len(kinks) > TUNING.pivoted:
+            return []
         sliding, c = found.sliding, found.c[kinks]
         before = sliding.filled()[kinks]
         point = self.kinked.at(found.theta, sliding.gates, kinks)

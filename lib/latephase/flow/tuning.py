@@ -114,8 +114,12 @@ class Tuning:
     renewals: int = 4
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
-    # Kinks, sliding or about to, up to which their gates are solved for together.
+    # Kinks, sliding or about to, up to which their gates are solved for together; but few that are
+    # inconsistent change by themselves, which costs less, and one at a time, if any has changed
+    # more often than that in a stage.
     pivoted: int = 1000
+    few: int = 3
+    turns: int = 2
     # What a gate's change may turn the velocity by, for that to be taken for linear.
     slight: float = 0.03
     # Active kinks from which those of a chain's first layer are eliminated unit by unit.

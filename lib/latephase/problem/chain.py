@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -255,7 +255,12 @@ class ChainPoint(BoundedRows):
         return SplitGram(self._product(order, owner, rows), cross, chain._input_gram, example, unit)
 
     def _gram(self) -> np.ndarray:
-        return self._product(*self._layers(self.margins, self.active))
+        gram = self._product(*self._layers(self.margins, np.sort(self.active)))
+        if (np.diff(self.active) > 0).all():
+            return gram
+        places = np.argsort(np.argsort(self.active))
+        back = np.concatenate([np.arange(len(self.margins)), len(self.margins) + places])
+        return gram[np.ix_(back, back)]
 
     def squares(self) -> np.ndarray:
         """Return the diagonal of B Bᵀ."""
@@ -347,10 +352,12 @@ class ChainPoint(BoundedRows):
         return inner.take(examples, 0).take(examples, 1)
 
     def _product(self, order: np.ndarray, owner: np.ndarray, rows: dict) -> np.ndarray:
-        gram = np.zeros((len(owner), len(owner)))
+        """Return B Bᵀ of the margins kept and of kinks in ascending order, by their `_layers`."""
+        gram, margins = np.zeros((len(owner), len(owner))), len(self.margins)
         for i, slopes in rows.items():
-            # The rows that reach layer i stand first.
-            reaching = owner[: len(slopes)]
+            # Of kinks in ascending order those that reach layer i stand last.
+            sort = np.argsort(order[: len(slopes)])
+            slopes, reaching = slopes[sort], owner[sort]
             if isinstance(self.chain.links[i], Convolution):
                 own = self.maps[i].rows(slopes, reaching)
                 own = own.reshape(len(slopes), math.prod(own.shape[1:]))
@@ -358,11 +365,12 @@ class ChainPoint(BoundedRows):
             else:
                 block = self._inner(i, reaching)
                 block *= slopes @ slopes.T
-            gram[: len(slopes), : len(slopes)] += block
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        if not np.array_equal(order, np.arange(len(order))):
-            gram = gram.take(back, 0).take(back, 1)
+            last = len(owner) - (len(slopes) - margins)
+            places = [(slice(margins), slice(margins)), (slice(last, None), slice(margins, None))]
+            if last == margins:
+                places = [(slice(None), slice(None))]
+            for (to, of), (across, beside) in product(places, places):
+                gram[to, across] += block[of, beside]
         return gram
 
     def _rows_of(self, margins: np.ndarray, kinks: np.ndarray) -> np.ndarray:
