@@ -69,18 +69,17 @@ class Slider:
         to come to, relative to the step. last: go on as far as rounding lets it.
         """
         theta, u, nu = guess.theta, guess.log_multiplier, None
-        gates, share = (
-            guess.sliding.gates.copy(),
-            dict(zip(guess.sliding.active.tolist(), guess.sliding.share.tolist(), strict=True)),
-        )
+        gates, came = guess.sliding.gates.copy(), guess.sliding.filled()
+        # Which kinks slide, and at which gates.
+        slides, share = np.zeros(self.kinked.K, dtype=bool), came.copy()
+        slides[guess.sliding.active] = True
         c, linearized = guess.c, guess.linearized
         seen, single, width, renewed = {}, False, self.width * scale, 0
         turns = np.zeros(self.kinked.K, dtype=int)
-        came = guess.sliding.filled()
         tol = TUNING.loose if self.kinked.K else tight
         for _ in range(TUNING.rounds):
-            active = np.array(sorted(share), dtype=int)
-            sliding = Sliding(gates, active, np.array([share[k] for k in active.tolist()]))
+            active = np.flatnonzero(slides)
+            sliding = Sliding(gates, active, share[active])
             newton = Newton(self, ball, Guess(theta, u, sliding, c, linearized), nu, width)
             changes = []
             while not changes:
@@ -99,21 +98,18 @@ class Slider:
                 newton.renew()
             theta, u, nu, c = found.theta, found.log_multiplier, found.nu, found.c
             linearized = found.linearized
-            share = dict(zip(active.tolist(), found.sliding.share.tolist(), strict=True))
+            share[active] = found.sliding.share
             opened = [one.kink for one in changes if not one.slides and one.gate > gates[one.kink]]
-            for change in changes:
-                share.pop(change.kink, None)
-                if change.slides:
-                    share[change.kink], gates[change.kink] = change.gate, 0.0
-                else:
-                    gates[change.kink] = change.gate
-            share = {k: min(max(s, 0.0), 1.0) for k, s in share.items()}
-            self._wake(theta, gates, share, found.z, opened)
+            for kink, sliding, gate in changes:
+                slides[kink], share[kink] = sliding, gate
+                gates[kink] = 0.0 if sliding else gate
+            share = np.clip(share, 0.0, 1.0)
+            self._wake(theta, gates, slides, found.z, opened)
             if any(change.gate == 1.0 and not change.slides for change in changes):
                 # Where a gate that opens lets in an example that has nearly all of the risk, λ is
                 # sized for a gradient that is small beside what comes.
-                active = np.array(sorted(share), dtype=int)
-                mu = np.array([share[k] for k in active.tolist()]) * c[active]
+                active = np.flatnonzero(slides)
+                mu = share[active] * c[active]
                 pulled = self.kinked.at(theta, gates, active).pull(np.exp(u), mu)[0]
                 grown = ball.size(theta, pulled) / ball.radius
                 if grown > 2.0:
@@ -121,14 +117,14 @@ class Slider:
                     u, c = u - math.log(grown), c / grown
                     nu -= math.log(grown) * math.exp(-ball.log_scale)
             turns[[change.kink for change in changes]] += 1
-            pattern = (frozenset(share), gates.tobytes())
+            pattern = slides.tobytes(), gates.tobytes()
             seen[pattern] = seen.get(pattern, 0) + 1
             single = single or seen[pattern] > 1 or bool(turns.max() > TUNING.turns)
             if seen[pattern] > 3:
                 raise StepFailed("cycle")
         raise StepFailed("rounds")
 
-    def _wake(self, theta, gates, share, z, opened: list[int]) -> None:
+    def _wake(self, theta, gates, slides, z, opened: list[int]) -> None:
         """Give kinks whose inputs were all zero, until some opened, the gates of their signs.
 
         Such a kink's gate says nothing: it is left from before its inputs were shut.
@@ -139,9 +135,7 @@ class Slider:
             awake = idle & (z != 0.0)
             if not awake.any():
                 return
-            gates[awake] = z[awake] > 0.0
-            for k in np.flatnonzero(awake).tolist():
-                share.pop(k, None)
+            gates[awake], slides[awake] = z[awake] > 0.0, False
             idle &= ~awake
 
     def _changes(
