@@ -100,9 +100,9 @@ class Slider:
             linearized = found.linearized
             share[active] = found.sliding.share
             opened = [one.kink for one in changes if not one.slides and one.gate > gates[one.kink]]
-            for kink, sliding, gate in changes:
-                slides[kink], share[kink] = sliding, gate
-                gates[kink] = 0.0 if sliding else gate
+            for kink, enters, gate in changes:
+                slides[kink], share[kink] = enters, gate
+                gates[kink] = 0.0 if enters else gate
             share = np.clip(share, 0.0, 1.0)
             self._wake(theta, gates, slides, found.z, opened)
             if any(change.gate == 1.0 and not change.slides for change in changes):
