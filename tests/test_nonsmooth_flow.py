@@ -236,10 +236,11 @@ def test_kinks_whose_inputs_were_shut_wake_with_the_gates_of_their_signs():
     problem = Problem(module, np.ones((1, 1)), np.ones(1))
     slider = Slider(kinked(problem), problem.loss, 1, 1e-3, problem.evaluations)
     theta, shut = np.array([0.1, 1.0, -1.0, 1.0, 1.0]), np.array([0.1, 0.0, 0.0])
-    for opened, expected, slides in ((1.0, [1.0, 1.0, 0.0], {}), (0.0, [0.0, 0.0, 1.0], {1: 0.5})):
-        gates, share = np.array([opened, 0.0, 1.0]), {1: 0.5}
-        slider._wake(theta, gates, share, shut, [0])
-        assert (gates.tolist(), share) == (expected, slides)
+    for opened, expected, still in ((1.0, [1.0, 1.0, 0.0], False), (0.0, [0.0, 0.0, 1.0], True)):
+        gates, slides = np.array([opened, 0.0, 1.0]), np.array([False, True, False])
+        slider._wake(theta, gates, slides, shut, [0])
+        assert gates.tolist() == expected
+        assert slides.tolist() == [False, still, False]
 
 
 def test_gates_flip_once_all_that_slides_is_settled():
@@ -250,12 +251,35 @@ def test_gates_flip_once_all_that_slides_is_settled():
     z[[first, other]], c[other] = 1.0, 1.0
     one, none = np.full(count, 1e-3), np.zeros(0, dtype=int)
 
-    def changes(active, share):
+    def changes(active, share, restless=none):
         found = SimpleNamespace(sliding=Sliding(np.zeros(count), active, share), z=z, c=c)
-        return slider._changes(None, found, np.zeros(count), one, one, single=True)
+        waits = np.isin(np.arange(count), restless)
+        return slider._changes(None, found, np.zeros(count), one, one, waits)
 
     assert changes(none, np.zeros(0)) == [Change(first, True, 0.0)]
     assert changes(np.array([first]), np.array([0.5])) == [Change(other, False, 1.0)]
+    # What has changed too often waits for all others, and then the farthest changes alone.
+    assert changes(none, np.zeros(0), [first]) == [Change(other, False, 1.0)]
+    z[other] = 2.0
+    assert changes(none, np.zeros(0), [first, other]) == [Change(other, False, 1.0)]
+
+
+def test_few_that_are_inconsistent_change_by_themselves(monkeypatch):
+    flow, together = sliding_flow(30.0), [Change(7, True, 0.25)]
+    slider, count = flow.stepper.slider, flow.stepper.kinked.K
+    apart = np.unique(slider.units, return_index=True)[1]
+    one, none = np.full(count, 1e-3), np.zeros(0)
+    monkeypatch.setattr(slider, "_pivoted", lambda *_: together)
+
+    def changes(crossed):
+        z = np.zeros(count)
+        z[crossed] = 1.0
+        sliding = Sliding(np.zeros(count), none.astype(int), none)
+        found = SimpleNamespace(sliding=sliding, z=z, c=np.full(count, -1.0))
+        return slider._changes(None, found, np.zeros(count), one, one, np.zeros(count, dtype=bool))
+
+    assert changes(apart[:3]) == [Change(k, True, 0.0) for k in apart[:3]]
+    assert changes(apart[:4]) == together
 
 
 def test_a_layer_whose_kinks_are_all_at_zero_keeps_a_size():
@@ -279,7 +303,8 @@ def test_kinks_of_examples_without_weight_follow_their_signs():
     found = SimpleNamespace(sliding=sliding, z=z, c=c)
     one = np.full(count, 1e-3)
     expected = [Change(light, False, 1.0), Change(slid, False, 1.0)]
-    assert slider._changes(None, found, np.zeros(count), one, one, single=False) == expected
+    calm = np.zeros(count, dtype=bool)
+    assert slider._changes(None, found, np.zeros(count), one, one, calm) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -74,7 +74,7 @@ class Slider:
         slides, share = np.zeros(self.kinked.K, dtype=bool), came.copy()
         slides[guess.sliding.active] = True
         c, linearized = guess.c, guess.linearized
-        seen, single, width, renewed = {}, False, self.width * scale, 0
+        seen, width, renewed = {}, self.width * scale, 0
         turns = np.zeros(self.kinked.K, dtype=int)
         tol = TUNING.loose if self.kinked.K else tight
         for _ in range(TUNING.rounds):
@@ -84,7 +84,8 @@ class Slider:
             changes = []
             while not changes:
                 found = newton.converged(tol, last and tol == tight)
-                changes = self._changes(ball, found, came, width, scale * ball.radius, single)
+                restless = turns > TUNING.turns
+                changes = self._changes(ball, found, came, width, scale * ball.radius, restless)
                 if changes:
                     break
                 if tol != tight:
@@ -119,7 +120,6 @@ class Slider:
             turns[[change.kink for change in changes]] += 1
             pattern = slides.tobytes(), gates.tobytes()
             seen[pattern] = seen.get(pattern, 0) + 1
-            single = single or seen[pattern] > 1 or bool(turns.max() > TUNING.turns)
             if seen[pattern] > 3:
                 raise StepFailed("cycle")
         raise StepFailed("rounds")
@@ -145,11 +145,12 @@ class Slider:
         came: np.ndarray,
         width: np.ndarray,
         size: np.ndarray,
-        single: bool,
+        restless: np.ndarray,
     ) -> list[Change]:
         """Return what is to change of kinks that are inconsistent.
 
-        came [K]: the gates that the stage began with. single: one kink at a time.
+        came [K]: the gates that the stage began with. restless [K]: kinks that change when all
+        others are settled, one at a time.
         """
         z, gates = found.z, found.sliding.gates
         slides = np.zeros(len(z), dtype=bool)
@@ -171,22 +172,26 @@ class Slider:
             for k in kinks[slides & ~attracting & ~idle].tolist()
         ]
         leaving = attracting & slides & ((s > 1.0 + TUNING.gate) | (s < -TUNING.gate))
-        astray = leaving | (attracting & ~slides)
+        astray, calm = leaving | (attracting & ~slides), ~restless[kinks]
         far = np.abs(z[kinks]) / np.maximum(size[kinks], 1e-300)
-        if astray.any():
-            together = not single and np.count_nonzero(astray) > TUNING.few
-            pivoted = self._pivoted(ball, found, kinks[attracting], width) if together else []
-            far[leaving] = np.abs(s - 0.5)[leaving]
-            changes += pivoted or [
-                Change(int(kinks[i]), not slides[i], float(s[i] > 0.5))
-                for i in self._farthest(kinks, astray, far, single)
-            ]
+        far[leaving] = np.abs(s - 0.5)[leaving]
+
+        def changed(chosen: np.ndarray) -> list[Change]:
+            """Let these begin or cease to slide, or flip the gates of those that passed by."""
+            after = np.where(astray, s > 0.5, 1.0 - gates[kinks])
+            each = kinks[chosen], (astray & ~slides)[chosen], after[chosen]
+            return [Change(*one) for one in zip(*(of.tolist() for of in each), strict=True)]
+
+        if (astray & calm).any():
+            pivoted = []
+            if np.count_nonzero(astray & calm) > TUNING.few:
+                pivoted = self._pivoted(ball, found, kinks[attracting & calm], width)
+            changes += pivoted or changed(self._farthest(kinks, astray & calm, far))
         # A flipped gate drives z on, so that it stays consistent even where only kinks that were
         # yet to slide had let z cross: it comes when all else is settled.
-        return changes or [
-            Change(int(kinks[i]), False, 1.0 - float(gates[kinks[i]]))
-            for i in self._farthest(kinks, ~slides, far, single)
-        ]
+        changes = changes or changed(self._farthest(kinks, ~slides & ~astray & calm, far))
+        wrong = np.flatnonzero(astray | ~slides)
+        return changes or changed(wrong[np.argsort(-far[wrong], kind="stable")[:1]])
 
     def _still(self, found: Solved) -> np.ndarray:
         """Return the kinks that slide though nothing moves their z: what is before them is shut.
@@ -201,18 +206,14 @@ class Slider:
             zero = active[point.squares() == 0.0]
         return zero
 
-    def _farthest(
-        self, kinks: np.ndarray, among: np.ndarray, far: np.ndarray, single: bool
-    ) -> list[int]:
-        """Return which of these kinks are the farthest off of their unit; single: of all.
+    def _farthest(self, kinks: np.ndarray, among: np.ndarray, far: np.ndarray) -> np.ndarray:
+        """Return which of these kinks are the farthest off of their unit.
 
         The signs of a unit's other examples follow from it more often than not.
         """
         chosen = np.flatnonzero(among)
         chosen = chosen[np.argsort(-far[chosen], kind="stable")]
-        if single:
-            return chosen[:1].tolist()
-        return chosen[np.unique(self.units[kinks[chosen]], return_index=True)[1]].tolist()
+        return chosen[np.unique(self.units[kinks[chosen]], return_index=True)[1]]
 
     def _pivoted(
         self, ball: Ball, found: Solved, kinks: np.ndarray, width: np.ndarray

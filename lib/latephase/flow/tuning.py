@@ -115,8 +115,8 @@ class Tuning:
     # By how much a gate may leave [0, 1]: rounding of μ/c.
     gate: float = 1e-7
     # Kinks, sliding or about to, up to which their gates are solved for together; but few that are
-    # inconsistent change by themselves, which costs less, and one at a time, if any has changed
-    # more often than that in a stage.
+    # inconsistent change by themselves, which costs less. One that has changed more often than the
+    # third in a stage waits for all others, and then changes alone: several would come and go.
     pivoted: int = 1000
     few: int = 3
     turns: int = 2
