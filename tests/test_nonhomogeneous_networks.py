@@ -91,7 +91,7 @@ def test_a_live_run_stops_at_its_levels_and_rounding_sends_it_elsewhere():
     network = alexnet(10, 0.03125, False, image, generator=draw, scale=0.7)
     ends = [states(one, sets[0]) for one in (network, rounded(network))]
     angles = apart(*ends)
-    assert set(angles) == {"start", "sixteen", "separated"}
+    assert set(angles) == {"start", "one step", "separated"}
     assert 0 < angles["start"] < 3e-7
     run = live(network, sets, 100, [0.1, 0.2], rate=0.01, momentum=0.97)
     assert run.early.steps[0] == run.late.steps[0] == 0

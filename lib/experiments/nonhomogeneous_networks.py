@@ -67,9 +67,9 @@ def thrown(
 
 
 def states(module: torch.nn.Module, task: Task) -> dict[str, np.ndarray]:
-    """Return weights [P] before the first step, after sixteen, and where α is first positive."""
+    """Return weights [P] before the first step, after it, and where α is first positive."""
     found, module = {"start": _weights(module)}, copy.deepcopy(module)
-    for name, steps, at in (("sixteen", 16, []), ("separated", 512, [0.0])):
+    for name, steps, at in (("one step", 1, []), ("separated", 512, [0.0])):
         one = copy.deepcopy(module)
         with tempfile.TemporaryDirectory(prefix="latephase-") as folder:
             run = train(one, task, Settings(steps, **EARLY), folder, at=at)
