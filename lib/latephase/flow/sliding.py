@@ -81,10 +81,9 @@ class Slider:
             active = np.flatnonzero(slides)
             sliding = Sliding(gates, active, share[active])
             newton = Newton(self, ball, Guess(theta, u, sliding, c, linearized), nu, width)
-            changes = []
+            changes, restless = [], turns > TUNING.turns
             while not changes:
                 found = newton.converged(tol, last and tol == tight)
-                restless = turns > TUNING.turns
                 changes = self._changes(ball, found, came, width, scale * ball.radius, restless)
                 if changes:
                     break

@@ -367,8 +367,6 @@ class ChainPoint(BoundedRows):
                 block *= slopes @ slopes.T
             last = len(owner) - (len(slopes) - margins)
             places = [(slice(margins), slice(margins)), (slice(last, None), slice(margins, None))]
-            if last == margins:
-                places = [(slice(None), slice(None))]
             for (to, of), (across, beside) in product(places, places):
                 gram[to, across] += block[of, beside]
         return gram
